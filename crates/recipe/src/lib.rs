@@ -1,0 +1,208 @@
+//! What a run is: plain structs beside their checks.
+//!
+//! A [`Recipe`] is one TOML file that fixes a run completely. It is parsed once, with
+//! [`Recipe::from_toml`], which refuses unknown keys, values out of range and combinations that cannot
+//! work, each with a sentence that says what to do. A `Recipe` in hand has therefore been checked, and no
+//! other crate checks it again.
+//!
+//! This crate knows nothing of tensors, files or networks.
+
+mod check;
+mod data;
+mod model;
+mod optimizer;
+mod overrides;
+mod presets;
+mod random;
+mod views;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::RecipeError;
+pub use data::Data;
+pub use model::{Backbone, Model, Stem};
+pub use optimizer::Optimizer;
+pub use presets::{PRESETS, QUICKSTART};
+pub use random::{Draws, Purpose};
+pub use views::{ColorJitter, Views};
+
+/// One complete run, from first to last step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The run's name, and its folder under `runs/` unless another is given.
+    pub name: String,
+    /// Every random draw of the run is a function of this number.
+    #[serde(default)]
+    pub seed: u64,
+    /// The images to learn from.
+    pub data: Data,
+    /// How two views are made of an image.
+    pub views: Views,
+    /// Encoder and predictor.
+    pub model: Model,
+    /// SGD and its learning rate.
+    pub optimizer: Optimizer,
+    /// How long, and in what portions.
+    pub training: Training,
+    /// When the weights are saved.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+}
+
+/// How long a run is, and in what portions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the data.
+    pub epochs: u32,
+    /// Images per step, over all shards. Each gives two views.
+    pub batch: u32,
+    /// The run's logical slices: each has its own samples, its part of every batch and its own BatchNorm
+    /// group. A power of two. The result depends on this number and not on the number of workers.
+    pub shards: u32,
+    /// The paper's one essential: no gradient through `z`. `false` is for watching the collapse.
+    #[serde(default = "yes")]
+    pub stop_gradient: bool,
+}
+
+/// When the weights, the momentum and the position are saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Save after this many steps; absent: not by steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Save after this many minutes; absent: not by time. The last step is always saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_minutes: Option<f64>,
+    /// How many to keep; older ones are deleted.
+    pub keep: u32,
+}
+
+impl Default for Checkpoint {
+    /// Ten minutes of lost work is little, and three checkpoints are a safety net for a damaged disk.
+    fn default() -> Self {
+        Checkpoint { every_steps: None, every_minutes: Some(10.0), keep: 3 }
+    }
+}
+
+impl Recipe {
+    /// Parses and checks a recipe. `overrides` are `key=value` pairs such as `training.epochs=10`, applied
+    /// in order before parsing.
+    ///
+    /// # Errors
+    /// Text that is not TOML, keys that do not exist, values out of range: see [`RecipeError`].
+    pub fn from_toml(text: &str, overrides: &[String]) -> Result<Recipe, RecipeError> {
+        let mut table: toml::Table = text.parse().map_err(RecipeError::from_toml)?;
+        overrides::apply(&mut table, overrides)?;
+        // Through text once more, so that an error shows the line it speaks of.
+        let merged = toml::to_string(&table).expect("a parsed TOML table can be written");
+        let recipe: Recipe = toml::from_str(if overrides.is_empty() { text } else { &merged })
+            .map_err(RecipeError::from_toml)?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The complete recipe with every default spelled out; [`Recipe::from_toml`] reads it back unchanged.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every recipe can be written as TOML")
+    }
+
+    /// Images per step in one shard.
+    pub fn shard_batch(&self) -> u32 {
+        self.training.batch / self.training.shards
+    }
+
+    /// Steps in one pass over `images`: whole batches only, the rest is left out of this epoch.
+    pub fn steps_per_epoch(&self, images: u64) -> u64 {
+        images / u64::from(self.training.shards) / u64::from(self.shard_batch())
+    }
+
+    /// Steps in the whole run over `images`.
+    pub fn total_steps(&self, images: u64) -> u64 {
+        self.steps_per_epoch(images) * u64::from(self.training.epochs)
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_preset_is_valid_and_survives_the_round_trip() {
+        for (name, text) in PRESETS {
+            let recipe = Recipe::from_toml(text, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(&recipe.name, name, "a recipe is found by its name");
+            assert_eq!(Recipe::from_toml(&recipe.to_toml(), &[]).unwrap(), recipe);
+        }
+    }
+
+    /// Bad input and a phrase that the answer must hold.
+    #[test]
+    fn bad_recipes_are_refused_with_a_sentence() {
+        for (overrides, expected) in [
+            (vec!["training.epohcs=3"], "epohcs"),
+            (vec!["training.shards=6"], "power of two"),
+            (vec!["training.batch=100", "training.shards=8"], "does not divide"),
+            (vec!["training.batch=8", "training.shards=8"], "at least 2"),
+            (vec!["training.epochs=0"], "training.epochs"),
+            (vec!["optimizer.momentum=1.5"], "optimizer.momentum"),
+            (vec!["optimizer.base_learning_rate=-1.0"], "optimizer.base_learning_rate"),
+            (vec!["optimizer.base_learning_rate=nan"], "optimizer.base_learning_rate"),
+            (vec!["optimizer.warmup_epochs=1000"], "warmup"),
+            (vec!["views.crop_scale=[0.9, 0.1]"], "views.crop_scale"),
+            (vec!["views.crop_px=0"], "views.crop_px"),
+            (vec!["model.backbone=resnet19"], "resnet19"),
+            (vec!["model.projector_layers=4"], "model.projector_layers"),
+            (vec!["checkpoint.keep=0"], "checkpoint.keep"),
+            (vec!["data.source=imagenet"], "imagenet"),
+            (vec!["name=../x"], "name"),
+            (vec!["training"], "key=value"),
+            (vec!["training.epochs.x=1"], "training.epochs"),
+        ] {
+            let overrides: Vec<String> = overrides.into_iter().map(String::from).collect();
+            let message = match Recipe::from_toml(QUICKSTART, &overrides) {
+                Ok(_) => panic!("{overrides:?} was accepted"),
+                Err(error) => error.to_string(),
+            };
+            assert!(message.contains(expected), "{overrides:?}: {message:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn an_override_changes_one_value_and_nothing_else() {
+        let plain = Recipe::from_toml(QUICKSTART, &[]).unwrap();
+        let changed = Recipe::from_toml(QUICKSTART, &["training.epochs=9".into()]).unwrap();
+        assert_eq!(changed.training.epochs, 9);
+        assert_eq!(
+            Recipe { training: Training { epochs: plain.training.epochs, ..changed.training.clone() }, ..changed },
+            plain
+        );
+    }
+
+    proptest! {
+        /// Whatever the text, parsing answers and never panics.
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,200}", key in "[a-z.]{0,20}", value in ".{0,20}") {
+            let _ = Recipe::from_toml(&text, &[]);
+            let _ = Recipe::from_toml(QUICKSTART, &[format!("{key}={value}")]);
+        }
+
+        /// A step takes the same number of samples from every shard, and an epoch never more than there are.
+        #[test]
+        fn an_epoch_fits_in_the_data(images in 0u64..1_000_000, shards in 0u32..7, per_shard in 2u32..300) {
+            let mut recipe = Recipe::from_toml(QUICKSTART, &[]).unwrap();
+            recipe.training.shards = 1 << shards;
+            recipe.training.batch = per_shard << shards;
+            let used = recipe.steps_per_epoch(images) * u64::from(recipe.training.batch);
+            prop_assert!(used <= images);
+            prop_assert!(images - used < u64::from(recipe.training.batch) + u64::from(recipe.training.shards));
+        }
+    }
+}
