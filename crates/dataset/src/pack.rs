@@ -1,0 +1,266 @@
+//! Pictures decoded once and kept as records of one size, so that training never waits for a decoder.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::aside;
+use crate::error::DatasetError;
+use crate::geometry::{Geometry, PixelLayout};
+use crate::images::Progress;
+use crate::record_file::RecordFile;
+use crate::seal::ContentHash;
+
+/// A change to how pictures become records needs a new number, so that old packs are not used for it.
+const PACK_VERSION: u32 = 1;
+
+/// Pictures decoded before they are written: enough to keep all cores busy, few enough that records of some
+/// hundred pixels fit in memory.
+const BATCH: usize = 256;
+
+/// A handful of broken pictures is the rule in a large collection and is skipped. Beyond both of these, the
+/// folder is likely not what its user thinks.
+const SKIPPED_AT_LEAST: usize = 3;
+const SKIPPED_AT_MOST_PERCENT: usize = 10;
+
+/// A picture file, before it is decoded.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    /// Below the folder.
+    pub(crate) relative: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) modified: SystemTime,
+}
+
+/// Mapped records, and which pictures are not among them.
+pub(crate) struct Packed {
+    pub(crate) file: RecordFile,
+    pub(crate) geometry: Geometry,
+    /// In order of `index`.
+    pub(crate) skipped: Vec<Skipped>,
+}
+
+/// A picture that could not be decoded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Skipped {
+    /// Among the pictures given.
+    pub(crate) index: usize,
+    /// For people.
+    pub(crate) path: String,
+    pub(crate) reason: String,
+}
+
+/// The file beside the records.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    images: u64,
+    skipped: Vec<Skipped>,
+    content: ContentHash,
+}
+
+/// Opens the pack of these pictures, after making it if it is not there or damaged.
+pub(crate) fn open_or_make(
+    folder: &Path,
+    pictures: &[Picture],
+    image_px: u32,
+    cache_dir: &Path,
+    progress: &mut Progress<'_>,
+) -> Result<Packed, DatasetError> {
+    let geometry = Geometry { width_px: image_px, height_px: image_px, layout: PixelLayout::Interleaved };
+    let key = key(pictures, image_px);
+    let records = cache_dir.join(format!("pictures-{key}.rgb"));
+    let description = cache_dir.join(format!("pictures-{key}.json"));
+    if let Some(packed) = open_existing(&records, &description, geometry) {
+        return Ok(packed);
+    }
+    let mut skipped = Vec::new();
+    aside::write_file(&records, |out| {
+        skipped = write_records(folder, pictures, image_px, out, progress)?;
+        Ok(())
+    })
+    .map_err(DatasetError::io("write", &records))?;
+    if let Err(error) = refuse_too_many(folder, pictures.len(), &skipped) {
+        fs::remove_file(&records).map_err(DatasetError::io("remove", &records))?;
+        return Err(error);
+    }
+    let file = RecordFile::open(&records, &geometry, 0, "remove it and start again")?;
+    let content = ContentHash::of_large(file.bytes());
+    let text = serde_json::to_string(&Description { images: file.len(), skipped: skipped.clone(), content })
+        .expect("numbers and strings can be written as JSON");
+    aside::write_file(&description, |out| out.write_all(text.as_bytes()))
+        .map_err(DatasetError::io("write", &description))?;
+    Ok(Packed { file, geometry, skipped })
+}
+
+/// The pack, if it is there and holds what its description says.
+fn open_existing(records: &Path, description: &Path, geometry: Geometry) -> Option<Packed> {
+    let text = fs::read_to_string(description).ok()?;
+    let whole = serde_json::from_str::<Description>(&text).ok().and_then(|description| {
+        let file = RecordFile::open(records, &geometry, 0, "").ok()?;
+        let intact =
+            file.len() == description.images && ContentHash::of_large(file.bytes()) == description.content;
+        intact.then_some(Packed { file, geometry, skipped: description.skipped })
+    });
+    if whole.is_none() {
+        tracing::warn!(path = %records.display(), "packed pictures are damaged and are packed again");
+    }
+    whole
+}
+
+/// Names the pack: other pictures, other sizes or other times have another one.
+fn key(pictures: &[Picture], image_px: u32) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&PACK_VERSION.to_le_bytes()).update(&image_px.to_le_bytes());
+    for picture in pictures {
+        let path = picture.relative.as_os_str().as_encoded_bytes();
+        let age_ns = picture.modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+        hasher.update(&picture.bytes.to_le_bytes()).update(&age_ns.to_le_bytes());
+    }
+    // 128 bits are enough to never meet twice.
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+fn write_records(
+    folder: &Path,
+    pictures: &[Picture],
+    image_px: u32,
+    out: &mut impl Write,
+    progress: &mut Progress<'_>,
+) -> std::io::Result<Vec<Skipped>> {
+    let mut skipped = Vec::new();
+    for (batch, some) in pictures.chunks(BATCH).enumerate() {
+        let decoded: Vec<Result<Vec<u8>, String>> =
+            some.par_iter().map(|picture| decode(&folder.join(&picture.relative), image_px)).collect();
+        for (within, record) in decoded.into_iter().enumerate() {
+            match record {
+                Ok(bytes) => out.write_all(&bytes)?,
+                Err(reason) => skipped.push(Skipped {
+                    index: batch * BATCH + within,
+                    path: some[within].relative.display().to_string(),
+                    reason,
+                }),
+            }
+        }
+        progress((batch * BATCH + some.len()) as u64, pictures.len() as u64);
+    }
+    Ok(skipped)
+}
+
+fn refuse_too_many(folder: &Path, pictures: usize, skipped: &[Skipped]) -> Result<(), DatasetError> {
+    let tolerated =
+        skipped.len() <= SKIPPED_AT_LEAST || skipped.len() * 100 <= pictures * SKIPPED_AT_MOST_PERCENT;
+    if tolerated && skipped.len() < pictures {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        skipped.iter().take(3).map(|one| format!("{} ({})", one.path, one.reason)).collect();
+    let found = format!("{} that cannot be decoded, first {}", skipped.len(), named.join(", "));
+    let expected = format!("{pictures} pictures, of which at most {SKIPPED_AT_MOST_PERCENT} % broken");
+    Err(DatasetError::content(folder, expected, found, "remove or replace the broken files"))
+}
+
+/// One picture as a square of RGB bytes, row after row. The error is a reason for people.
+fn decode(path: &Path, image_px: u32) -> Result<Vec<u8>, String> {
+    // By content, as pictures often have the wrong extension.
+    let mut decoder = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|error| error.to_string())?
+        .into_decoder()
+        .map_err(|error| error.to_string())?;
+    // A camera that was turned says so in the file; one that says nothing readable was not.
+    let orientation = decoder.orientation();
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    if let Ok(orientation) = orientation {
+        picture.apply_orientation(orientation);
+    }
+    square(picture.into_rgb8(), image_px)
+}
+
+/// Scales the shorter side to `side_px` and cuts the middle out of the longer one.
+fn square(picture: RgbImage, side_px: u32) -> Result<Vec<u8>, String> {
+    if picture.dimensions() == (side_px, side_px) {
+        return Ok(picture.into_raw());
+    }
+    let (width, height) = picture.dimensions();
+    let source =
+        ImageRef::new(width, height, &picture, PixelType::U8x3).map_err(|error| error.to_string())?;
+    let mut target = Image::new(side_px, side_px, PixelType::U8x3);
+    // The views scale once more, so this first scaling keeps as much detail as there is.
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+        .fit_into_destination(Some((0.5, 0.5)));
+    Resizer::new().resize(&source, &mut target, &options).map_err(|error| error.to_string())?;
+    Ok(target.into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three bands of red, green and blue along the longer side: the middle is green.
+    fn bands(width: u32, height: u32) -> RgbImage {
+        let longer = width.max(height);
+        RgbImage::from_fn(width, height, |x, y| {
+            let at = if width > height { x } else { y };
+            let mut pixel = [0; 3];
+            pixel[(3 * at / longer) as usize] = 255;
+            image::Rgb(pixel)
+        })
+    }
+
+    #[test]
+    fn the_middle_is_kept() {
+        for (width, height, side) in [(96, 32, 32), (32, 96, 32), (300, 100, 20), (30, 10, 40)] {
+            let record = square(bands(width, height), side).unwrap();
+            assert_eq!(record.len(), (3 * side * side) as usize);
+            let centre = 3 * (side / 2 * side + side / 2) as usize;
+            assert_eq!(record[centre..centre + 3], [0, 255, 0], "{width}x{height} to {side}");
+        }
+    }
+
+    #[test]
+    fn a_picture_of_the_right_size_is_not_touched() {
+        let picture = RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        assert_eq!(square(picture.clone(), 8).unwrap(), picture.into_raw());
+    }
+
+    #[test]
+    fn grey_and_transparent_and_deep_pictures_become_rgb() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        for picture in [
+            DynamicImage::new_luma8(9, 9),
+            DynamicImage::new_luma_a8(9, 9),
+            DynamicImage::new_rgba8(9, 9),
+            DynamicImage::new_rgb16(9, 9),
+        ] {
+            picture.save(&path).unwrap();
+            assert_eq!(decode(&path, 9).unwrap(), vec![0; 243]);
+        }
+    }
+
+    /// An EXIF orientation of 6 (turned right) moves the picture's left to its top.
+    #[test]
+    fn a_turned_camera_is_turned_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        RgbImage::from_fn(16, 16, |x, _| image::Rgb([if x < 8 { 255 } else { 0 }; 3])).save(&path).unwrap();
+        let plain = fs::read(&path).unwrap();
+        let exif =
+            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        fs::write(&path, [&plain[..2], exif.as_slice(), &plain[2..]].concat()).unwrap();
+        let record = decode(&path, 16).unwrap();
+        let at = |x: usize, y: usize| record[3 * (16 * y + x)];
+        assert!(at(2, 2) > 200 && at(13, 2) > 200 && at(2, 13) < 50 && at(13, 13) < 50);
+    }
+}

@@ -1,0 +1,87 @@
+//! A picture of views, for people to look at.
+
+use std::io;
+use std::path::Path;
+
+use image::codecs::png::PngEncoder;
+use image::{Rgb, RgbImage};
+
+use crate::aside;
+use crate::error::DatasetError;
+use crate::geometry::CHANNELS;
+use crate::views::{Scratch, ViewMaker};
+
+/// Below this side, pixels are enlarged: smaller views are hard to see on a screen.
+const LEAST_CELL_PX: u32 = 96;
+
+/// Between the two views of a pair, and between rows.
+const GAP_PX: u32 = 4;
+
+/// Before each pair.
+const PAIR_GAP_PX: u32 = 16;
+
+const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
+
+/// Writes a PNG with one row for each `(sample, record)`: the image itself, then both views of its first
+/// `pairs` epochs, exactly as training with this seed sees them, before they are normalised.
+///
+/// # Errors
+/// A file that cannot be written.
+///
+/// # Panics
+/// As [`ViewMaker::render`].
+pub fn write_grid(
+    path: &Path,
+    maker: &ViewMaker,
+    records: &[(u64, &[u8])],
+    pairs: u32,
+    seed: u64,
+) -> Result<(), DatasetError> {
+    let picture = draw_grid(maker, records, pairs, seed);
+    aside::write_file(path, |file| {
+        picture.write_with_encoder(PngEncoder::new(file)).map_err(io::Error::other)
+    })
+    .map_err(DatasetError::io("write", path))
+}
+
+fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], pairs: u32, seed: u64) -> RgbImage {
+    let side = maker.crop_px as u32;
+    let scale = LEAST_CELL_PX.div_ceil(side);
+    let cell = side * scale;
+    let pair = PAIR_GAP_PX + 2 * cell + GAP_PX;
+    let rows = records.len() as u32;
+    let (width, height) = (2 * GAP_PX + cell + pairs * pair, GAP_PX + rows * (cell + GAP_PX));
+    let mut picture = RgbImage::from_pixel(width, height, BACKGROUND);
+    let mut scratch = Scratch::default();
+    let mut planes = vec![0.0; maker.view_len()];
+    for (row, (sample, record)) in (0..rows).zip(records) {
+        let top = GAP_PX + row * (cell + GAP_PX);
+        maker.render_plain(record, &mut scratch, &mut planes);
+        draw_cell(maker, &planes, scale, GAP_PX, top, &mut picture);
+        for epoch in 0..pairs {
+            for view in 0..2 {
+                let left = GAP_PX + cell + epoch * pair + PAIR_GAP_PX + view * (cell + GAP_PX);
+                let parameters = maker.draw(seed, u64::from(epoch), *sample, view);
+                maker.render(record, &parameters, &mut scratch, &mut planes);
+                draw_cell(maker, &planes, scale, left, top, &mut picture);
+            }
+        }
+    }
+    picture
+}
+
+/// Puts one view into the picture, each of its pixels `scale` wide and high.
+fn draw_cell(maker: &ViewMaker, planes: &[f32], scale: u32, left: u32, top: u32, picture: &mut RgbImage) {
+    let side = maker.crop_px;
+    for y in 0..side as u32 * scale {
+        for x in 0..side as u32 * scale {
+            let place = (y / scale) as usize * side + (x / scale) as usize;
+            let level = |channel: usize| {
+                let value = planes[channel * side * side + place];
+                maker.normalizations[channel].invert(value).round().clamp(0.0, 255.0) as u8
+            };
+            let pixel: [u8; CHANNELS] = std::array::from_fn(level);
+            picture.put_pixel(left + x, top + y, Rgb(pixel));
+        }
+    }
+}
