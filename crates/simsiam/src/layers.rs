@@ -1,0 +1,159 @@
+//! Convolution, linear layer and BatchNorm, named and initialised as PyTorch's.
+
+use burn::tensor::Tensor;
+use burn::tensor::module::{batch_norm, batch_norm_train, conv2d};
+use burn::tensor::ops::ConvOptions;
+
+use crate::parameters::{Initial, Parameters};
+
+/// A convolution without bias, padded so that stride 1 keeps the size.
+pub(crate) struct Conv {
+    weight: Tensor<4>,
+    stride: usize,
+}
+
+impl Conv {
+    pub(crate) fn new(
+        p: &mut Parameters,
+        name: &str,
+        channels: [usize; 2],
+        kernel: usize,
+        stride: usize,
+    ) -> Self {
+        let [input, output] = channels;
+        // Kaiming's normal in mode fan-out, as torchvision's ResNet (He et al. 2015, arXiv 1502.01852).
+        let std = (2.0 / (output * kernel * kernel) as f32).sqrt();
+        let shape = [output, input, kernel, kernel];
+        Conv { weight: p.parameter(format!("{name}.weight"), shape, Initial::Normal { std }), stride }
+    }
+
+    /// `x: [n, in, h, w] -> [n, out, h / stride, w / stride]`
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let kernel = self.weight.dims()[2];
+        let options = ConvOptions::new([self.stride; 2], [kernel / 2; 2], [1; 2], 1);
+        conv2d(x, self.weight.clone(), None, options)
+    }
+}
+
+/// A fully connected layer.
+pub(crate) struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    pub(crate) fn new(p: &mut Parameters, name: &str, lengths: [usize; 2], bias: bool) -> Self {
+        let [input, output] = lengths;
+        // PyTorch's default for linear layers.
+        let initial = Initial::Uniform { bound: 1.0 / (input as f32).sqrt() };
+        Linear {
+            weight: p.parameter(format!("{name}.weight"), [output, input], initial),
+            bias: bias.then(|| p.parameter(format!("{name}.bias"), [output], initial)),
+        }
+    }
+
+    /// `x: [n, in] -> [n, out]`
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = x.matmul(self.weight.clone().transpose()); // [n, out]
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        }
+    }
+}
+
+/// Which statistics BatchNorm normalises with.
+pub enum Statistics<'a> {
+    /// Those of the batch, which are recorded: for training.
+    Batch(&'a mut BatchStatistics),
+    /// The running ones: for evaluation.
+    Running,
+}
+
+/// The batch statistics of one pass through the network, one pair per BatchNorm in the layout's order.
+#[derive(Default)]
+pub struct BatchStatistics {
+    recorded: Vec<Option<[Tensor<1>; 2]>>,
+}
+
+impl BatchStatistics {
+    fn record(&mut self, index: usize, mean: Tensor<1>, variance: Tensor<1>) {
+        if self.recorded.len() <= index {
+            self.recorded.resize(index + 1, None);
+        }
+        self.recorded[index] = Some([mean, variance]);
+    }
+
+    /// Means and unbiased variances, flat, in the layout's order.
+    pub(crate) fn into_flat(self) -> Vec<f32> {
+        self.recorded
+            .into_iter()
+            .flatten()
+            .flatten()
+            .flat_map(|tensor| tensor.into_data().try_into_vec::<f32>().expect("statistics are f32"))
+            .collect()
+    }
+}
+
+/// Batch normalisation (Ioffe & Szegedy 2015, arXiv 1502.03167) over every axis but the channels'.
+pub(crate) struct BatchNorm {
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    running_mean: Tensor<1>,
+    running_variance: Tensor<1>,
+    index: usize,
+}
+
+/// PyTorch's default: added to the variance before the root.
+const EPSILON: f64 = 1e-5;
+
+impl BatchNorm {
+    pub(crate) fn new(p: &mut Parameters, name: &str, channels: usize) -> Self {
+        Self::with_gamma(p, name, channels, 1.0)
+    }
+
+    /// The last BatchNorm of a residual block starts with gamma 0, so that the block starts as the identity
+    /// (Goyal et al. 2017, arXiv 1706.02677; torchvision's `zero_init_residual`).
+    pub(crate) fn zero(p: &mut Parameters, name: &str, channels: usize) -> Self {
+        Self::with_gamma(p, name, channels, 0.0)
+    }
+
+    fn with_gamma(p: &mut Parameters, name: &str, channels: usize, gamma: f32) -> Self {
+        let gamma = p.parameter(format!("{name}.weight"), [channels], Initial::Constant(gamma));
+        let beta = p.parameter(format!("{name}.bias"), [channels], Initial::Constant(0.0));
+        Self::with_affine(p, name, gamma, beta)
+    }
+
+    /// Without gamma and beta: the projector's output.
+    pub(crate) fn plain(p: &mut Parameters, name: &str, channels: usize) -> Self {
+        let (gamma, beta) = (p.constant(channels, 1.0), p.constant(channels, 0.0));
+        Self::with_affine(p, name, gamma, beta)
+    }
+
+    fn with_affine(p: &mut Parameters, name: &str, gamma: Tensor<1>, beta: Tensor<1>) -> Self {
+        let channels = gamma.dims()[0];
+        let index = p.layout.statistics.len() / 2;
+        let running_mean = p.statistic(format!("{name}.running_mean"), channels);
+        let running_variance = p.statistic(format!("{name}.running_var"), channels);
+        BatchNorm { gamma, beta, running_mean, running_variance, index }
+    }
+
+    /// `x: [n, channels, ...]`, the same shape out.
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>, statistics: &mut Statistics) -> Tensor<D> {
+        let (gamma, beta) = (self.gamma.clone(), self.beta.clone());
+        match statistics {
+            Statistics::Running => {
+                let (mean, variance) = (self.running_mean.clone(), self.running_variance.clone());
+                batch_norm(x, gamma, beta, mean, variance, EPSILON)
+            }
+            Statistics::Batch(batch) => {
+                let samples = (x.shape().num_elements() / gamma.dims()[0]) as f32;
+                let normalised = batch_norm_train(x, gamma, beta, EPSILON);
+                // burn gives the biased variance; PyTorch keeps the unbiased one.
+                let unbiased = normalised.variance * (samples / (samples - 1.0).max(1.0));
+                batch.record(self.index, normalised.mean, unbiased);
+                normalised.output
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The algorithm: SimSiam (Chen & He 2020, arXiv 2011.10566), its networks, its optimizer, its state.
+//!
+//! Start at [`simsiam`](crate::SimSiam), which is the paper on one page. Around it: [`State`] is everything
+//! that a step changes, [`Layout`] says where each named parameter lies in the state's flat vectors,
+//! [`BucketLayout`] what one shard contributes to a step, [`Schedule`] the learning rates, and
+//! [`checkpoint`] the files. burn lives here and nowhere else.
+//!
+//! This crate knows nothing of networks, workers, files' places or async code: one device, one thread.
+
+pub mod checkpoint;
+
+mod bucket;
+mod heads;
+mod layers;
+mod parameters;
+mod resnet;
+mod schedule;
+mod sgd;
+mod simsiam;
+mod state;
+mod step;
+
+pub use bucket::{BucketLayout, Folded};
+pub use burn::tensor::Device;
+pub use layers::{BatchStatistics, Statistics};
+pub use parameters::{Entry, Layout};
+pub use schedule::{LearningRates, Schedule};
+pub use simsiam::{Encoded, SimSiam};
+pub use state::{State, StateHash};
+pub use step::{NonFinite, PhaseSeconds, Trainer};

@@ -1,0 +1,86 @@
+//! SimSiam on one page, in the paper's letters.
+//!
+//! ```text
+//! z1, z2 = f(x1), f(x2)                  # projections, n-by-d
+//! p1, p2 = h(z1), h(z2)                  # predictions, n-by-d
+//! L = D(p1, z2)/2 + D(p2, z1)/2          # loss
+//! D(p, z) = -(normalize(p) · normalize(stop_gradient(z))).sum(dim=1).mean()
+//! ```
+//! (algorithm 1 of arXiv 2011.10566)
+
+use burn::tensor::Tensor;
+
+use crate::heads::{Predictor, Projector};
+use crate::layers::{BatchStatistics, Statistics};
+use crate::parameters::Parameters;
+use crate::resnet::ResNet;
+
+/// Encoder `f` (backbone and projector) and predictor `h`.
+pub struct SimSiam {
+    backbone: ResNet,
+    projector: Projector,
+    h: Predictor,
+    stop_gradient: bool,
+}
+
+/// What the loss needs of both views, and what BatchNorm saw.
+pub struct Encoded {
+    /// `L`, one number.
+    pub loss: Tensor<1>,
+    /// `z1` and `z2`, each `[n, d]`, of length 1 along `d` and without gradient.
+    pub z: [Tensor<2>; 2],
+    /// The batch statistics of the first and of the second view's pass.
+    pub statistics: [BatchStatistics; 2],
+}
+
+impl SimSiam {
+    pub(crate) fn new(p: &mut Parameters, model: &recipe::Model) -> Self {
+        let backbone = ResNet::new(p, "encoder", model);
+        let projector = Projector::new(p, "encoder.fc", backbone.features, model);
+        let h = Predictor::new(p, "predictor", model);
+        SimSiam { backbone, projector, h, stop_gradient: true }
+    }
+
+    /// Lets the gradient flow through `z`: SimSiam then collapses (figure 2 of the paper).
+    pub(crate) fn without_stop_gradient(self) -> Self {
+        SimSiam { stop_gradient: false, ..self }
+    }
+
+    /// Both views, `x1, x2: [n, 3, h, w]`, in two separate passes: each has its own batch statistics.
+    pub fn forward(&self, x1: Tensor<4>, x2: Tensor<4>) -> Encoded {
+        let mut statistics = [BatchStatistics::default(), BatchStatistics::default()];
+        let [first, second] = &mut statistics;
+
+        let z1 = self.f(x1, &mut Statistics::Batch(first)); // [n, d]
+        let z2 = self.f(x2, &mut Statistics::Batch(second)); // [n, d]
+        let p1 = self.h.forward(z1.clone(), &mut Statistics::Batch(first)); // [n, d]
+        let p2 = self.h.forward(z2.clone(), &mut Statistics::Batch(second)); // [n, d]
+
+        let loss = (self.d(p1, z2.clone()) + self.d(p2, z1.clone())) / 2.0;
+        Encoded { loss, z: [normalize(z1.detach()), normalize(z2.detach())], statistics }
+    }
+
+    /// The pooled features of the backbone, `x: [n, 3, h, w] -> [n, features]`: what evaluation looks at.
+    pub fn features(&self, x: Tensor<4>) -> Tensor<2> {
+        self.backbone.forward(x, &mut Statistics::Running)
+    }
+
+    /// The encoder, `[n, 3, h, w] -> [n, d]`.
+    fn f(&self, x: Tensor<4>, statistics: &mut Statistics) -> Tensor<2> {
+        let features = self.backbone.forward(x, statistics); // [n, features]
+        self.projector.forward(features, statistics)
+    }
+
+    /// The negative cosine similarity, with `z` held constant.
+    fn d(&self, p: Tensor<2>, z: Tensor<2>) -> Tensor<1> {
+        let z = if self.stop_gradient { z.detach() } else { z };
+        -(normalize(p) * normalize(z)).sum_dim(1).mean()
+    }
+}
+
+/// Scales every row to length 1.
+fn normalize(x: Tensor<2>) -> Tensor<2> {
+    // The bound is PyTorch's (1e-8, squared), inside the root so that a row of zeros has a finite gradient.
+    let length = x.clone().square().sum_dim(1).clamp_min(1e-16).sqrt(); // [n, 1]
+    x / length
+}

@@ -1,0 +1,122 @@
+//! Numerical parity with PyTorch: same weights and inputs, then loss, every gradient, and weights and running
+//! statistics after three steps, from files that `fixtures/make_parity.py` wrote in f64.
+
+use std::path::Path;
+
+use recipe::Recipe;
+use safetensors::SafeTensors;
+use simsiam::{Device, Entry, LearningRates, SimSiam, State, Trainer};
+
+/// Relative to the tensor's norm. f32 itself is good for about 2e-5 on these networks.
+const TOLERANCE: f64 = 1e-4;
+
+const STEPS: [f64; 3] = [0.05, 0.04, 0.02];
+const PREDICTOR_LEARNING_RATE: f64 = 0.03;
+
+#[test]
+fn basic_blocks_with_the_small_stem() {
+    check("basic-small", "resnet10", "small");
+}
+
+#[test]
+fn basic_blocks_with_pooling_and_a_three_layer_projector() {
+    check("basic-small-pool", "resnet18", "small-pool");
+}
+
+#[test]
+fn bottlenecks_with_the_imagenet_stem() {
+    check("bottleneck-imagenet", "resnet50", "imagenet");
+}
+
+fn check(name: &str, backbone: &str, stem: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.safetensors"));
+    let bytes = std::fs::read(path).unwrap();
+    let fixture = Fixture(SafeTensors::deserialize(&bytes).unwrap());
+    let recipe = fixture.recipe(backbone, stem);
+    let images = recipe.training.batch as usize;
+    let trainer = Trainer::new(&recipe, images as u64, Device::flex());
+    let layout = trainer.layout();
+    let mut state = State {
+        step: 0,
+        weights: fixture.all("before", &layout.parameters),
+        statistics: fixture.all("before", &layout.statistics),
+        momentum: vec![0.0; layout.parameter_count()],
+    };
+
+    let mut bucket = vec![0.0; trainer.bucket().values()];
+    let losses = fixture.values("loss");
+    for (step, learning_rate) in STEPS.into_iter().enumerate() {
+        let views = [fixture.values("input.x1"), fixture.values("input.x2")];
+        trainer.forward_backward(&trainer.bind(&state), 0, views, &mut bucket);
+        let folded = trainer.bucket().read(&bucket);
+        assert!((folded.loss() - f64::from(losses[step])).abs() < TOLERANCE, "loss of step {step}");
+        if step == 0 {
+            fixture.compare("gradient", &layout.parameters, &bucket);
+        }
+        let rates = LearningRates { encoder: learning_rate, predictor: PREDICTOR_LEARNING_RATE };
+        trainer.commit(&mut state, &folded, rates).unwrap();
+    }
+    fixture.compare("after", &layout.parameters, &state.weights);
+    fixture.compare("after", &layout.statistics, &state.statistics);
+
+    let network = SimSiam::from_state(&recipe.model, &state, &Device::flex());
+    let x1 = fixture.values("input.x1");
+    let side = recipe.views.crop_px as usize;
+    let data = burn::tensor::TensorData::new(x1, [images, 3, side, side]);
+    let features = network.features(burn::tensor::Tensor::from_data(data, &Device::flex()));
+    let found = features.into_data().try_into_vec::<f32>().unwrap();
+    assert_close("features", &found, &fixture.values("features"));
+}
+
+struct Fixture<'a>(SafeTensors<'a>);
+
+impl Fixture<'_> {
+    /// A recipe with the fixture's sizes.
+    fn recipe(&self, backbone: &str, stem: &str) -> Recipe {
+        let shape = |name: &str| self.0.tensor(name).unwrap().shape().to_vec();
+        let (x1, down) = (shape("input.x1"), shape("before.predictor.0.weight"));
+        let three_layers = self.0.tensor("before.encoder.fc.6.weight").is_ok();
+        let set = [
+            format!("model.backbone={backbone}"),
+            format!("model.stem={stem}"),
+            format!("model.width={}", shape("before.encoder.conv1.weight")[0]),
+            format!("model.projector_layers={}", if three_layers { 3 } else { 2 }),
+            format!("model.projector_dim={}", down[1]),
+            format!("model.predictor_dim={}", down[0]),
+            format!("views.crop_px={}", x1[2]),
+            format!("training.batch={}", x1[0]),
+            "training.shards=1".into(),
+            "optimizer.momentum=0.9".into(),
+            "optimizer.weight_decay=1e-3".into(),
+        ];
+        Recipe::from_toml(recipe::QUICKSTART, &set).unwrap()
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        let tensor = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn all(&self, prefix: &str, entries: &[Entry]) -> Vec<f32> {
+        entries.iter().flat_map(|entry| self.values(&format!("{prefix}.{}", entry.name))).collect()
+    }
+
+    fn compare(&self, prefix: &str, entries: &[Entry], flat: &[f32]) {
+        let fixed = self.0.names().iter().filter(|name| name.starts_with(&format!("{prefix}."))).count();
+        assert!(fixed >= entries.len() && !entries.is_empty());
+        for entry in entries {
+            let name = format!("{prefix}.{}", entry.name);
+            assert_close(&name, &flat[entry.range.clone()], &self.values(&name));
+        }
+    }
+}
+
+fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    // The running mean in the predictor is zero but for rounding, as z has no mean: there, relative to 0.01.
+    let smallest = if name.ends_with("running_mean") { 0.01 * (expected.len() as f64).sqrt() } else { 0.0 };
+    let size = norm(&mut expected.iter().map(|b| f64::from(*b))).max(smallest);
+    assert!(difference <= TOLERANCE * size, "{name}: off by {:.2e} of its norm {size:.3e}", difference / size);
+}
