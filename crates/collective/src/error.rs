@@ -1,0 +1,103 @@
+//! Why a group could not be assembled or a bucket not folded.
+
+use std::io;
+use std::ops::Range;
+
+/// Why a group could not be assembled or a bucket not folded.
+///
+/// A rank named here is the one this worker saw fail. When one worker ends, the others break off with each
+/// other too, so different ranks may name different culprits; who is really gone is the coordinator's to say.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectiveError {
+    /// A peer closed its connection, or ended, while it was still needed.
+    #[error("rank {rank} broke off the connection ({reason}); join the next generation")]
+    PeerLost {
+        /// The peer.
+        rank: usize,
+        /// What the socket said.
+        reason: String,
+    },
+    /// A peer did not come, or did not go on, in time.
+    #[error("rank {rank} was late: {what} did not end within {limit_ms} ms; see whether it still runs")]
+    Deadline {
+        /// The peer that is furthest behind.
+        rank: usize,
+        /// What was waited for.
+        what: &'static str,
+        /// The limit that has passed, in milliseconds.
+        limit_ms: u64,
+    },
+    /// A peer of this generation disagrees about what is being done.
+    #[error(
+        "rank {rank} disagrees on the {field}: expected {expected}, found {found}; all workers must run the same program on the same recipe"
+    )]
+    Protocol {
+        /// The peer.
+        rank: usize,
+        /// What the two disagree on.
+        field: &'static str,
+        /// This worker's value.
+        expected: u64,
+        /// The peer's value.
+        found: u64,
+    },
+    /// Bytes arrived that are not those that were sent.
+    #[error(
+        "data from rank {rank} is corrupt: its checksum or its header is wrong; look at that worker's network and memory"
+    )]
+    Corrupt {
+        /// The peer.
+        rank: usize,
+    },
+    /// A peer has moved on to a newer generation.
+    #[error("generation {ours} is over: a peer is already in generation {theirs}; join that one")]
+    Superseded {
+        /// This worker's generation.
+        ours: u64,
+        /// The newer one.
+        theirs: u64,
+    },
+    /// An earlier error has ended this collective.
+    #[error("this collective has already failed; assemble the next generation")]
+    Poisoned,
+    /// The sums are those of another lease.
+    #[error(
+        "sums of shards {found:?} were given to the holder of {expected:?}; make new sums for each lease"
+    )]
+    ForeignSums {
+        /// The shards of this rank.
+        expected: Range<u32>,
+        /// The shards of the sums.
+        found: Range<u32>,
+    },
+    /// A shard of the lease has not been pushed yet.
+    #[error("shard {shard} is missing from the sums; push every shard of the lease before the fold")]
+    IncompleteSums {
+        /// The first missing shard.
+        shard: u32,
+    },
+    /// A bucket of the wrong length was given.
+    #[error("expected a bucket of {expected} floats, found {found}; the limits must name the length in use")]
+    BucketLength {
+        /// Floats in a bucket, by the limits.
+        expected: usize,
+        /// Floats in the one given.
+        found: usize,
+    },
+    /// The list of addresses does not fit the group.
+    #[error("a group of {expected} needs as many addresses, found {found}; name one for each rank in order")]
+    Addresses {
+        /// Workers in the group.
+        expected: usize,
+        /// Addresses given.
+        found: usize,
+    },
+    /// The operating system refused something that concerns no peer.
+    #[error("{what}: {source}")]
+    Socket {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,324 @@
+//! Making the full mesh: every rank dials the ranks below it and is dialled by those above.
+
+use super::handshake::{CONFIRMATION, HELLO_LEN, Hello, Verdict};
+use crate::{CollectiveError, Group, Limits};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// How long a dialler may take over its greeting: a stranger must not hold a place for ever.
+const GREETING_LIMIT: Duration = Duration::from_secs(2);
+
+/// Greetings read at the same time beyond one for each peer; a flood of strangers costs no more than this.
+const STRANGERS_AT_ONCE: usize = 16;
+
+/// How often a waiting side looks whether the other one has already failed.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Pauses between two attempts to dial grow from the first to the last of these.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
+
+/// What both sides of the assembly share.
+struct Assembly<'a> {
+    group: &'a Group,
+    hello: Hello,
+    limits: Limits,
+    until: Instant,
+    failed: AtomicBool,
+}
+
+/// Connects to every other rank; the entry of our own rank is `None`.
+pub(super) fn connect_all(
+    listener: &TcpListener,
+    group: &Group,
+    addresses: &[String],
+    limits: Limits,
+) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
+    let assembly = Assembly {
+        group,
+        hello: Hello::new(group, &limits),
+        limits,
+        until: Instant::now() + limits.connect_deadline,
+        failed: AtomicBool::new(false),
+    };
+    let (dialled, accepted) = thread::scope(|scope| {
+        let dialling = scope.spawn(|| assembly.ending_both(assembly.dial_lower_ranks(addresses)));
+        let accepted = assembly.ending_both(assembly.accept_higher_ranks(listener));
+        (dialling.join().expect("dialling does not panic"), accepted)
+    });
+    // The side that failed first says why; the other one only followed.
+    let (dialled, accepted) = match (dialled, accepted) {
+        (Ok(dialled), Ok(accepted)) => (dialled, accepted),
+        (Err(Some(error)), _) | (_, Err(Some(error))) => return Err(error),
+        (Err(None), _) | (_, Err(None)) => return Err(CollectiveError::Poisoned),
+    };
+    let own = std::iter::once(None);
+    let streams: Vec<_> = dialled.into_iter().map(Some).chain(own).chain(accepted).collect();
+    for stream in streams.iter().flatten() {
+        stream.set_nodelay(true).map_err(socket("set TCP_NODELAY"))?;
+        stream.set_nonblocking(true).map_err(socket("set a connection non-blocking"))?;
+        #[cfg(target_os = "linux")]
+        unpace_within_host(stream);
+    }
+    Ok(streams)
+}
+
+/// Between processes of one host there is no link to share: a congestion control that paces its packets by a
+/// timer (BBR) made a fold of 75 MB take a tenth longer. Other connections keep the host's choice.
+#[cfg(target_os = "linux")]
+fn unpace_within_host(stream: &TcpStream) {
+    let same_host = match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) => local.ip() == peer.ip(),
+        _ => false,
+    };
+    // Reno is built into every Linux; where it is missing, the fold is only slower.
+    if same_host && let Err(error) = rustix::net::sockopt::set_tcp_congestion(stream, "reno") {
+        debug!(%error, "congestion control of a connection within this host is left as it is");
+    }
+}
+
+/// An error of the operating system's that concerns no peer.
+pub(super) fn socket(what: &'static str) -> impl Fn(io::Error) -> CollectiveError {
+    move |source| CollectiveError::Socket { what, source }
+}
+
+/// `Err(None)`: the other side of the assembly has failed.
+type Outcome<T> = Result<T, Option<CollectiveError>>;
+
+/// A connection that somebody opened to us, and how far its greeting has come.
+struct Caller {
+    stream: TcpStream,
+    bytes: [u8; HELLO_LEN + CONFIRMATION.len()],
+    filled: usize,
+    rank: Option<usize>,
+    until: Instant,
+}
+
+impl Assembly<'_> {
+    /// Passes an outcome on, and makes the other side stop if it is a failure.
+    fn ending_both<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+        self.failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    }
+
+    /// Fails once the deadline for `rank` has passed or the other side has failed.
+    fn check(&self, rank: usize) -> Outcome<()> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(None);
+        }
+        if Instant::now() < self.until {
+            return Ok(());
+        }
+        let limit_ms = self.limits.connect_deadline.as_millis() as u64;
+        Err(Some(CollectiveError::Deadline { rank, what: "the assembly of the group", limit_ms }))
+    }
+
+    fn superseded(&self, theirs: u64) -> CollectiveError {
+        CollectiveError::Superseded { ours: self.group.generation(), theirs }
+    }
+
+    fn dial_lower_ranks(&self, addresses: &[String]) -> Outcome<Vec<TcpStream>> {
+        addresses[..self.group.rank()]
+            .iter()
+            .enumerate()
+            .map(|(rank, address)| self.dial(rank, address))
+            .collect()
+    }
+
+    /// Dials until `rank` welcomes us: it may not have started yet, or still be in an older generation.
+    fn dial(&self, rank: usize, address: &str) -> Outcome<TcpStream> {
+        let [mut pause, longest] = PAUSES;
+        loop {
+            self.check(rank)?;
+            match self.dial_once(rank, address)? {
+                Ok(stream) => return Ok(stream),
+                Err(reason) => debug!(rank, address, %reason, "peer not reached, trying again"),
+            }
+            thread::sleep(pause.min(self.until.saturating_duration_since(Instant::now())));
+            pause = (2 * pause).min(longest);
+        }
+    }
+
+    /// One attempt; the inner error is worth another one.
+    fn dial_once(&self, rank: usize, address: &str) -> Outcome<io::Result<TcpStream>> {
+        let attempt = || {
+            let unresolved = || io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
+            let address = address.to_socket_addrs()?.next().ok_or_else(unresolved)?;
+            let left = self.until.saturating_duration_since(Instant::now()).clamp(TICK, GREETING_LIMIT);
+            let mut stream = TcpStream::connect_timeout(&address, left)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(TICK))?;
+            stream.write_all(&self.hello.to_bytes())?;
+            Ok(stream)
+        };
+        let mut stream = match attempt() {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut bytes = [0; HELLO_LEN];
+        let mut filled = 0;
+        // The peer may be busy with something else for long; the connection then waits in its backlog.
+        while filled < HELLO_LEN {
+            self.check(rank)?;
+            match stream.read(&mut bytes[filled..]) {
+                Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => filled += count,
+                Err(error) if is_pending(&error) => {}
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        match self.hello.judge(&bytes, &(rank..rank + 1)) {
+            Verdict::Peer(_) => Ok(stream.write_all(&CONFIRMATION).map(|()| stream)),
+            Verdict::Stranger(reason) => {
+                warn!(rank, address, reason, "a stranger answers at the address of a peer");
+                Ok(Err(io::Error::other(reason)))
+            }
+            Verdict::Stale { theirs } => {
+                Ok(Err(io::Error::other(format!("it is still in generation {theirs}"))))
+            }
+            Verdict::Newer { theirs } => Err(Some(self.superseded(theirs))),
+            Verdict::Mismatch(error) => Err(Some(error)),
+        }
+    }
+
+    /// Accepts until every higher rank has come, in rank order; of two that claim a rank, the later stays.
+    fn accept_higher_ranks(&self, listener: &TcpListener) -> Outcome<Vec<Option<TcpStream>>> {
+        let fatal = |what| move |source| Some(CollectiveError::Socket { what, source });
+        listener.set_nonblocking(true).map_err(fatal("set the listener non-blocking"))?;
+        let first = self.group.rank() + 1;
+        let mut peers: Vec<Option<TcpStream>> = (first..self.group.world()).map(|_| None).collect();
+        let mut callers: Vec<Caller> = Vec::new();
+        while let Some(missing) = peers.iter().position(Option::is_none) {
+            self.check(first + missing)?;
+            wait_for_callers(listener, &callers).map_err(fatal("wait for peers"))?;
+            while let Some(stream) = accept(listener).map_err(fatal("accept a connection"))? {
+                if callers.len() >= peers.len() + STRANGERS_AT_ONCE {
+                    warn!("too many greetings at once, the oldest is dropped");
+                    callers.remove(0);
+                }
+                callers.push(Caller::new(stream));
+            }
+            for index in (0..callers.len()).rev() {
+                match callers[index].listen(self)? {
+                    Progress::Waiting => {}
+                    Progress::Refused => drop(callers.swap_remove(index)),
+                    Progress::Joined(rank) => {
+                        peers[rank - first] = Some(callers.swap_remove(index).stream);
+                    }
+                }
+            }
+        }
+        Ok(peers)
+    }
+}
+
+/// Waits at most a tick for something to do.
+fn wait_for_callers(listener: &TcpListener, callers: &[Caller]) -> io::Result<()> {
+    let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
+    polled.extend(callers.iter().map(|caller| PollFd::new(&caller.stream, PollFlags::IN)));
+    let timeout = TICK.try_into().expect("a tick is a small time");
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The next connection, if one waits; those that broke off meanwhile are passed over.
+fn accept(listener: &TcpListener) -> io::Result<Option<TcpStream>> {
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(true)?;
+                return Ok(Some(stream));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What has become of a caller.
+enum Progress {
+    Waiting,
+    Refused,
+    Joined(usize),
+}
+
+impl Caller {
+    fn new(stream: TcpStream) -> Self {
+        let bytes = [0; HELLO_LEN + CONFIRMATION.len()];
+        Self { stream, bytes, filled: 0, rank: None, until: Instant::now() + GREETING_LIMIT }
+    }
+
+    /// Reads what has come of the greeting and answers it. Fails only if the group cannot be assembled.
+    fn listen(&mut self, assembly: &Assembly) -> Result<Progress, CollectiveError> {
+        loop {
+            let end = if self.rank.is_none() { HELLO_LEN } else { self.bytes.len() };
+            match self.stream.read(&mut self.bytes[self.filled..end]) {
+                Ok(0) => return Ok(self.refuse("it broke off its greeting")),
+                Ok(count) => self.filled += count,
+                Err(error) if is_pending(&error) && Instant::now() < self.until => {
+                    return Ok(Progress::Waiting);
+                }
+                Err(error) if is_pending(&error) => return Ok(self.refuse("its greeting took too long")),
+                Err(error) => return Ok(self.refuse(&error.to_string())),
+            }
+            if self.filled < end {
+                continue;
+            }
+            let Some(rank) = self.rank else {
+                match self.answer(assembly)? {
+                    Some(rank) => self.rank = Some(rank),
+                    None => return Ok(Progress::Refused),
+                }
+                continue;
+            };
+            if self.bytes[HELLO_LEN..] == CONFIRMATION {
+                return Ok(Progress::Joined(rank));
+            }
+            return Ok(self.refuse("it did not confirm"));
+        }
+    }
+
+    /// Judges the whole greeting. Whoever knows the run is told who we are, so that it can judge in turn.
+    fn answer(&mut self, assembly: &Assembly) -> Result<Option<usize>, CollectiveError> {
+        let greeting = self.bytes.first_chunk().expect("a greeting is the first part of the bytes");
+        let ranks = assembly.group.rank() + 1..assembly.group.world();
+        let verdict = assembly.hello.judge(greeting, &ranks);
+        if let Verdict::Stranger(reason) = verdict {
+            self.refuse(reason);
+            return Ok(None);
+        }
+        // 64 bytes always fit the empty send buffer of a new connection; if not, it is of no use anyway.
+        if let Err(error) = self.stream.write_all(&assembly.hello.to_bytes()) {
+            self.refuse(&error.to_string());
+            return Ok(None);
+        }
+        match verdict {
+            Verdict::Peer(rank) => Ok(Some(rank)),
+            Verdict::Stale { theirs } => {
+                self.refuse(&format!("it is still in generation {theirs}"));
+                Ok(None)
+            }
+            Verdict::Newer { theirs } => Err(assembly.superseded(theirs)),
+            Verdict::Mismatch(error) => Err(error),
+            Verdict::Stranger(_) => Ok(None),
+        }
+    }
+
+    fn refuse(&self, reason: &str) -> Progress {
+        let from = self.stream.peer_addr().map_or_else(|_| "?".into(), |address| address.to_string());
+        warn!(from, reason, "refused a connection");
+        Progress::Refused
+    }
+}
+
+fn is_pending(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}

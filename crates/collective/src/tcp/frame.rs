@@ -1,0 +1,173 @@
+//! The frames between workers: 32 bytes of header, of which the receiver knows every field but the checksum.
+
+use crate::CollectiveError;
+use std::ops::Range;
+
+/// Bytes in a header.
+pub(super) const HEADER_LEN: usize = 32;
+
+/// Begins every frame.
+const MAGIC: u16 = 0xf01d;
+
+/// What a frame's payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// A part of one subtree sum, on its way to the rank that folds it.
+    Scatter = 1,
+    /// A part of the folded bucket, on its way from the rank that folded it.
+    Gather = 2,
+}
+
+/// One frame: which floats of the bucket it carries, and of what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) kind: Kind,
+    /// For [`Kind::Scatter`], the place of the subtree among the sender's nodes.
+    pub(super) node: usize,
+    /// The place of the chunk in the slice.
+    pub(super) chunk: usize,
+    /// The floats carried, as they lie in the bucket.
+    pub(super) range: Range<usize>,
+}
+
+/// What all frames of one sender in one fold share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    pub(super) sender: usize,
+    pub(super) generation: u64,
+    pub(super) step: u64,
+}
+
+/// A header as its fields, in the order they are written, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    magic: u16,
+    kind: u8,
+    node: u8,
+    chunk: u16,
+    sender: u16,
+    generation: u64,
+    step: u64,
+    payload_len: u32,
+    checksum: u32,
+}
+
+impl Frame {
+    /// Bytes of payload.
+    pub(super) fn payload_len(&self) -> usize {
+        self.range.len() * size_of::<f32>()
+    }
+
+    fn header(&self, stamp: Stamp, checksum: u32) -> Header {
+        Header {
+            magic: MAGIC,
+            kind: self.kind as u8,
+            node: self.node as u8, // a contiguous lease has at most 62 subtrees
+            chunk: self.chunk as u16,
+            sender: stamp.sender as u16,
+            generation: stamp.generation,
+            step: stamp.step,
+            payload_len: self.payload_len() as u32,
+            checksum,
+        }
+    }
+
+    /// The header to send before a payload with this CRC-32C.
+    pub(super) fn encode(&self, stamp: Stamp, checksum: u32) -> [u8; HEADER_LEN] {
+        self.header(stamp, checksum).to_bytes()
+    }
+}
+
+/// The kind that a received header claims.
+pub(super) fn kind(bytes: &[u8; HEADER_LEN]) -> Option<Kind> {
+    match bytes[2] {
+        1 => Some(Kind::Scatter),
+        2 => Some(Kind::Gather),
+        _ => None,
+    }
+}
+
+/// Checks that a received header is that of `expected`, and returns the checksum it announces.
+pub(super) fn check(
+    bytes: &[u8; HEADER_LEN],
+    expected: &Frame,
+    stamp: Stamp,
+) -> Result<u32, CollectiveError> {
+    let found = Header::from_bytes(bytes);
+    let expected = expected.header(stamp, found.checksum);
+    let rank = stamp.sender;
+    if found.magic != expected.magic || found.sender != expected.sender {
+        return Err(CollectiveError::Corrupt { rank });
+    }
+    let fields = [
+        ("generation", expected.generation, found.generation),
+        ("step", expected.step, found.step),
+        ("subtree in turn", expected.node.into(), found.node.into()),
+        ("chunk in turn", expected.chunk.into(), found.chunk.into()),
+        ("bytes in the chunk", expected.payload_len.into(), found.payload_len.into()),
+    ];
+    for (field, expected, found) in fields {
+        if expected != found {
+            return Err(CollectiveError::Protocol { rank, field, expected, found });
+        }
+    }
+    Ok(found.checksum)
+}
+
+impl Header {
+    fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0..2].copy_from_slice(&self.magic.to_le_bytes());
+        bytes[2] = self.kind;
+        bytes[3] = self.node;
+        bytes[4..6].copy_from_slice(&self.chunk.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.sender.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.step.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.payload_len.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
+        Self {
+            magic: u16::from_le_bytes(field(bytes, 0)),
+            kind: bytes[2],
+            node: bytes[3],
+            chunk: u16::from_le_bytes(field(bytes, 4)),
+            sender: u16::from_le_bytes(field(bytes, 6)),
+            generation: u64::from_le_bytes(field(bytes, 8)),
+            step: u64::from_le_bytes(field(bytes, 16)),
+            payload_len: u32::from_le_bytes(field(bytes, 24)),
+            checksum: u32::from_le_bytes(field(bytes, 28)),
+        }
+    }
+}
+
+/// The `N` bytes at `start`.
+pub(super) fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
+    bytes[start..].first_chunk().copied().expect("fields lie within their fixed-size header")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_changed_field_is_noticed() {
+        let frame = Frame { kind: Kind::Gather, node: 0, chunk: 3, range: 100..164 };
+        let stamp = Stamp { sender: 5, generation: 1 << 40, step: 77 };
+        let bytes = frame.encode(stamp, 0xdead_beef);
+        assert_eq!(kind(&bytes), Some(Kind::Gather));
+        assert_eq!(check(&bytes, &frame, stamp).unwrap(), 0xdead_beef);
+        for place in (0..28).filter(|place| *place != 2) {
+            let mut bytes = bytes;
+            bytes[place] ^= 0x10;
+            assert!(check(&bytes, &frame, stamp).is_err(), "byte {place}");
+        }
+        let late = check(&bytes, &frame, Stamp { step: 78, ..stamp }).unwrap_err();
+        let named = CollectiveError::Protocol { rank: 5, field: "step", expected: 78, found: 77 };
+        assert_eq!(late.to_string(), named.to_string());
+    }
+}
