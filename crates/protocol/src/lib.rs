@@ -1,0 +1,24 @@
+//! The contract between the coordinator and its workers.
+//!
+//! [`v1`] is generated from `/proto`, where each call and each field is explained; start there. Beside it
+//! stand what both sides must agree on ([`PROTOCOL_VERSION`], [`server`] and [`connect`] with their limits)
+//! and a type for each kind of number that names something ([`WorkerId`], [`Generation`], [`Rank`]).
+//!
+//! This crate knows nothing of training: it decides nothing and keeps no state.
+
+mod connect;
+mod ids;
+mod limits;
+
+pub use connect::{ConnectError, connect};
+pub use ids::{Generation, Rank, WorkerId};
+pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
+
+/// Raised when the meaning of a message changes. Coordinator and worker must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The messages, the client and the server, generated from `/proto/simsiam/v1/coordinator.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("simsiam.v1");
+}

@@ -1,0 +1,61 @@
+//! What both sides of a connection agree on beyond the messages themselves.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::v1::coordinator_client::CoordinatorClient;
+use crate::v1::coordinator_server::{Coordinator, CoordinatorServer};
+
+/// The most payload in one part of a block or a file: large enough that the framing costs nothing, small
+/// enough that a heartbeat on the same connection never waits long behind it.
+pub const PART_BYTES: usize = 1 << 20;
+
+/// The largest message that either side accepts: a full part with room to spare, and a recipe with the
+/// manifest of some fifty thousand blocks.
+pub const MESSAGE_BYTES: usize = 4 << 20;
+
+/// How much of one stream may be under way: 16 parts, more than any network between two workers holds.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How much of a connection may be under way, so that two streams can be full at once.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+
+/// A quiet connection is probed this often, ...
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// ... and given up when a probe stays unanswered for this long. Longer than the control plane's own
+/// heartbeat limit, which names the worker and so should speak first.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A server with the windows and the keep-alive that [`connect`](crate::connect) expects.
+pub fn server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+}
+
+/// The service around `handlers`, with the limit on messages that both sides keep.
+pub fn service<T: Coordinator>(handlers: T) -> CoordinatorServer<T> {
+    CoordinatorServer::new(handlers)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
+}
+
+pub(crate) fn endpoint(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+pub(crate) fn client(channel: Channel) -> CoordinatorClient<Channel> {
+    CoordinatorClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
+}
