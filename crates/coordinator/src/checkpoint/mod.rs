@@ -1,0 +1,271 @@
+//! Checkpoints in a run directory: published whole or not at all, verified when read, the last few kept.
+
+mod directory;
+mod error;
+mod publish;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use directory::{CheckpointDirectory, FileEntry, Manifest};
+pub use error::CheckpointError;
+pub use publish::PartialCheckpoint;
+
+use directory::{checkpoint_name, step_of};
+
+/// The folder `checkpoints` of a run directory.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    path: PathBuf,
+    run_id: String,
+}
+
+impl Checkpoints {
+    /// Opens the folder, and creates it if need be. What an interrupted coordinator left half-written is
+    /// removed; the caller holds the run directory's lock, so nobody is writing it any more.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn open(path: &Path, run_id: &str) -> Result<Checkpoints, CheckpointError> {
+        fs::create_dir_all(path).map_err(CheckpointError::io("create", path))?;
+        for name in names(path)? {
+            if name.starts_with('.') && name.ends_with(".partial") {
+                let leftover = path.join(name);
+                fs::remove_dir_all(&leftover).map_err(CheckpointError::io("remove", &leftover))?;
+            }
+        }
+        Ok(Checkpoints { path: path.to_path_buf(), run_id: run_id.to_string() })
+    }
+
+    /// Begins the checkpoint of `step`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Refused`] while the same one is being written; errors of the disk.
+    pub fn begin(&self, step: u64) -> Result<PartialCheckpoint, CheckpointError> {
+        PartialCheckpoint::begin(&self.path, step, &self.run_id)
+    }
+
+    /// Publishes `partial` and deletes all but the last `keep` checkpoints up to its step. Where the same
+    /// step was published before, the first one stays.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Refused`] if it is not whole, or those of the disk; nothing of it is left then.
+    pub fn publish(
+        &self,
+        partial: PartialCheckpoint,
+        keep: u32,
+    ) -> Result<CheckpointDirectory, CheckpointError> {
+        let published = partial.finish()?;
+        // Newer ones are none of this run's: only a damaged one is passed over when a run is resumed.
+        let older = self.steps()?.into_iter().filter(|step| *step < published.step());
+        for step in older.skip(keep.saturating_sub(1) as usize) {
+            let path = self.path.join(checkpoint_name(step));
+            if let Err(error) = fs::remove_dir_all(&path) {
+                // The new one is safe; an old one too many is no reason to end a run.
+                tracing::warn!("cannot remove the old checkpoint {}: {error}", path.display());
+            }
+        }
+        Ok(published)
+    }
+
+    /// The newest checkpoint whose files are what its manifest says, with a warning in the log for each one
+    /// that is passed over; `None` if there is none.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn latest_valid(&self) -> Result<Option<CheckpointDirectory>, CheckpointError> {
+        for step in self.steps()? {
+            match CheckpointDirectory::open(&self.path.join(checkpoint_name(step))) {
+                Ok(checkpoint) if checkpoint.step() != step => {
+                    tracing::warn!(
+                        step,
+                        found = checkpoint.step(),
+                        "checkpoint passed over: wrong step inside"
+                    );
+                }
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error) => tracing::warn!(step, "checkpoint passed over: {error}"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The checkpoint called `name`, verified; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`].
+    pub fn find(&self, name: &str) -> Result<Option<CheckpointDirectory>, CheckpointError> {
+        // The name comes from outside: only what is a checkpoint's name becomes part of a path.
+        match step_of(name).map(|step| self.path.join(checkpoint_name(step))) {
+            Some(path) if path.is_dir() => CheckpointDirectory::open(&path).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The steps of all checkpoints, whole or not, newest first.
+    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let mut steps: Vec<u64> = names(&self.path)?.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(steps)
+    }
+}
+
+fn names(path: &Path) -> Result<Vec<String>, CheckpointError> {
+    let read = |error| CheckpointError::io("read", path)(error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(read)? {
+        names.extend(entry.map_err(read)?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path) -> Checkpoints {
+        Checkpoints::open(folder, "00ff").unwrap()
+    }
+
+    fn write(checkpoints: &Checkpoints, step: u64) -> PartialCheckpoint {
+        let mut partial = checkpoints.begin(step).unwrap();
+        for part in [b"weights of ".as_slice(), step.to_string().as_bytes()] {
+            partial.write("model.safetensors", part).unwrap();
+        }
+        partial.write("optimizer.safetensors", b"momentum").unwrap();
+        partial.write("progress.json", br#"{"step": 1}"#).unwrap();
+        partial
+    }
+
+    fn publish(checkpoints: &Checkpoints, step: u64, keep: u32) -> CheckpointDirectory {
+        checkpoints.publish(write(checkpoints, step), keep).unwrap()
+    }
+
+    #[test]
+    fn what_was_published_is_found_and_verified() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        assert_eq!(checkpoints.latest_valid().unwrap(), None);
+        let published = publish(&checkpoints, 123, 3);
+        assert_eq!(published.path(), folder.path().join("step-000123"));
+        assert_eq!(fs::read(published.path().join("model.safetensors")).unwrap(), b"weights of 123");
+        assert_eq!(published.manifest().files.len(), 3);
+        assert_eq!(published.manifest().run_id, "00ff");
+        assert_eq!(open(folder.path()).latest_valid().unwrap().as_ref(), Some(&published));
+        assert_eq!(checkpoints.find("step-000123").unwrap(), Some(published));
+        assert_eq!(checkpoints.find("step-000124").unwrap(), None);
+        assert_eq!(checkpoints.find("../checkpoints/step-000123").unwrap(), None);
+        assert_eq!(names(folder.path()).unwrap(), ["step-000123"], "nothing else is left");
+    }
+
+    #[test]
+    fn the_last_few_are_kept_and_never_the_newest_deleted() {
+        for (keep, expected) in [(1, vec![50]), (2, vec![50, 40]), (9, vec![50, 40, 30, 20, 10])] {
+            let folder = tempfile::tempdir().unwrap();
+            let checkpoints = open(folder.path());
+            for step in [10, 20, 30, 40, 50] {
+                publish(&checkpoints, step, keep);
+            }
+            assert_eq!(checkpoints.steps().unwrap(), expected, "keep {keep}");
+        }
+        // A damaged newer one, passed over by the resume, does not push the valid one out.
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        fs::create_dir(folder.path().join("step-000099")).unwrap();
+        publish(&checkpoints, 10, 1);
+        assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10);
+    }
+
+    #[test]
+    fn damage_is_named_and_the_one_before_is_used() {
+        type Damage = fn(&Path);
+        let damages: [(Damage, &str); 6] = [
+            (|path| fs::write(path.join("model.safetensors"), b"Weights of 20").unwrap(), "BLAKE3"),
+            (|path| fs::write(path.join("model.safetensors"), b"weights of ").unwrap(), "11 bytes"),
+            (|path| fs::remove_file(path.join("optimizer.safetensors")).unwrap(), "no such file"),
+            (|path| fs::remove_file(path.join("manifest.json")).unwrap(), "no such file"),
+            (|path| fs::write(path.join("manifest.json"), b"{\"step\":").unwrap(), "not one"),
+            (
+                |path| {
+                    let text = r#"{"step":20,"run_id":"","files":{"../x":{"bytes":1,"blake3":""}}}"#;
+                    fs::write(path.join("manifest.json"), text).unwrap();
+                },
+                "plain file name",
+            ),
+        ];
+        for (damage, expected) in damages {
+            let folder = tempfile::tempdir().unwrap();
+            let checkpoints = open(folder.path());
+            publish(&checkpoints, 10, 3);
+            let newest = publish(&checkpoints, 20, 3);
+            damage(newest.path());
+            let error = CheckpointDirectory::open(newest.path()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+            assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10, "{expected}");
+            // The run comes by the same step again.
+            publish(&checkpoints, 20, 3);
+            assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 20, "{expected}");
+        }
+    }
+
+    #[test]
+    fn a_folder_under_another_steps_name_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        let published = publish(&checkpoints, 10, 3);
+        fs::rename(published.path(), folder.path().join("step-000030")).unwrap();
+        assert_eq!(checkpoints.latest_valid().unwrap(), None);
+    }
+
+    #[test]
+    fn a_broken_stream_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        drop(write(&checkpoints, 10));
+        assert!(names(folder.path()).unwrap().is_empty());
+
+        type Stream = &'static [(&'static str, &'static [u8])];
+        let streams: [(Stream, &str); 7] = [
+            (&[], "no file"),
+            (&[("model.safetensors", b"x")], "expected progress.json last"),
+            (&[("model.safetensors", b"x"), ("progress.json", b"{\"step\"")], "cut"),
+            (&[("progress.json", b"{}"), ("model.safetensors", b"x")], "expected progress.json last"),
+            (&[("../model", b"x")], "not a plain file name"),
+            (&[("manifest.json", b"{}")], "not a plain file name"),
+            (&[("a", b"1"), ("b", b"2"), ("a", b"3")], "two pieces"),
+        ];
+        for (stream, expected) in streams {
+            let mut partial = checkpoints.begin(10).unwrap();
+            let written: Result<(), _> = stream.iter().try_for_each(|(file, data)| partial.write(file, data));
+            let error = match written {
+                Ok(()) => checkpoints.publish(partial, 3).unwrap_err(),
+                Err(error) => error,
+            };
+            assert!(error.to_string().contains(expected), "{error} lacks {expected:?}");
+        }
+        assert!(names(folder.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_same_checkpoint_is_not_written_twice_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        let first = write(&checkpoints, 10);
+        let error = checkpoints.begin(10).unwrap_err().to_string();
+        assert!(error.contains("being published already"), "{error}");
+        checkpoints.publish(first, 3).unwrap();
+        // And again after it is there: the first stays.
+        publish(&checkpoints, 10, 3);
+        assert_eq!(names(folder.path()).unwrap(), ["step-000010"]);
+    }
+
+    #[test]
+    fn leftovers_are_removed_when_the_folder_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        std::mem::forget(write(&checkpoints, 10));
+        assert_eq!(names(folder.path()).unwrap(), [".step-000010.partial"]);
+        open(folder.path());
+        assert!(names(folder.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,82 @@
+//! What the journal tells: how the run was made, who took part, and how far it came.
+
+use serde::{Deserialize, Serialize};
+
+use crate::membership::{Outcome, Place};
+
+/// One line of `journal.jsonl`. Steps are not among them: `metrics.jsonl` has a line for each, and the
+/// checkpoints say which ones count.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Record {
+    /// The first line: the run exists.
+    Created(Created),
+    /// A coordinator took charge of the run.
+    Opened {
+        /// Its version.
+        program_version: String,
+        /// Where it starts from.
+        checkpoint: Option<String>,
+        /// Steps committed there.
+        step: u64,
+    },
+    /// A worker was admitted.
+    Joined {
+        /// Its id.
+        worker: u64,
+        /// The number that it drew when it started.
+        incarnation: u64,
+        /// Where other workers reach it.
+        collective_address: String,
+        /// Its host and process.
+        description: String,
+    },
+    /// A worker is gone.
+    Lost {
+        /// Its id.
+        worker: u64,
+        /// What was seen of it.
+        reason: String,
+    },
+    /// A generation was formed.
+    Generation {
+        /// Its number.
+        generation: u64,
+        /// Its workers in order of rank, with their shards.
+        places: Vec<Place>,
+    },
+    /// All were assembled with the same state.
+    Started {
+        /// The generation.
+        generation: u64,
+        /// The step that it runs first.
+        step: u64,
+        /// Hash of the state that all hold.
+        state_hash: String,
+    },
+    /// A checkpoint was published.
+    Checkpoint {
+        /// The generation that made it.
+        generation: u64,
+        /// Its name.
+        checkpoint: String,
+        /// Steps committed in it.
+        step: u64,
+    },
+    /// A stop was asked for.
+    StopRequested {
+        /// Steps committed by then.
+        step: u64,
+    },
+    /// The run is over.
+    Ended(Outcome),
+}
+
+/// The first line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// 32 hexadecimal digits, drawn when the run was created.
+    pub run_id: String,
+    /// The version of the program that created it.
+    pub program_version: String,
+}

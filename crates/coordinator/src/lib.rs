@@ -1,0 +1,34 @@
+//! The control plane of a run: who takes part, with which shards, and what is kept.
+//!
+//! Start with [`serve`] (`run.rs`), the control loop: one task that hears events, asks [`membership`] what to
+//! do, and does it. The rest stands around it:
+//!
+//! - [`membership`]: the decisions, as a pure state machine
+//! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
+//! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
+//! - [`LocalWorkers`]: worker processes on this machine
+//! - [`Progress`]: what a person who watches is told
+//!
+//! This crate never sees a tensor, an image or a gradient: blocks and checkpoints are bytes to it.
+
+pub mod checkpoint;
+pub mod journal;
+pub mod membership;
+mod progress;
+mod run;
+mod run_directory;
+mod service;
+mod supervisor;
+mod wire;
+
+pub use membership::{Outcome, SettingsError, StepSeconds, Timeouts, check_workers};
+pub use progress::{Progress, StepMetrics};
+pub use run::{CoordinatorError, Run, serve};
+pub use run_directory::{RunDirectory, RunDirectoryError};
+pub use supervisor::{LocalWorkerSettings, LocalWorkers, ProcessEnd, SupervisorError};
+
+/// Where the blocks of the data come from. Called from threads that may wait.
+pub trait Blocks: Send + Sync + 'static {
+    /// The bytes of a block of a shard; `None` if the shard has no such block.
+    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>>;
+}

@@ -1,0 +1,307 @@
+//! What membership hears, what it answers, and the words it uses for both.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{Generation, Rank, WorkerId};
+use serde::Serialize;
+
+use crate::journal::Record;
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not all workers are here yet.
+    Gathering,
+    /// A generation is formed: its workers fetch their shards and connect to each other.
+    Assembling,
+    /// Steps are being made.
+    Training,
+    /// A stop was ordered: the step in hand is finished and a checkpoint published.
+    Stopping,
+    /// Ended as it should, after the last step or after a stop.
+    Finished,
+    /// Ended by a failure.
+    Failed,
+}
+
+/// Everything that membership reacts to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A worker wants to take part. Answered by [`Action::Admit`] or [`Action::Refuse`].
+    Joined(Candidate),
+    /// A worker listens for orders.
+    Attending {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A sign of life.
+    Heartbeat {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// A worker is ready to train.
+    Assembled {
+        /// Who.
+        worker: WorkerId,
+        /// For which generation.
+        generation: Generation,
+        /// What it holds; must be the same for all.
+        holding: Holding,
+    },
+    /// A worker committed a step.
+    StepDone {
+        /// Who.
+        worker: WorkerId,
+        /// What the step was like.
+        report: StepReport,
+    },
+    /// A worker did its last step.
+    Finished {
+        /// Who.
+        worker: WorkerId,
+        /// Steps committed.
+        step: u64,
+        /// Hash of its state; must be the same for all.
+        state_hash: Digest,
+    },
+    /// A worker says that it cannot go on.
+    WorkerFailed {
+        /// Who.
+        worker: WorkerId,
+        /// Steps committed.
+        step: u64,
+        /// Its sentence.
+        reason: String,
+        /// Whose loss caused it, if anyone's.
+        suspect: Option<WorkerId>,
+    },
+    /// A worker's stream of reports ended.
+    WorkerLost {
+        /// Who.
+        worker: WorkerId,
+        /// What was seen of it.
+        reason: String,
+    },
+    /// A local worker's process ended.
+    ProcessEnded {
+        /// A sentence with its name, status and last words.
+        reason: String,
+        /// By a signal or a panic: what it could not report itself.
+        crashed: bool,
+    },
+    /// A checkpoint lies whole in the run directory.
+    Published {
+        /// Its name.
+        checkpoint: String,
+        /// Steps committed in it.
+        step: u64,
+    },
+    /// A person wants the run to stop. The second time: at once.
+    StopRequested,
+    /// Time has passed.
+    Tick,
+}
+
+impl Event {
+    /// The worker that this event is a sign of life of.
+    pub(super) fn reporter(&self) -> Option<WorkerId> {
+        match *self {
+            Event::Attending { worker }
+            | Event::Heartbeat { worker }
+            | Event::Assembled { worker, .. }
+            | Event::StepDone { worker, .. }
+            | Event::Finished { worker, .. }
+            | Event::WorkerFailed { worker, .. } => Some(worker),
+            Event::Joined(_)
+            | Event::WorkerLost { .. }
+            | Event::ProcessEnded { .. }
+            | Event::Published { .. }
+            | Event::StopRequested
+            | Event::Tick => None,
+        }
+    }
+}
+
+/// Everything that membership decides. The control loop carries it out, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// The worker that asked may join, under this id.
+    Admit {
+        /// Its id.
+        worker: WorkerId,
+    },
+    /// The worker that asked may not join.
+    Refuse {
+        /// A sentence for a person.
+        reason: String,
+    },
+    /// Tell a worker something.
+    Send {
+        /// Whom.
+        worker: WorkerId,
+        /// What.
+        order: Order,
+    },
+    /// Write a line into the journal.
+    Record(Record),
+    /// A step is committed; told once per step.
+    Committed(StepReport),
+    /// The run is over. Told once; nothing follows but refusals.
+    End(Outcome),
+}
+
+/// What a worker is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// Take these places, then report `Assembled`.
+    Assemble {
+        /// The generation that is formed.
+        generation: Generation,
+        /// All its workers, in order of rank.
+        places: Arc<[Place]>,
+        /// The place of the worker that is told.
+        rank: Rank,
+        /// Whether it publishes the checkpoints.
+        publishes: bool,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// Everyone is assembled: train.
+    Start {
+        /// The generation that starts.
+        generation: Generation,
+    },
+    /// Finish the step in hand, publish a checkpoint, report `Finished`.
+    Stop {
+        /// Why.
+        reason: String,
+    },
+    /// End the process.
+    Dismiss {
+        /// A sentence if the run failed.
+        failure: Option<String>,
+    },
+}
+
+/// A worker that wants to take part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The number that it drew when it started.
+    pub incarnation: u64,
+    /// Where other workers reach it.
+    pub collective_address: String,
+    /// For people: host and process.
+    pub description: String,
+}
+
+/// A worker's place in a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Who.
+    #[serde(serialize_with = "as_number")]
+    pub worker: WorkerId,
+    /// Where other workers reach it.
+    pub collective_address: String,
+    /// The first of its shards.
+    pub first_shard: u32,
+    /// How many follow each other from there.
+    pub shard_count: u32,
+}
+
+fn as_number<S: serde::Serializer>(worker: &WorkerId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(worker.0)
+}
+
+/// What an assembled worker holds. Workers train together only if they hold the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The step that it would run next.
+    pub step: u64,
+    /// Hash of weights, statistics and momentum.
+    pub state_hash: Digest,
+    /// Hash of every parameter's name and shape.
+    pub layout_hash: Digest,
+}
+
+/// A committed step, as a worker reports it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// The generation that made it.
+    pub generation: Generation,
+    /// Steps committed, this one included.
+    pub step: u64,
+    /// Mean over all shards of -cos(p, z), between -1 and 1.
+    pub loss: f64,
+    /// Std of the normalised z over 1/sqrt(d): near 1 healthy, 0 collapsed.
+    pub collapse_level: f64,
+    /// Learning rate of the backbone.
+    pub learning_rate: f64,
+    /// Euclidean norm of the folded gradient.
+    pub gradient_norm: f64,
+    /// Where the time went.
+    pub seconds: StepSeconds,
+}
+
+/// Where the time of a step went on the worker that reports it, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct StepSeconds {
+    /// Waiting for images and views.
+    pub data: f64,
+    /// Forward passes.
+    pub forward: f64,
+    /// Backward passes.
+    pub backward: f64,
+    /// The fold over all workers, waiting for the slowest included.
+    pub all_reduce: f64,
+    /// The optimizer.
+    pub update: f64,
+    /// The whole step.
+    pub step: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every step of the recipe is done.
+    Completed {
+        /// Steps committed.
+        step: u64,
+        /// Hash of the final state, the same on every worker.
+        state_hash: Digest,
+    },
+    /// A person stopped it before the last step.
+    Stopped {
+        /// Steps committed.
+        step: u64,
+    },
+    /// It failed.
+    Failed {
+        /// What happened and what to do.
+        reason: String,
+    },
+}
+
+/// A BLAKE3 hash that a worker reported, shown in hexadecimal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,516 @@
+use super::*;
+use proptest::prelude::*;
+
+const SHARDS: u32 = 8;
+const TOTAL_STEPS: u64 = 100;
+
+fn settings(workers: u32) -> Settings {
+    Settings {
+        workers,
+        workers_are_local: false,
+        shards: SHARDS,
+        total_steps: TOTAL_STEPS,
+        first_step: 0,
+        checkpoint: None,
+        timeouts: Timeouts {
+            join: Duration::from_secs(100),
+            assemble: Duration::from_secs(50),
+            heartbeat: Duration::from_secs(5),
+            step: Duration::from_secs(60),
+            stop: Duration::from_secs(30),
+        },
+    }
+}
+
+fn candidate(incarnation: u64) -> Candidate {
+    let description = format!("host-{incarnation}");
+    Candidate { incarnation, collective_address: format!("10.0.0.{incarnation}:7000"), description }
+}
+
+fn holding(state: u8) -> Holding {
+    Holding { step: 0, state_hash: Digest([state; 32]), layout_hash: Digest([7; 32]) }
+}
+
+fn report(generation: u64, step: u64) -> StepReport {
+    StepReport {
+        generation: Generation(generation),
+        step,
+        loss: -0.5,
+        collapse_level: 0.9,
+        learning_rate: 0.05,
+        gradient_norm: 1.0,
+        seconds: StepSeconds::default(),
+    }
+}
+
+/// A run in the making, with a clock that tests move.
+struct Course {
+    membership: Membership,
+    workers: u64,
+    now: Duration,
+}
+
+impl Course {
+    fn new(settings: Settings) -> Course {
+        let workers = u64::from(settings.workers);
+        Course {
+            membership: Membership::new(settings, Duration::ZERO).unwrap(),
+            workers,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// Everyone has joined and attends.
+    fn assembling(settings: Settings) -> Course {
+        let mut course = Course::new(settings);
+        for worker in 1..=course.workers {
+            course.step(Event::Joined(candidate(worker)));
+            course.step(Event::Attending { worker: WorkerId(worker) });
+        }
+        assert_eq!(course.membership.phase(), Phase::Assembling);
+        course
+    }
+
+    fn training(settings: Settings) -> Course {
+        let mut course = Course::assembling(settings);
+        for worker in 1..=course.workers {
+            course.assembled(worker, holding(1));
+        }
+        assert_eq!(course.membership.phase(), Phase::Training);
+        course
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        self.membership.step(event, self.now)
+    }
+
+    fn assembled(&mut self, worker: u64, holding: Holding) -> Vec<Action> {
+        let generation = self.membership.generation();
+        self.step(Event::Assembled { worker: WorkerId(worker), generation, holding })
+    }
+
+    fn finished(&mut self, worker: u64, step: u64, state: u8) -> Vec<Action> {
+        self.step(Event::Finished { worker: WorkerId(worker), step, state_hash: Digest([state; 32]) })
+    }
+
+    /// `seconds` pass, in which the workers that are left send heartbeats as they should.
+    fn pass(&mut self, seconds: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            for worker in 1..=self.workers {
+                self.step(Event::Heartbeat { worker: WorkerId(worker) });
+            }
+            actions.extend(self.step(Event::Tick));
+        }
+        actions
+    }
+}
+
+fn lost(worker: u64) -> Event {
+    Event::WorkerLost { worker: WorkerId(worker), reason: "its connection broke".to_string() }
+}
+
+fn outcome(actions: &[Action]) -> Option<&Outcome> {
+    actions.iter().find_map(|action| match action {
+        Action::End(outcome) => Some(outcome),
+        _ => None,
+    })
+}
+
+/// The failure in `actions` holds all of `phrases`, and everyone else who listens is told the same.
+fn check_failure(actions: &[Action], phrases: &[&str]) {
+    let Some(Outcome::Failed { reason }) = outcome(actions) else { panic!("no failure in {actions:?}") };
+    for phrase in phrases {
+        assert!(reason.contains(phrase), "{reason:?} lacks {phrase:?}");
+    }
+    let failure = Some(reason.clone());
+    for action in actions {
+        if let Action::Send { order, .. } = action {
+            assert_eq!(order, &Order::Dismiss { failure: failure.clone() });
+        }
+    }
+}
+
+#[test]
+fn a_run_from_the_first_join_to_the_last_step() {
+    let mut course = Course::new(settings(3));
+    for worker in 1..=3 {
+        let actions = course.step(Event::Joined(candidate(worker)));
+        assert_eq!(actions[0], Action::Admit { worker: WorkerId(worker) });
+    }
+    assert!(course.step(Event::Attending { worker: WorkerId(3) }).is_empty());
+    assert!(course.step(Event::Attending { worker: WorkerId(1) }).is_empty());
+    let actions = course.step(Event::Attending { worker: WorkerId(2) });
+    let orders: Vec<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send { worker, order: Order::Assemble { generation, places, rank, publishes, .. } } => {
+                assert_eq!(*generation, Generation(1));
+                let shards: Vec<u32> = places.iter().map(|place| place.shard_count).collect();
+                assert_eq!(shards, [3, 3, 2]);
+                assert_eq!(places[rank.0 as usize].worker, *worker);
+                Some((worker.0, rank.0, *publishes))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(orders, [(1, 0, true), (2, 1, false), (3, 2, false)]);
+
+    assert!(course.assembled(2, holding(1)).is_empty());
+    assert!(course.assembled(2, holding(1)).is_empty(), "twice changes nothing");
+    assert!(course.assembled(1, holding(1)).is_empty());
+    let starts = course.assembled(3, holding(1));
+    let start = Order::Start { generation: Generation(1) };
+    assert_eq!(
+        starts
+            .iter()
+            .filter(|action| matches!(action, Action::Send { order, .. } if *order == start))
+            .count(),
+        3
+    );
+
+    for worker in [2, 1, 3] {
+        let actions = course.step(Event::StepDone { worker: WorkerId(worker), report: report(1, 1) });
+        assert_eq!(actions.len(), usize::from(worker == 1), "a step is told once, by the first rank");
+    }
+    assert!(course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 1) }).is_empty());
+    assert!(course.step(Event::StepDone { worker: WorkerId(1), report: report(0, 2) }).is_empty());
+    assert!(course.membership.publishes(WorkerId(1), Generation(1)));
+    assert!(!course.membership.publishes(WorkerId(2), Generation(1)));
+    assert!(!course.membership.publishes(WorkerId(1), Generation(0)));
+
+    course.finished(1, TOTAL_STEPS, 9);
+    course.finished(3, TOTAL_STEPS, 9);
+    let actions = course.finished(2, TOTAL_STEPS, 9);
+    let expected = Outcome::Completed { step: TOTAL_STEPS, state_hash: Digest([9; 32]) };
+    assert_eq!(outcome(&actions), Some(&expected));
+    let dismiss = Order::Dismiss { failure: None };
+    assert_eq!(
+        actions
+            .iter()
+            .filter(|action| matches!(action, Action::Send { order, .. } if *order == dismiss))
+            .count(),
+        3
+    );
+    assert_eq!(course.membership.phase(), Phase::Finished);
+    assert!(course.step(Event::StopRequested).is_empty());
+    assert!(matches!(course.step(Event::Joined(candidate(9)))[..], [Action::Refuse { .. }]));
+}
+
+#[test]
+fn unfit_numbers_of_workers_are_refused_before_anything_starts() {
+    for (workers, expected) in [(0, "at least 1"), (9, "at most 8")] {
+        let error = Membership::new(settings(workers), Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    settings(8).check().unwrap();
+}
+
+#[test]
+fn joins_are_counted_and_repeated_ones_recognised() {
+    let mut course = Course::new(settings(2));
+    course.step(Event::Joined(candidate(11)));
+    assert_eq!(course.step(Event::Joined(candidate(11))), [Action::Admit { worker: WorkerId(1) }]);
+    course.step(Event::Joined(candidate(12)));
+    let [Action::Refuse { reason }] = &course.step(Event::Joined(candidate(13)))[..] else { panic!() };
+    assert!(reason.contains("--workers 3"), "{reason}");
+    // One that leaves before the run begins makes room, and its id is never given again.
+    course.step(lost(1));
+    assert_eq!(course.step(Event::Joined(candidate(13)))[0], Action::Admit { worker: WorkerId(3) });
+}
+
+#[test]
+fn differing_states_do_not_start() {
+    for (odd, phrases) in [
+        (holding(2), ["state hash", "worker 2 has 0202", "worker 1, worker 3 has 0101"]),
+        (Holding { step: 5, ..holding(1) }, ["next step", "worker 2 has 5", "worker 1, worker 3 has 0"]),
+        (
+            Holding { layout_hash: Digest([8; 32]), ..holding(1) },
+            ["layout", "worker 2 has 0808", "same version"],
+        ),
+    ] {
+        let mut course = Course::assembling(settings(3));
+        course.assembled(1, holding(1));
+        course.assembled(2, odd);
+        check_failure(&course.assembled(3, holding(1)), &phrases);
+    }
+}
+
+#[test]
+fn differing_ends_are_a_failure() {
+    let mut course = Course::training(settings(3));
+    course.finished(1, TOTAL_STEPS, 9);
+    course.finished(2, TOTAL_STEPS, 8);
+    check_failure(&course.finished(3, TOTAL_STEPS, 9), &["final state hash", "worker 2 has 0808"]);
+
+    let mut course = Course::training(settings(2));
+    course.finished(1, 50, 9);
+    check_failure(&course.finished(2, 51, 9), &["last step", "worker 1 has 50", "worker 2 has 51"]);
+
+    let mut course = Course::training(settings(1));
+    check_failure(&course.finished(1, 50, 9), &["50 of 100", "nobody asked"]);
+}
+
+#[test]
+fn a_lost_worker_ends_the_run_and_the_sentence_says_how_to_go_on() {
+    let mut course = Course::training(settings(2));
+    course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 57) });
+    course.step(Event::Published { checkpoint: "step-000040".to_string(), step: 40 });
+    let actions = course.step(lost(2));
+    check_failure(
+        &actions,
+        &["worker 2 (host-2)", "connection broke", "57 steps", "step-000040", "--resume"],
+    );
+
+    let mut course = Course::assembling(settings(2));
+    check_failure(&course.step(lost(1)), &["worker 1 (host-1)", "no checkpoint"]);
+}
+
+#[test]
+fn the_cause_is_named_and_not_its_consequence() {
+    let failed = |worker, suspect: Option<u64>| Event::WorkerFailed {
+        worker: WorkerId(worker),
+        step: 3,
+        reason: format!("words of {worker}"),
+        suspect: suspect.map(WorkerId),
+    };
+    // The one that others suspect speaks for itself, ...
+    let mut course = Course::training(settings(3));
+    assert!(course.step(failed(1, Some(2))).is_empty());
+    assert!(course.step(lost(1)).is_empty(), "who has failed may go");
+    check_failure(&course.step(failed(2, None)), &["worker 2 (host-2) failed after step 3: words of 2"]);
+    // ... or is gone, ...
+    let mut course = Course::training(settings(3));
+    course.step(failed(1, Some(2)));
+    check_failure(&course.step(lost(2)), &["worker 2 (host-2) was lost"]);
+    // ... or says nothing: then the suspicion is all there is.
+    let mut course = Course::training(settings(3));
+    course.step(failed(1, Some(2)));
+    check_failure(&course.pass(2), &["words of 1", "suspects worker 2 (host-2)"]);
+    // Nobody can be suspected who does not take part.
+    for suspect in [1, 77] {
+        let mut course = Course::training(settings(3));
+        check_failure(&course.step(failed(1, Some(suspect))), &["words of 1"]);
+    }
+}
+
+#[test]
+fn a_local_process_tells_more_than_its_connection() {
+    let local = || Settings { workers_are_local: true, ..settings(2) };
+    let ended = |crashed| Event::ProcessEnded { reason: "worker-1 panicked".to_string(), crashed };
+    let mut course = Course::training(local());
+    assert!(course.step(lost(2)).is_empty());
+    check_failure(&course.step(ended(true)), &["worker-1 panicked"]);
+    let mut course = Course::training(local());
+    course.step(lost(2));
+    check_failure(&course.pass(2), &["worker 2 (host-2) was lost"]);
+    // One that ends by itself has most often been told by another, whose word is waited for.
+    let mut course = Course::training(local());
+    assert!(course.step(ended(false)).is_empty());
+    check_failure(&course.pass(2), &["worker-1 panicked"]);
+    // Before it joined there is nobody else to ask.
+    let mut course = Course::new(local());
+    check_failure(&course.step(ended(false)), &["worker-1 panicked"]);
+}
+
+#[test]
+fn a_stop_is_passed_on_and_the_second_ends_at_once() {
+    let mut course = Course::training(settings(2));
+    let actions = course.step(Event::StopRequested);
+    assert_eq!(
+        actions
+            .iter()
+            .filter(|action| matches!(action, Action::Send { order: Order::Stop { .. }, .. }))
+            .count(),
+        2
+    );
+    course.finished(1, 42, 9);
+    assert_eq!(outcome(&course.finished(2, 42, 9)), Some(&Outcome::Stopped { step: 42 }));
+
+    let mut course = Course::training(settings(2));
+    course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 41) });
+    course.step(Event::StopRequested);
+    assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 41 }));
+
+    // A stop that comes while the last step is made changes nothing.
+    let mut course = Course::training(settings(1));
+    course.step(Event::StopRequested);
+    let actions = course.finished(1, TOTAL_STEPS, 9);
+    assert!(matches!(outcome(&actions), Some(Outcome::Completed { step: TOTAL_STEPS, .. })));
+
+    for mut course in [Course::new(settings(2)), Course::assembling(settings(2))] {
+        assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 0 }));
+    }
+}
+
+#[test]
+fn every_wait_has_its_limit_and_its_sentence() {
+    let mut course = Course::new(settings(2));
+    course.step(Event::Joined(candidate(1)));
+    assert!(course.pass(100).is_empty());
+    check_failure(&course.pass(1), &["1 of 2 workers joined within 100.0 s"]);
+
+    let mut course = Course::assembling(settings(2));
+    course.assembled(1, holding(1));
+    assert!(course.pass(50).is_empty());
+    check_failure(&course.pass(1), &["not all workers were assembled within 50.0 s", "worker 2 (host-2)"]);
+
+    let mut course = Course::training(settings(2));
+    assert!(course.pass(50).is_empty());
+    course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 1) });
+    assert!(course.pass(60).is_empty(), "a step begins the wait anew");
+    check_failure(&course.pass(1), &["no step was committed for 60.0 s"]);
+
+    let mut course = Course::training(settings(2));
+    course.step(Event::StopRequested);
+    course.finished(1, 5, 9);
+    assert!(course.pass(30).is_empty());
+    check_failure(&course.pass(1), &["within 30.0 s these did not finish: worker 2 (host-2)"]);
+}
+
+#[test]
+fn a_silent_worker_is_lost() {
+    let mut course = Course::training(settings(2));
+    for _ in 0..5 {
+        course.now += Duration::from_secs(1);
+        course.step(Event::Heartbeat { worker: WorkerId(2) });
+        assert!(course.step(Event::Tick).is_empty());
+    }
+    course.now += Duration::from_secs(1);
+    check_failure(
+        &course.step(Event::Tick),
+        &["worker 1 (host-1) was lost: nothing was heard of it for 5.0 s"],
+    );
+
+    // Before the run begins only its place is free again.
+    let mut course = Course::new(settings(2));
+    course.step(Event::Joined(candidate(1)));
+    course.now += Duration::from_secs(6);
+    assert!(matches!(course.step(Event::Tick)[..], [Action::Record(Record::Lost { worker: 1, .. })]));
+    assert_eq!(course.membership.workers(), 0);
+}
+
+#[test]
+fn a_resumed_run_counts_on_from_its_checkpoint() {
+    let checkpoint = Some("step-000040".to_string());
+    let mut course = Course::training(Settings { first_step: 40, checkpoint, ..settings(1) });
+    check_failure(&course.step(lost(1)), &["40 steps are committed", "step-000040"]);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    // Small numbers, so that chance meets what exists.
+    let worker = || (1u64..5).prop_map(WorkerId);
+    let generation = || (0u64..3).prop_map(Generation);
+    let hash = || prop_oneof![9 => Just(Digest([1; 32])), 1 => Just(Digest([2; 32]))];
+    let step = || prop_oneof![0u64..4, Just(TOTAL_STEPS)];
+    prop_oneof![
+        6 => (1u64..6).prop_map(|incarnation| Event::Joined(candidate(incarnation))),
+        6 => worker().prop_map(|worker| Event::Attending { worker }),
+        2 => worker().prop_map(|worker| Event::Heartbeat { worker }),
+        9 => (worker(), generation(), hash()).prop_map(|(worker, generation, state_hash)| {
+            let holding = Holding { step: 0, state_hash, layout_hash: Digest([7; 32]) };
+            Event::Assembled { worker, generation, holding }
+        }),
+        6 => (worker(), generation(), step())
+            .prop_map(|(worker, generation, step)| Event::StepDone { worker, report: report(generation.0, step) }),
+        4 => (worker(), step(), hash())
+            .prop_map(|(worker, step, state_hash)| Event::Finished { worker, step, state_hash }),
+        1 => (worker(), step(), prop::option::of(worker())).prop_map(|(worker, step, suspect)| {
+            Event::WorkerFailed { worker, step, reason: "reason".to_string(), suspect }
+        }),
+        1 => (1u64..5).prop_map(lost),
+        1 => any::<bool>().prop_map(|crashed| Event::ProcessEnded { reason: "reason".to_string(), crashed }),
+        2 => step().prop_map(|step| Event::Published { checkpoint: format!("step-{step}"), step }),
+        1 => Just(Event::StopRequested),
+        6 => Just(Event::Tick),
+    ]
+}
+
+/// What is true of every course of events, checked from outside by what was sent and answered.
+#[derive(Default)]
+struct Witness {
+    generation: u64,
+    committed_step: u64,
+    members: Vec<WorkerId>,
+    assembled: Vec<WorkerId>,
+    has_ended: bool,
+}
+
+impl Witness {
+    fn see(&mut self, event: &Event, actions: &[Action]) {
+        if self.has_ended {
+            assert!(actions.iter().all(|action| matches!(action, Action::Refuse { .. })), "{actions:?}");
+            return;
+        }
+        if let Event::Assembled { worker, generation, .. } = event
+            && generation.0 == self.generation
+        {
+            self.assembled.push(*worker);
+        }
+        if matches!(event, Event::Joined(_)) {
+            let answers =
+                actions.iter().filter(|a| matches!(a, Action::Admit { .. } | Action::Refuse { .. }));
+            assert_eq!(answers.count(), 1, "whoever joins is answered");
+        }
+        for action in actions {
+            match action {
+                Action::Record(Record::Generation { generation, places }) => {
+                    assert_eq!(*generation, self.generation + 1);
+                    let leased = places.iter().flat_map(|place| {
+                        assert!(place.shard_count > 0);
+                        place.first_shard..place.first_shard + place.shard_count
+                    });
+                    assert!(leased.eq(0..SHARDS), "every shard has one owner: {places:?}");
+                    self.generation = *generation;
+                    self.members = places.iter().map(|place| place.worker).collect();
+                    self.assembled.clear();
+                }
+                Action::Send { worker, order: Order::Start { generation } } => {
+                    assert_eq!(generation.0, self.generation);
+                    assert!(self.members.contains(worker));
+                    assert!(self.members.iter().all(|member| self.assembled.contains(member)));
+                }
+                Action::Committed(report) => {
+                    assert!(report.step > self.committed_step, "no two commits for a step");
+                    assert_eq!(report.generation.0, self.generation);
+                    self.committed_step = report.step;
+                }
+                Action::End(_) => {
+                    assert!(!self.has_ended, "ended once");
+                    self.has_ended = true;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn whatever_happens_the_promises_hold(
+        workers in 1u32..4,
+        workers_are_local: bool,
+        events in prop::collection::vec((any_event(), 0u64..800), 0..120),
+    ) {
+        let mut membership =
+            Membership::new(Settings { workers_are_local, ..settings(workers) }, Duration::ZERO).unwrap();
+        let mut witness = Witness::default();
+        let mut now = Duration::ZERO;
+        for (event, later_ms) in events {
+            now += Duration::from_millis(later_ms);
+            let actions = membership.step(event.clone(), now);
+            witness.see(&event, &actions);
+            prop_assert_eq!(membership.generation().0, witness.generation);
+        }
+        // Every wait ends: each tick takes at least one silent worker, then the run.
+        for _ in 0..workers + 2 {
+            now += Duration::from_secs(3600);
+            let actions = membership.step(Event::Tick, now);
+            witness.see(&Event::Tick, &actions);
+        }
+        prop_assert!(witness.has_ended, "still {:?}", membership.phase());
+    }
+}

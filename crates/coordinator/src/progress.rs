@@ -1,0 +1,137 @@
+//! What a person who watches a run is told.
+
+use recipe::Recipe;
+use serde::Serialize;
+
+use crate::journal::Record;
+use crate::membership::{Outcome, StepReport, StepSeconds};
+
+/// What a person who watches a run is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    /// The run goes on from a checkpoint.
+    Resumed {
+        /// Its name.
+        checkpoint: String,
+        /// Steps committed in it.
+        step: u64,
+    },
+    /// A worker joined.
+    Joined {
+        /// How many have.
+        workers: u32,
+        /// How many the run waits for.
+        expected: u32,
+        /// Host and process of this one.
+        description: String,
+    },
+    /// A worker left before the run began; its place is free again.
+    Left {
+        /// How many are still here.
+        workers: u32,
+        /// How many the run waits for.
+        expected: u32,
+        /// What was seen of it.
+        reason: String,
+    },
+    /// All workers are here, and fetch what they need.
+    Assembling {
+        /// Which generation they form.
+        generation: u64,
+        /// How many they are.
+        workers: u32,
+    },
+    /// All workers hold the same and train.
+    Started {
+        /// Which generation they form.
+        generation: u64,
+        /// The step that is run first.
+        step: u64,
+    },
+    /// A step is committed.
+    Step(StepMetrics),
+    /// A checkpoint lies whole in the run directory.
+    CheckpointPublished {
+        /// Its name.
+        checkpoint: String,
+        /// Steps committed in it.
+        step: u64,
+    },
+    /// A stop was asked for; the workers finish the step in hand and save.
+    Stopping {
+        /// Steps committed by then.
+        step: u64,
+    },
+    /// The run is over.
+    Ended(Outcome),
+}
+
+impl Progress {
+    /// What the journal notes is also what a person wants to know, but for the first lines.
+    pub(crate) fn from_record(record: &Record, workers: u32, expected: u32) -> Option<Progress> {
+        match record.clone() {
+            Record::Created(_) | Record::Opened { checkpoint: None, .. } => None,
+            Record::Opened { checkpoint: Some(checkpoint), step, .. } => {
+                Some(Progress::Resumed { checkpoint, step })
+            }
+            Record::Joined { description, .. } => Some(Progress::Joined { workers, expected, description }),
+            Record::Lost { reason, .. } => Some(Progress::Left { workers, expected, reason }),
+            Record::Generation { generation, .. } => Some(Progress::Assembling { generation, workers }),
+            Record::Started { generation, step, .. } => Some(Progress::Started { generation, step }),
+            Record::Checkpoint { checkpoint, step, .. } => {
+                Some(Progress::CheckpointPublished { checkpoint, step })
+            }
+            Record::StopRequested { step } => Some(Progress::Stopping { step }),
+            Record::Ended(outcome) => Some(Progress::Ended(outcome)),
+        }
+    }
+}
+
+/// A committed step: one line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Steps committed, this one included.
+    pub step: u64,
+    /// Steps in the whole run.
+    #[serde(skip)]
+    pub total_steps: u64,
+    /// The pass over the data that it belongs to, from 1.
+    pub epoch: u64,
+    /// Passes in the whole run.
+    #[serde(skip)]
+    pub total_epochs: u64,
+    /// Mean over all shards of -cos(p, z), between -1 and 1.
+    pub loss: f64,
+    /// Std of the normalised z over 1/sqrt(d): near 1 healthy, 0 collapsed.
+    pub collapse_level: f64,
+    /// Learning rate of the backbone.
+    pub learning_rate: f64,
+    /// Euclidean norm of the folded gradient.
+    pub gradient_norm: f64,
+    /// Images of the whole batch over the seconds of the whole step; each image gives two views.
+    pub images_per_second: f64,
+    /// Where the first worker's time went.
+    pub seconds: StepSeconds,
+    /// The workers that made it.
+    pub generation: u64,
+}
+
+impl StepMetrics {
+    pub(crate) fn new(report: &StepReport, recipe: &Recipe, total_steps: u64) -> StepMetrics {
+        let total_epochs = u64::from(recipe.training.epochs);
+        let steps_per_epoch = (total_steps / total_epochs).max(1);
+        StepMetrics {
+            step: report.step,
+            total_steps,
+            epoch: report.step.saturating_sub(1) / steps_per_epoch + 1,
+            total_epochs,
+            loss: report.loss,
+            collapse_level: report.collapse_level,
+            learning_rate: report.learning_rate,
+            gradient_norm: report.gradient_norm,
+            images_per_second: f64::from(recipe.training.batch) / report.seconds.step,
+            seconds: report.seconds,
+            generation: report.generation.0,
+        }
+    }
+}

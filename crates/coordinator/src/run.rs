@@ -1,0 +1,378 @@
+//! The control loop: one task that owns membership and the run directory, and does what membership decides.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use protocol::{MESSAGE_BYTES, WorkerId};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::transport::server::TcpIncoming;
+
+use crate::checkpoint::{CheckpointDirectory, CheckpointError};
+use crate::journal::Record;
+use crate::membership::{
+    Action, Event, Membership, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
+};
+use crate::progress::{Progress, StepMetrics};
+use crate::run_directory::{RunDirectory, RunDirectoryError};
+use crate::service::{Facts, Input, OrderSender, Service};
+use crate::supervisor::LocalWorkers;
+use crate::{Blocks, wire};
+
+/// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Inputs that wait for the control loop; the handlers wait once they are this many.
+const INPUTS_UNDER_WAY: usize = 256;
+
+/// How long dismissed workers have to go. They have nothing left to do but to close their connections.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long the server may take to close connections that nobody uses any more.
+const SERVER_END: Duration = Duration::from_secs(1);
+
+/// A run that is ready to be served.
+#[derive(Debug)]
+pub struct Run {
+    /// Its folder, new or opened. In one that has checkpoints the run goes on from the newest valid one.
+    pub directory: RunDirectory,
+    /// What the data is, for the workers.
+    pub manifest_json: String,
+    /// Steps in the whole run.
+    pub total_steps: u64,
+    /// How many workers it waits for.
+    pub workers: u32,
+    /// How long it waits for what.
+    pub timeouts: Timeouts,
+    /// The version that workers must have too.
+    pub program_version: String,
+    /// Workers that were started with it; `None` if they come from elsewhere.
+    pub local_workers: Option<LocalWorkers>,
+}
+
+/// Why a coordinator cannot go on. A run that fails is not among these: that is an [`Outcome`].
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The settings do not fit each other.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    RunDirectory(#[from] RunDirectoryError),
+    /// The checkpoints cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Workers would refuse the answer to their first call.
+    #[error(
+        "recipe and manifest have {bytes} bytes, but a message holds {MESSAGE_BYTES}: use larger blocks or fewer \
+         shards"
+    )]
+    TooLarge {
+        /// Both together.
+        bytes: usize,
+    },
+    /// The server ended by itself.
+    #[error("the gRPC server ended: {0}")]
+    Server(String),
+}
+
+/// Runs the coordinator on `listener` until the run is over, and says how it ended.
+///
+/// Each message of `stops` is a request to stop: the first lets the workers finish the step in hand and save,
+/// the second ends the run at once. `observer` is called from the control loop, so it must be quick.
+///
+/// # Errors
+/// See [`CoordinatorError`]. Workers that are connected by then are told.
+pub async fn serve(
+    listener: TcpListener,
+    run: Run,
+    blocks: Arc<dyn Blocks>,
+    observer: impl FnMut(&Progress) + Send,
+    stops: mpsc::Receiver<()>,
+) -> Result<Outcome, CoordinatorError> {
+    let start = {
+        let checkpoints = run.directory.checkpoints().clone();
+        spawn_blocking(move || checkpoints.latest_valid())
+            .await
+            .expect("reading checkpoints does not panic")?
+    };
+    let facts = facts(&run, start.as_ref())?;
+    let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
+    let mut control = Control::new(run, start.as_ref(), observer)?;
+    let mut server = Server::start(listener, Service { facts, blocks, inputs });
+
+    let result = control.run(received, stops, &mut server).await;
+    server.end().await;
+    if let Some(local_workers) = control.local_workers.take() {
+        // Waits for the processes to end; a panic in there is no reason to lose the outcome.
+        let _ = spawn_blocking(move || drop(local_workers)).await;
+    }
+    result
+}
+
+fn facts(run: &Run, start: Option<&CheckpointDirectory>) -> Result<Facts, CoordinatorError> {
+    let recipe = run.directory.recipe();
+    let recipe_toml = recipe.to_toml();
+    let bytes = recipe_toml.len() + run.manifest_json.len();
+    // The rest of the answer is less than a hundred bytes.
+    if bytes + 1024 > MESSAGE_BYTES {
+        return Err(CoordinatorError::TooLarge { bytes });
+    }
+    Ok(Facts {
+        program_version: run.program_version.clone(),
+        run_id: Bytes::copy_from_slice(&run.directory.run_id()),
+        recipe_toml,
+        manifest_json: run.manifest_json.clone(),
+        checkpoint: start.map(CheckpointDirectory::name).unwrap_or_default(),
+        shards: recipe.training.shards,
+        checkpoints: run.directory.checkpoints().clone(),
+        checkpoints_kept: recipe.checkpoint.keep,
+    })
+}
+
+/// The server's task, and the word that ends it.
+struct Server {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    end: Option<oneshot::Sender<()>>,
+}
+
+impl Server {
+    fn start(listener: TcpListener, service: Service) -> Server {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (end, ended) = oneshot::channel();
+        let task = tokio::spawn(protocol::server().serve_with_incoming_shutdown(
+            protocol::service(service),
+            incoming,
+            async {
+                // A dropped sender means the same as a sent word.
+                let _ = ended.await;
+            },
+        ));
+        Server { task, end: Some(end) }
+    }
+
+    async fn end(mut self) {
+        drop(self.end.take());
+        if timeout(SERVER_END, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+struct Control<O> {
+    membership: Membership,
+    directory: RunDirectory,
+    local_workers: Option<LocalWorkers>,
+    observer: O,
+    /// The workers that listen.
+    orders: HashMap<WorkerId, OrderSender>,
+    workers_expected: u32,
+    total_steps: u64,
+    started_at: Instant,
+    outcome: Option<Outcome>,
+}
+
+impl<O: FnMut(&Progress) + Send> Control<O> {
+    fn new(run: Run, start: Option<&CheckpointDirectory>, observer: O) -> Result<Self, CoordinatorError> {
+        let first_step = start.map_or(0, CheckpointDirectory::step);
+        let checkpoint = start.map(CheckpointDirectory::name);
+        let settings = Settings {
+            workers: run.workers,
+            workers_are_local: run.local_workers.is_some(),
+            shards: run.directory.recipe().training.shards,
+            total_steps: run.total_steps,
+            first_step,
+            checkpoint: checkpoint.clone(),
+            timeouts: run.timeouts,
+        };
+        let mut control = Control {
+            membership: Membership::new(settings, Duration::ZERO)?,
+            directory: run.directory,
+            local_workers: run.local_workers,
+            observer,
+            orders: HashMap::new(),
+            workers_expected: run.workers,
+            total_steps: run.total_steps,
+            started_at: Instant::now(),
+            outcome: None,
+        };
+        control.directory.forget_metrics_after(first_step)?;
+        let program_version = run.program_version;
+        control.record(Record::Opened { program_version, checkpoint, step: first_step })?;
+        Ok(control)
+    }
+
+    /// Hears and acts until the run is over and the workers have gone.
+    async fn run(
+        &mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut stops: mpsc::Receiver<()>,
+        server: &mut Server,
+    ) -> Result<Outcome, CoordinatorError> {
+        let ended = self.until_the_end(&mut inputs, &mut stops, server).await;
+        if let Err(error) = &ended {
+            self.dismiss_all(&error.to_string());
+        }
+        // The last order is on its way; a stream ends when its sender is dropped and all was received.
+        let mut listening: Vec<WorkerId> = self.orders.drain().map(|(worker, _)| worker).collect();
+        let farewell = async {
+            while !listening.is_empty() {
+                match inputs.recv().await {
+                    Some(Input::Detached { worker, .. }) => listening.retain(|other| *other != worker),
+                    Some(input) => self.refuse(input),
+                    None => return,
+                }
+            }
+        };
+        if timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!(?listening, "dismissed workers did not go");
+        }
+        ended
+    }
+
+    async fn until_the_end(
+        &mut self,
+        inputs: &mut mpsc::Receiver<Input>,
+        stops: &mut mpsc::Receiver<()>,
+        server: &mut Server,
+    ) -> Result<Outcome, CoordinatorError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Some(outcome) = self.outcome.take() {
+                return Ok(outcome);
+            }
+            tokio::select! {
+                Some(input) = inputs.recv() => self.hear(input)?,
+                () = requested(stops) => self.act(Event::StopRequested).map(drop)?,
+                _ = ticks.tick() => {
+                    self.watch_processes()?;
+                    self.act(Event::Tick)?;
+                }
+                ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
+            }
+        }
+    }
+
+    /// Who asks is answered; whoever asked and went away meanwhile needs no answer.
+    fn hear(&mut self, input: Input) -> Result<(), CoordinatorError> {
+        match input {
+            Input::Join { candidate, reply } => {
+                let answer = self.act(Event::Joined(candidate))?;
+                let _ = reply.send(answer.expect("membership answers everyone who joins"));
+            }
+            Input::Attend { worker, orders, reply } => {
+                let is_welcome = self.membership.knows(worker) && !self.orders.contains_key(&worker);
+                if is_welcome {
+                    self.orders.insert(worker, orders);
+                }
+                let _ = reply.send(is_welcome);
+            }
+            Input::Detached { worker, reason } => {
+                self.orders.remove(&worker);
+                self.act(Event::WorkerLost { worker, reason })?;
+            }
+            Input::Knows { worker, reply } => {
+                let _ = reply.send(self.membership.knows(worker));
+            }
+            Input::Publishes { worker, generation, reply } => {
+                let _ = reply.send(self.membership.publishes(worker, generation));
+            }
+            Input::Event(event) => {
+                self.act(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The run is over: who asks something now is told no.
+    fn refuse(&mut self, input: Input) {
+        match input {
+            Input::Join { reply, .. } => {
+                let _ = reply.send(Err("the run has ended: start the coordinator again".to_string()));
+            }
+            Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
+                let _ = reply.send(false);
+            }
+            Input::Detached { .. } | Input::Event(_) => {}
+        }
+    }
+
+    /// Tells membership what happened and does what it decides. The answer is for a worker that joins.
+    fn act(&mut self, event: Event) -> Result<Option<Result<WorkerId, String>>, CoordinatorError> {
+        let mut answer = None;
+        for action in self.membership.step(event, self.started_at.elapsed()) {
+            match action {
+                Action::Admit { worker } => answer = Some(Ok(worker)),
+                Action::Refuse { reason } => answer = Some(Err(reason)),
+                Action::Send { worker, order } => self.send(worker, order),
+                Action::Record(record) => self.record(record)?,
+                Action::Committed(report) => self.committed(&report),
+                Action::End(outcome) => self.outcome = Some(outcome),
+            }
+        }
+        Ok(answer)
+    }
+
+    fn send(&mut self, worker: WorkerId, order: Order) {
+        let Some(orders) = self.orders.get(&worker) else { return };
+        if orders.try_send(Ok(wire::order(order))).is_err() {
+            // Its stream is ending, or it does not read: either way it will be lost, and said to be.
+            tracing::warn!(worker = worker.0, "an order could not be given");
+        }
+    }
+
+    fn dismiss_all(&mut self, failure: &str) {
+        let workers: Vec<WorkerId> = self.orders.keys().copied().collect();
+        for worker in workers {
+            self.send(worker, Order::Dismiss { failure: Some(failure.to_string()) });
+        }
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), CoordinatorError> {
+        tracing::info!(generation = self.membership.generation().0, ?record, "run");
+        self.directory.record(&record)?;
+        let workers = self.membership.workers() as u32;
+        if let Some(progress) = Progress::from_record(&record, workers, self.workers_expected) {
+            (self.observer)(&progress);
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, report: &StepReport) {
+        let metrics = StepMetrics::new(report, self.directory.recipe(), self.total_steps);
+        if let Err(error) = self.directory.metric(&metrics) {
+            // The step counts all the same.
+            tracing::error!(step = report.step, "{error}");
+        }
+        (self.observer)(&Progress::Step(metrics));
+    }
+
+    fn watch_processes(&mut self) -> Result<(), CoordinatorError> {
+        let Some(local_workers) = &mut self.local_workers else { return Ok(()) };
+        for ended in local_workers.ended() {
+            self.act(Event::ProcessEnded { reason: ended.to_string(), crashed: ended.crashed() })?;
+        }
+        Ok(())
+    }
+}
+
+/// Resolves at the next request to stop; never, once nobody can request it any more.
+async fn requested(stops: &mut mpsc::Receiver<()>) {
+    if stops.recv().await.is_none() {
+        pending().await
+    }
+}
+
+fn why_ended(ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> String {
+    match ended {
+        Ok(Ok(())) => "it stopped listening".to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    }
+}

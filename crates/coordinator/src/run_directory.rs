@@ -1,0 +1,410 @@
+//! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use recipe::{Recipe, RecipeError};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{CheckpointError, Checkpoints};
+use crate::journal::{Created, Record};
+
+const RECIPE: &str = "recipe.toml";
+const JOURNAL: &str = "journal.jsonl";
+const METRICS: &str = "metrics.jsonl";
+const CHECKPOINTS: &str = "checkpoints";
+const LOGS: &str = "logs";
+/// Held as long as the coordinator lives; the system lets go of it, however the process ends.
+const LOCK: &str = "coordinator.lock";
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirectoryError {
+    /// A new run would mix with something else.
+    #[error("{path} is not empty: choose another --name or --out, or go on with that run by --resume")]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Two coordinators would write the same files.
+    #[error("another coordinator is at work in {path}: wait until it ends, or choose another --name")]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is nothing to go on with.
+    #[error(
+        "{path} is not a run directory, expected {expected} in it: correct the path, or leave out --resume"
+    )]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+        /// What was looked for.
+        expected: &'static str,
+    },
+    /// The journal does not begin as a journal does.
+    #[error("{path}: expected the record of the run's creation in the first line, found {found}")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The saved recipe is not one.
+    #[error("{path}: {source}")]
+    Recipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecipeError,
+    },
+    /// The checkpoints cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// The verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirectoryError {
+    move |source| RunDirectoryError::Io { action, path: path.to_path_buf(), source }
+}
+
+/// The folder of one run, held by one coordinator at a time.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    recipe: Recipe,
+    run_id: [u8; 16],
+    journal: File,
+    metrics: File,
+    checkpoints: Checkpoints,
+    _lock: File,
+}
+
+impl RunDirectory {
+    /// Creates the folder of a new run.
+    ///
+    /// # Errors
+    /// [`RunDirectoryError::NotEmpty`], [`RunDirectoryError::Locked`], or those of the disk.
+    pub fn create(
+        path: &Path,
+        recipe: &Recipe,
+        program_version: &str,
+    ) -> Result<RunDirectory, RunDirectoryError> {
+        fs::create_dir_all(path).map_err(failed("create", path))?;
+        // Looked at before the lock, so that nothing is put into a folder of someone else's; and after it,
+        // because another coordinator may have been faster.
+        refuse_unless_empty(path)?;
+        let lock = lock(path)?;
+        refuse_unless_empty(path)?;
+
+        let run_id = draw_run_id(path);
+        let created = Record::Created(Created {
+            run_id: hexadecimal(&run_id),
+            program_version: program_version.to_string(),
+        });
+        write_whole(&path.join(RECIPE), recipe.to_toml().as_bytes())?;
+        write_whole(&path.join(JOURNAL), &line(&created))?;
+        Self::with_lock(path, lock)
+    }
+
+    /// Opens the folder of a run to go on with it.
+    ///
+    /// # Errors
+    /// [`RunDirectoryError::NotARun`], [`RunDirectoryError::Locked`], damaged files, or those of the disk.
+    pub fn open(path: &Path) -> Result<RunDirectory, RunDirectoryError> {
+        for expected in [RECIPE, JOURNAL] {
+            if !path.join(expected).is_file() {
+                return Err(RunDirectoryError::NotARun { path: path.to_path_buf(), expected });
+            }
+        }
+        Self::with_lock(path, lock(path)?)
+    }
+
+    fn with_lock(path: &Path, lock: File) -> Result<RunDirectory, RunDirectoryError> {
+        let recipe_path = path.join(RECIPE);
+        let text = fs::read_to_string(&recipe_path).map_err(failed("read", &recipe_path))?;
+        let recipe = Recipe::from_toml(&text, &[])
+            .map_err(|source| RunDirectoryError::Recipe { path: recipe_path, source })?;
+        let run_id = read_run_id(&path.join(JOURNAL))?;
+        let logs = path.join(LOGS);
+        fs::create_dir_all(&logs).map_err(failed("create", &logs))?;
+        Ok(RunDirectory {
+            recipe,
+            run_id,
+            journal: append_to(&path.join(JOURNAL))?,
+            metrics: append_to(&path.join(METRICS))?,
+            checkpoints: Checkpoints::open(&path.join(CHECKPOINTS), &hexadecimal(&run_id))?,
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The recipe of the run, complete.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// 16 bytes that no other run has.
+    pub fn run_id(&self) -> [u8; 16] {
+        self.run_id
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// The folder for `coordinator.log` and `worker-N.log`.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join(LOGS)
+    }
+
+    /// Writes a line into the journal, with the time, and syncs it.
+    pub(crate) fn record(&mut self, record: &Record) -> Result<(), RunDirectoryError> {
+        self.journal
+            .write_all(&line(record))
+            .and_then(|()| self.journal.sync_data())
+            .map_err(failed("write", &self.path.join(JOURNAL)))
+    }
+
+    /// Writes a line into the metrics. Not synced: what a power cut takes from it is computed again.
+    pub(crate) fn metric(&mut self, metric: &impl Serialize) -> Result<(), RunDirectoryError> {
+        let mut text = serde_json::to_vec(metric).expect("a metric can be written as JSON");
+        text.push(b'\n');
+        self.metrics.write_all(&text).map_err(failed("write", &self.path.join(METRICS)))
+    }
+
+    /// Removes the metrics of steps after `step`: they are made again, and are not to be there twice.
+    pub(crate) fn forget_metrics_after(&mut self, step: u64) -> Result<(), RunDirectoryError> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: Option<u64>,
+        }
+        let path = self.path.join(METRICS);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let kept = text.split_inclusive(|byte| *byte == b'\n').filter(|line| {
+            let is_kept = |line: Line| line.step.is_none_or(|line_step| line_step <= step);
+            line.ends_with(b"\n") && serde_json::from_slice(line).is_ok_and(is_kept)
+        });
+        write_whole(&path, &kept.collect::<Vec<_>>().concat())?;
+        self.metrics = append_to(&path)?;
+        Ok(())
+    }
+}
+
+fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
+    for entry in fs::read_dir(path).map_err(failed("read", path))? {
+        if entry.map_err(failed("read", path))?.file_name() != LOCK {
+            return Err(RunDirectoryError::NotEmpty { path: path.to_path_buf() });
+        }
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, RunDirectoryError> {
+    let lock_path = path.join(LOCK);
+    let file = append_to(&lock_path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunDirectoryError::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path)(error)),
+    }
+}
+
+/// Opens a file of lines. A last line that a crash cut is removed, so that the next one begins a line.
+fn append_to(path: &Path) -> Result<File, RunDirectoryError> {
+    let file =
+        OpenOptions::new().create(true).append(true).read(true).open(path).map_err(failed("open", path))?;
+    let text = fs::read(path).map_err(failed("read", path))?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |position| position + 1);
+    if whole < text.len() {
+        tracing::warn!("{}: the last line was cut and is removed", path.display());
+        file.set_len(whole as u64).map_err(failed("cut", path))?;
+    }
+    Ok(file)
+}
+
+/// Writes a file aside, syncs it and renames it, so that it is there whole or not at all.
+fn write_whole(path: &Path, content: &[u8]) -> Result<(), RunDirectoryError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        let mut aside = tempfile::Builder::new().prefix(".aside-").tempfile_in(folder)?;
+        aside.write_all(content)?;
+        aside.as_file().sync_all()?;
+        aside.persist(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(failed("write", path))
+}
+
+/// A record as a line of JSON, with the time in milliseconds since 1970.
+fn line(record: &Record) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        unix_time_ms: u64,
+        #[serde(flatten)]
+        record: &'a Record,
+    }
+    let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let line = Line { unix_time_ms: unix_time.as_millis() as u64, record };
+    let mut text = serde_json::to_vec(&line).expect("a record can be written as JSON");
+    text.push(b'\n');
+    text
+}
+
+fn read_run_id(path: &Path) -> Result<[u8; 16], RunDirectoryError> {
+    let damaged = |found: String| RunDirectoryError::Journal { path: path.to_path_buf(), found };
+    let mut first = Vec::new();
+    File::open(path)
+        .and_then(|file| BufReader::new(file).read_until(b'\n', &mut first))
+        .map_err(failed("read", path))?;
+    let created: Created =
+        serde_json::from_slice(&first).map_err(|error| damaged(format!("what is not one: {error}")))?;
+    run_id_from(&created.run_id).ok_or_else(|| {
+        damaged(format!("{:?} as run_id, which has not 32 hexadecimal digits", created.run_id))
+    })
+}
+
+fn run_id_from(text: &str) -> Option<[u8; 16]> {
+    let number = u128::from_str_radix(text, 16).ok()?;
+    (text.len() == 32 && !text.starts_with('+')).then_some(number.to_be_bytes())
+}
+
+fn hexadecimal(run_id: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*run_id))
+}
+
+/// Sixteen bytes from the system's randomness (which seeds `RandomState`), the time, the process and place.
+fn draw_run_id(path: &Path) -> [u8; 16] {
+    let random = RandomState::new().hash_one(path);
+    let seed = format!("{random} {:?} {} {}", SystemTime::now(), std::process::id(), path.display());
+    let hash = blake3::hash(seed.as_bytes());
+    *hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Outcome;
+
+    fn quickstart() -> Recipe {
+        Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap()
+    }
+
+    fn create(path: &Path) -> Result<RunDirectory, RunDirectoryError> {
+        RunDirectory::create(path, &quickstart(), "1.0.0")
+    }
+
+    #[test]
+    fn a_run_is_created_and_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/first");
+        let mut created = create(&path).unwrap();
+        let run_id = created.run_id();
+        created.record(&Record::Ended(Outcome::Stopped { step: 5 })).unwrap();
+        drop(created);
+
+        let opened = RunDirectory::open(&path).unwrap();
+        assert_eq!(opened.run_id(), run_id);
+        assert_eq!(opened.recipe(), &quickstart());
+        assert!(opened.logs().is_dir());
+        let journal = fs::read_to_string(path.join(JOURNAL)).unwrap();
+        let lines: Vec<serde_json::Value> =
+            journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["event"], "created");
+        assert_eq!(lines[1]["event"], "ended");
+        assert_eq!(lines[1]["outcome"], "stopped");
+        assert!(lines[1]["unix_time_ms"].as_u64().unwrap() > 0);
+    }
+
+    #[test]
+    fn two_runs_have_different_ids() {
+        let folder = tempfile::tempdir().unwrap();
+        let ids = ["a", "b"].map(|name| create(&folder.path().join(name)).unwrap().run_id());
+        assert_ne!(ids[0], ids[1]);
+    }
+
+    #[test]
+    fn folders_that_cannot_be_used_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |result: Result<RunDirectory, RunDirectoryError>, expected: &str| {
+            let error = result.expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+        };
+        let path = folder.path();
+        check(RunDirectory::open(&path.join("nowhere")), "not a run directory");
+        fs::write(path.join("notes.txt"), "mine").unwrap();
+        check(create(path), "--resume");
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1, "nothing was put there");
+        check(create(&path.join("notes.txt/run")), "cannot create");
+
+        let run = path.join("run");
+        let held = create(&run).unwrap();
+        check(create(&run), "--resume");
+        check(RunDirectory::open(&run), "another coordinator");
+        drop(held);
+        RunDirectory::open(&run).unwrap();
+
+        fs::write(run.join(JOURNAL), "{}\n").unwrap();
+        check(RunDirectory::open(&run), "run's creation");
+        fs::write(run.join(JOURNAL), "{\"run_id\":\"+0\",\"program_version\":\"1\"}\n").unwrap();
+        check(RunDirectory::open(&run), "32 hexadecimal digits");
+        fs::write(run.join(RECIPE), "seed = -1").unwrap();
+        check(RunDirectory::open(&run), "recipe.toml");
+    }
+
+    #[test]
+    fn metrics_after_the_checkpoint_are_forgotten() {
+        #[derive(Serialize)]
+        struct Metric {
+            step: u64,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        for step in 1..=5 {
+            run.metric(&Metric { step }).unwrap();
+        }
+        run.metrics.write_all(b"{\"step\":1").unwrap();
+        drop(run);
+
+        let mut run = RunDirectory::open(&path).unwrap();
+        run.forget_metrics_after(3).unwrap();
+        run.metric(&Metric { step: 4 }).unwrap();
+        let text = fs::read_to_string(path.join(METRICS)).unwrap();
+        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n");
+    }
+
+    #[test]
+    fn a_cut_line_of_the_journal_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        run.record(&Record::StopRequested { step: 7 }).unwrap();
+        run.journal.write_all(b"{\"event\":\"st").unwrap();
+        drop(run);
+
+        let mut run = RunDirectory::open(&path).unwrap();
+        run.record(&Record::StopRequested { step: 8 }).unwrap();
+        let journal = fs::read_to_string(path.join(JOURNAL)).unwrap();
+        assert_eq!(journal.lines().count(), 3, "{journal}");
+        assert!(journal.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    }
+}

@@ -1,0 +1,361 @@
+//! The gRPC handlers: each translates a call into inputs of the control loop, or streams bytes.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use protocol::v1::coordinator_server::Coordinator;
+use protocol::{Generation, PART_BYTES, PROTOCOL_VERSION, WorkerId, v1};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, PartialCheckpoint};
+use crate::membership::{Candidate, Event};
+use crate::{Blocks, wire};
+
+/// Parts that wait for the network or the disk: enough to keep either busy, and no more than 8 MiB a stream.
+const PARTS_UNDER_WAY: usize = 8;
+
+/// Orders that wait for one worker. There are four kinds, and none is given twice in a row.
+const ORDERS_UNDER_WAY: usize = 16;
+
+/// How long a new stream may stay silent. What opens one has its first message at hand.
+const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the control loop hears.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// May this worker take part, and as whom?
+    Join { candidate: Candidate, reply: oneshot::Sender<Result<WorkerId, String>> },
+    /// A worker listens; is it one of this run's, and the only one under this id?
+    Attend { worker: WorkerId, orders: OrderSender, reply: oneshot::Sender<bool> },
+    /// The stream of a worker that listened has ended.
+    Detached { worker: WorkerId, reason: String },
+    /// Does this worker take part?
+    Knows { worker: WorkerId, reply: oneshot::Sender<bool> },
+    /// May this worker publish?
+    Publishes { worker: WorkerId, generation: Generation, reply: oneshot::Sender<bool> },
+    /// Something happened that membership is to know.
+    Event(Event),
+}
+
+pub(crate) type OrderSender = mpsc::Sender<Result<v1::Order, Status>>;
+
+/// What never changes while the coordinator runs.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) program_version: String,
+    pub(crate) run_id: Bytes,
+    pub(crate) recipe_toml: String,
+    pub(crate) manifest_json: String,
+    /// The checkpoint to start from; empty for a fresh start.
+    pub(crate) checkpoint: String,
+    pub(crate) shards: u32,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) checkpoints_kept: u32,
+}
+
+pub(crate) struct Service {
+    pub(crate) facts: Facts,
+    pub(crate) blocks: Arc<dyn Blocks>,
+    pub(crate) inputs: mpsc::Sender<Input>,
+}
+
+impl Service {
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.inputs.send(question(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+
+    async fn check_worker(&self, worker: WorkerId) -> Result<(), Status> {
+        match self.ask(|reply| Input::Knows { worker, reply }).await? {
+            true => Ok(()),
+            false => Err(unknown(worker)),
+        }
+    }
+
+    fn check_versions(&self, request: &v1::JoinRequest) -> Result<(), Status> {
+        let refused = |what: &str, theirs: &str, ours: &str| {
+            Err(Status::failed_precondition(format!(
+                "the worker has {what} {theirs}, the coordinator {ours}: start both from the same version"
+            )))
+        };
+        if request.protocol_version != PROTOCOL_VERSION {
+            let (theirs, ours) = (request.protocol_version.to_string(), PROTOCOL_VERSION.to_string());
+            return refused("protocol version", &theirs, &ours);
+        }
+        if request.program_version != self.facts.program_version {
+            return refused("program version", &request.program_version, &self.facts.program_version);
+        }
+        Ok(())
+    }
+
+    /// Takes the parts of a checkpoint from the network to the disk.
+    async fn receive_checkpoint(
+        &self,
+        first: v1::CheckpointPart,
+        parts: &mut Streaming<v1::CheckpointPart>,
+    ) -> Result<PartialCheckpoint, Status> {
+        let (sender, receiver) = mpsc::channel(PARTS_UNDER_WAY);
+        let origin = |part: &v1::CheckpointPart| (part.worker_id, part.generation, part.step);
+        let expected = origin(&first);
+        let checkpoints = self.facts.checkpoints.clone();
+        let writing = spawn_blocking(move || write_parts(&checkpoints, expected.2, receiver));
+        let mut next = Some(first);
+        while let Some(part) = next {
+            if origin(&part) != expected {
+                return Err(Status::invalid_argument("the parts of a checkpoint differ in worker or step"));
+            }
+            let file = part.part.ok_or_else(|| Status::invalid_argument("a part without a file"))?;
+            if sender.send(file).await.is_err() {
+                // The disk failed, and says below how.
+                break;
+            }
+            next = parts.message().await?;
+        }
+        drop(sender);
+        writing.await.map_err(internal)?.map_err(|error| checkpoint_status(&error))
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type AttendStream = ReceiverStream<Result<v1::Order, Status>>;
+    type FetchBlocksStream = ReceiverStream<Result<v1::BlockPart, Status>>;
+    type FetchCheckpointStream = ReceiverStream<Result<v1::FilePart, Status>>;
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        let request = request.into_inner();
+        self.check_versions(&request)?;
+        let candidate = wire::candidate(request);
+        let worker =
+            self.ask(|reply| Input::Join { candidate, reply }).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::JoinReply {
+            worker_id: worker.0,
+            run_id: self.facts.run_id.clone(),
+            recipe_toml: self.facts.recipe_toml.clone(),
+            manifest_json: self.facts.manifest_json.clone(),
+            checkpoint: self.facts.checkpoint.clone(),
+        }))
+    }
+
+    async fn attend(
+        &self,
+        request: Request<Streaming<v1::Report>>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = first_message(&mut reports).await?;
+        let worker = WorkerId(first.worker_id);
+        let (orders, ordered) = mpsc::channel(ORDERS_UNDER_WAY);
+        if !self.ask(|reply| Input::Attend { worker, orders, reply }).await? {
+            return Err(unknown(worker));
+        }
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let reason = pass_reports_on(worker, first, reports, &inputs).await;
+            // Nobody listens once the run has ended.
+            let _ = inputs.send(Input::Detached { worker, reason }).await;
+        });
+        Ok(Response::new(ReceiverStream::new(ordered)))
+    }
+
+    async fn fetch_blocks(
+        &self,
+        request: Request<v1::FetchBlocksRequest>,
+    ) -> Result<Response<Self::FetchBlocksStream>, Status> {
+        let request = request.into_inner();
+        self.check_worker(WorkerId(request.worker_id)).await?;
+        if request.shard >= self.facts.shards {
+            let shards = self.facts.shards;
+            return Err(Status::not_found(format!("shard {} of {shards} shards from 0", request.shard)));
+        }
+        let (parts, stream) = mpsc::channel(PARTS_UNDER_WAY);
+        let blocks = Arc::clone(&self.blocks);
+        tokio::spawn(async move {
+            for block in request.blocks {
+                if send_block(&blocks, request.shard, block, &parts).await.is_err() {
+                    return; // the worker went away, or knows that there is no such block
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn fetch_checkpoint(
+        &self,
+        request: Request<v1::FetchCheckpointRequest>,
+    ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
+        let request = request.into_inner();
+        self.check_worker(WorkerId(request.worker_id)).await?;
+        let (checkpoints, name) = (self.facts.checkpoints.clone(), request.checkpoint.clone());
+        let checkpoint = spawn_blocking(move || checkpoints.find(&name))
+            .await
+            .map_err(internal)?
+            .map_err(|error| checkpoint_status(&error))?
+            .ok_or_else(|| Status::not_found(format!("there is no checkpoint {:?}", request.checkpoint)))?;
+        let (parts, stream) = mpsc::channel(PARTS_UNDER_WAY);
+        spawn_blocking(move || {
+            if let Err(error) = send_files(&checkpoint, &parts) {
+                // If the worker went away, nobody is left to be told.
+                let _ = parts.blocking_send(Err(Status::data_loss(error.to_string())));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn publish_checkpoint(
+        &self,
+        request: Request<Streaming<v1::CheckpointPart>>,
+    ) -> Result<Response<v1::PublishCheckpointReply>, Status> {
+        let mut parts = request.into_inner();
+        let first = first_message(&mut parts).await?;
+        let (worker, generation) = (WorkerId(first.worker_id), Generation(first.generation));
+        if !self.ask(|reply| Input::Publishes { worker, generation, reply }).await? {
+            return Err(Status::failed_precondition(format!(
+                "worker {worker} was not told to publish the checkpoints of generation {generation}"
+            )));
+        }
+        let partial = self.receive_checkpoint(first, &mut parts).await?;
+        let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
+        let published = spawn_blocking(move || checkpoints.publish(partial, keep))
+            .await
+            .map_err(internal)?
+            .map_err(|error| checkpoint_status(&error))?;
+        let (checkpoint, step) = (published.name(), published.step());
+        let event = Event::Published { checkpoint: checkpoint.clone(), step };
+        self.inputs.send(Input::Event(event)).await.map_err(|_| ended())?;
+        Ok(Response::new(v1::PublishCheckpointReply { checkpoint }))
+    }
+}
+
+async fn first_message<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    timeout(FIRST_MESSAGE_LIMIT, stream.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the stream was opened, but nothing was sent"))??
+        .ok_or_else(|| Status::invalid_argument("the stream ended before its first message"))
+}
+
+/// Passes on what a worker reports until its stream ends, and says why it did.
+async fn pass_reports_on(
+    worker: WorkerId,
+    first: v1::Report,
+    mut reports: Streaming<v1::Report>,
+    inputs: &mpsc::Sender<Input>,
+) -> String {
+    let mut next: Result<_, Status> = Ok(Some(first));
+    loop {
+        let report = match next {
+            Ok(Some(report)) => report,
+            Ok(None) => return "it closed its stream of reports".to_string(),
+            Err(status) => return format!("its connection broke ({})", status.message()),
+        };
+        if report.worker_id != worker.0 {
+            return format!("it reported in the name of worker {}", report.worker_id);
+        }
+        // A kind of report that this version does not know is additive, and so may be passed over.
+        if let Some(event) = report.event {
+            let event = match wire::event(worker, event) {
+                Ok(event) => event,
+                Err(status) => return format!("it sent what cannot be read: {}", status.message()),
+            };
+            if inputs.send(Input::Event(event)).await.is_err() {
+                return "the run has ended".to_string();
+            }
+        }
+        next = reports.message().await;
+    }
+}
+
+/// Sends one block as parts that are views of it, not copies. `Err` when there is no use in going on.
+async fn send_block(
+    blocks: &Arc<dyn Blocks>,
+    shard: u32,
+    block: u32,
+    parts: &mpsc::Sender<Result<v1::BlockPart, Status>>,
+) -> Result<(), ()> {
+    let gatherer = Arc::clone(blocks);
+    let answer = match spawn_blocking(move || gatherer.block(shard, block)).await {
+        Ok(Some(data)) => Ok(Bytes::from(data)),
+        Ok(None) => Err(Status::not_found(format!("shard {shard} has no block {block}"))),
+        Err(error) => Err(internal(error)),
+    };
+    let mut rest = match answer {
+        Ok(data) => data,
+        Err(status) => {
+            // If the worker went away, nobody is left to be told.
+            let _ = parts.send(Err(status)).await;
+            return Err(());
+        }
+    };
+    loop {
+        let data = rest.split_to(rest.len().min(PART_BYTES));
+        let last = rest.is_empty();
+        parts.send(Ok(v1::BlockPart { block, data, last })).await.map_err(|_| ())?;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the files of a checkpoint one after the other. Ends early if the worker goes away.
+fn send_files(
+    checkpoint: &CheckpointDirectory,
+    parts: &mpsc::Sender<Result<v1::FilePart, Status>>,
+) -> std::io::Result<()> {
+    for (name, entry) in &checkpoint.manifest().files {
+        let mut file = std::fs::File::open(checkpoint.path().join(name))?;
+        let mut remaining = entry.bytes;
+        loop {
+            let length = remaining.min(PART_BYTES as u64);
+            let mut data = BytesMut::zeroed(length as usize);
+            file.read_exact(&mut data)?;
+            remaining -= length;
+            let part = v1::FilePart { file: name.clone(), data: data.freeze() };
+            if parts.blocking_send(Ok(part)).is_err() {
+                return Ok(());
+            }
+            if remaining == 0 {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_parts(
+    checkpoints: &Checkpoints,
+    step: u64,
+    mut parts: mpsc::Receiver<v1::FilePart>,
+) -> Result<PartialCheckpoint, CheckpointError> {
+    let mut partial = checkpoints.begin(step)?;
+    while let Some(part) = parts.blocking_recv() {
+        partial.write(&part.file, &part.data)?;
+    }
+    Ok(partial)
+}
+
+fn unknown(worker: WorkerId) -> Status {
+    Status::failed_precondition(format!("worker {worker} does not take part in this run: join first"))
+}
+
+fn ended() -> Status {
+    Status::unavailable("the run has ended")
+}
+
+fn internal(error: tokio::task::JoinError) -> Status {
+    Status::internal(format!("a task of the coordinator failed: {error}"))
+}
+
+fn checkpoint_status(error: &CheckpointError) -> Status {
+    let code = match error {
+        CheckpointError::Damaged { .. } => tonic::Code::DataLoss,
+        CheckpointError::Refused { .. } => tonic::Code::InvalidArgument,
+        CheckpointError::Io { .. } => tonic::Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}

@@ -1,0 +1,94 @@
+//! Messages of the contract as membership's words, and back. Nothing is decided here.
+
+use protocol::{Generation, WorkerId, v1};
+use tonic::Status;
+
+use crate::membership::{Candidate, Digest, Event, Holding, Order, StepReport, StepSeconds};
+
+pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
+    Candidate {
+        incarnation: request.incarnation,
+        collective_address: request.collective_address,
+        description: request.description,
+    }
+}
+
+/// What `worker` reports. `INVALID_ARGUMENT` for what this version cannot read.
+pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event, Status> {
+    use v1::report::Event as Wire;
+    Ok(match event {
+        Wire::Attending(v1::Attending {}) => Event::Attending { worker },
+        Wire::Heartbeat(v1::Heartbeat {}) => Event::Heartbeat { worker },
+        Wire::Assembled(assembled) => Event::Assembled {
+            worker,
+            generation: Generation(assembled.generation),
+            holding: Holding {
+                step: assembled.step,
+                state_hash: digest("state_hash", &assembled.state_hash)?,
+                layout_hash: digest("layout_hash", &assembled.layout_hash)?,
+            },
+        },
+        Wire::StepDone(done) => Event::StepDone { worker, report: step_report(&done) },
+        Wire::Finished(finished) => Event::Finished {
+            worker,
+            step: finished.step,
+            state_hash: digest("state_hash", &finished.state_hash)?,
+        },
+        Wire::Failed(failed) => Event::WorkerFailed {
+            worker,
+            step: failed.step,
+            reason: failed.reason,
+            suspect: (failed.suspect_worker_id != 0).then_some(WorkerId(failed.suspect_worker_id)),
+        },
+    })
+}
+
+fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
+    bytes.try_into().map(Digest).map_err(|_| {
+        Status::invalid_argument(format!("{field}: expected 32 bytes of BLAKE3, found {} bytes", bytes.len()))
+    })
+}
+
+fn step_report(done: &v1::StepDone) -> StepReport {
+    StepReport {
+        generation: Generation(done.generation),
+        step: done.step,
+        loss: done.loss,
+        collapse_level: done.collapse_level,
+        learning_rate: done.learning_rate,
+        gradient_norm: done.gradient_norm,
+        seconds: StepSeconds {
+            data: done.data_seconds,
+            forward: done.forward_seconds,
+            backward: done.backward_seconds,
+            all_reduce: done.all_reduce_seconds,
+            update: done.update_seconds,
+            step: done.step_seconds,
+        },
+    }
+}
+
+pub(crate) fn order(order: Order) -> v1::Order {
+    use v1::order::Order as Wire;
+    let order = match order {
+        Order::Assemble { generation, places, rank, publishes, limit } => {
+            let members = places.iter().map(|place| v1::Member {
+                worker_id: place.worker.0,
+                collective_address: place.collective_address.clone(),
+                first_shard: place.first_shard,
+                shard_count: place.shard_count,
+            });
+            Wire::Assemble(v1::Assemble {
+                generation: generation.0,
+                members: members.collect(),
+                rank: rank.0,
+                publishes,
+                deadline_ms: limit.as_millis() as u64,
+            })
+        }
+        Order::Start { generation } => Wire::Start(v1::Start { generation: generation.0 }),
+        Order::Stop { reason } => Wire::Stop(v1::Stop { reason }),
+        Order::Dismiss { failure } => Wire::Dismiss(v1::Dismiss { failure: failure.unwrap_or_default() }),
+    };
+    v1::Order { order: Some(order) }
+}

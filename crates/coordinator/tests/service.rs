@@ -1,0 +1,510 @@
+//! The coordinator as workers see it: real gRPC on port 0, in this process, with workers that only pretend.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use coordinator::{
+    Blocks, CoordinatorError, LocalWorkerSettings, LocalWorkers, Outcome, Progress, Run, RunDirectory,
+    Timeouts, serve,
+};
+use protocol::v1::coordinator_client::CoordinatorClient;
+use protocol::v1::order::Order;
+use protocol::v1::report::Event;
+use protocol::{PART_BYTES, PROTOCOL_VERSION, v1};
+use recipe::{QUICKSTART, Recipe};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+const VERSION: &str = "1.2.3";
+const MANIFEST: &str = r#"{"images":2048}"#;
+const TOTAL_STEPS: u64 = 20;
+const SHARDS: u32 = 4;
+
+/// Two blocks in each shard, the first a little more than three parts long.
+struct TwoBlocks;
+
+impl TwoBlocks {
+    fn content(shard: u32, block: u32) -> Vec<u8> {
+        let length = if block == 0 { 3 * PART_BYTES + 5 } else { 7 };
+        (0..length).map(|index| (index % 251) as u8 ^ shard as u8).collect()
+    }
+}
+
+impl Blocks for TwoBlocks {
+    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>> {
+        (block < 2).then(|| TwoBlocks::content(shard, block))
+    }
+}
+
+fn recipe() -> Recipe {
+    Recipe::from_toml(QUICKSTART, &["training.epochs=2".to_string(), format!("training.shards={SHARDS}")])
+        .unwrap()
+}
+
+/// A coordinator at work in this process.
+struct Cluster {
+    address: String,
+    task: JoinHandle<Result<Outcome, CoordinatorError>>,
+    stops: mpsc::Sender<()>,
+    progress: mpsc::UnboundedReceiver<Progress>,
+}
+
+impl Cluster {
+    async fn start(directory: RunDirectory, workers: u32) -> Cluster {
+        Cluster::start_with(directory, workers, |_| {}).await
+    }
+
+    async fn start_with(directory: RunDirectory, workers: u32, change: impl FnOnce(&mut Run)) -> Cluster {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut run = Run {
+            directory,
+            manifest_json: MANIFEST.to_string(),
+            total_steps: TOTAL_STEPS,
+            workers,
+            timeouts: Timeouts::default(),
+            program_version: VERSION.to_string(),
+            local_workers: None,
+        };
+        change(&mut run);
+        let (stops, requests) = mpsc::channel(2);
+        let (sender, progress) = mpsc::unbounded_channel();
+        let observer = move |progress: &Progress| {
+            // A test may have seen enough.
+            let _ = sender.send(progress.clone());
+        };
+        let task = tokio::spawn(serve(listener, run, Arc::new(TwoBlocks), observer, requests));
+        Cluster { address, task, stops, progress }
+    }
+
+    /// Workers that have joined and attend, in order of rank.
+    async fn workers(&self, count: u64) -> Vec<FakeWorker> {
+        let mut workers = Vec::new();
+        for incarnation in 1..=count {
+            let mut worker = FakeWorker::join(&self.address, incarnation).await.unwrap();
+            worker.attend().await.unwrap();
+            workers.push(worker);
+        }
+        workers
+    }
+
+    /// Workers that were told to start.
+    async fn training(&self, count: u64) -> Vec<FakeWorker> {
+        let mut workers = self.workers(count).await;
+        for worker in &mut workers {
+            let Order::Assemble(_) = worker.order().await else { panic!("expected Assemble") };
+            worker.assembled(1).await;
+        }
+        for worker in &mut workers {
+            let Order::Start(v1::Start { generation: 1 }) = worker.order().await else {
+                panic!("expected Start")
+            };
+        }
+        workers
+    }
+
+    async fn end(self) -> Outcome {
+        timeout(Duration::from_secs(30), self.task).await.unwrap().unwrap().unwrap()
+    }
+
+    /// The run fails with a sentence that holds all of `phrases`.
+    async fn fails_with(self, phrases: &[&str]) {
+        let Outcome::Failed { reason } = self.end().await else { panic!("expected a failure") };
+        for phrase in phrases {
+            assert!(reason.contains(phrase), "{reason:?} lacks {phrase:?}");
+        }
+    }
+}
+
+/// A worker without a device: it says what a test wants it to say.
+struct FakeWorker {
+    client: CoordinatorClient<Channel>,
+    joined: v1::JoinReply,
+    reports: Option<mpsc::Sender<v1::Report>>,
+    orders: Option<Streaming<v1::Order>>,
+}
+
+impl FakeWorker {
+    async fn join(address: &str, incarnation: u64) -> Result<FakeWorker, Status> {
+        FakeWorker::join_as(address, join_request(incarnation)).await
+    }
+
+    async fn join_as(address: &str, request: v1::JoinRequest) -> Result<FakeWorker, Status> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut client = protocol::connect(address, deadline).await.unwrap();
+        let joined = client.join(request).await?.into_inner();
+        Ok(FakeWorker { client, joined, reports: None, orders: None })
+    }
+
+    async fn attend(&mut self) -> Result<(), Status> {
+        let (reports, stream) = mpsc::channel(16);
+        self.reports = Some(reports);
+        self.report(Event::Attending(v1::Attending {})).await;
+        self.orders = Some(self.client.attend(ReceiverStream::new(stream)).await?.into_inner());
+        Ok(())
+    }
+
+    async fn report(&self, event: Event) {
+        let report = v1::Report { worker_id: self.joined.worker_id, event: Some(event) };
+        self.reports.as_ref().unwrap().send(report).await.unwrap();
+    }
+
+    async fn order(&mut self) -> Order {
+        let orders = self.orders.as_mut().unwrap();
+        let message = timeout(Duration::from_secs(20), orders.message()).await.unwrap().unwrap();
+        message.expect("an order").order.unwrap()
+    }
+
+    async fn dismissed(&mut self) -> String {
+        let Order::Dismiss(v1::Dismiss { failure }) = self.order().await else { panic!("expected Dismiss") };
+        failure
+    }
+
+    async fn assembled(&self, state: u8) {
+        let (state_hash, layout_hash) = (hash(state), hash(0));
+        self.report(Event::Assembled(v1::Assembled { generation: 1, step: 0, state_hash, layout_hash }))
+            .await;
+    }
+
+    async fn step_done(&self, step: u64) {
+        let done =
+            v1::StepDone { generation: 1, step, loss: -0.25, step_seconds: 0.5, ..v1::StepDone::default() };
+        self.report(Event::StepDone(done)).await;
+    }
+
+    async fn finished(&self, step: u64) {
+        self.report(Event::Finished(v1::Finished { step, state_hash: hash(9) })).await;
+    }
+
+    fn checkpoint(&self, step: u64) -> Vec<v1::CheckpointPart> {
+        checkpoint_files(step)
+            .into_iter()
+            .flat_map(|(file, data)| {
+                data.chunks(PART_BYTES)
+                    .map(|part| (file.clone(), Bytes::copy_from_slice(part)))
+                    .collect::<Vec<_>>()
+            })
+            .map(|(file, data)| v1::CheckpointPart {
+                worker_id: self.joined.worker_id,
+                generation: 1,
+                step,
+                part: Some(v1::FilePart { file, data }),
+            })
+            .collect()
+    }
+
+    async fn publish(&mut self, parts: Vec<v1::CheckpointPart>) -> Result<String, Status> {
+        let reply = self.client.publish_checkpoint(tokio_stream::iter(parts)).await?;
+        Ok(reply.into_inner().checkpoint)
+    }
+
+    async fn fetch_blocks(&mut self, shard: u32, blocks: Vec<u32>) -> Result<Vec<v1::BlockPart>, Status> {
+        let worker_id = self.joined.worker_id;
+        let request = v1::FetchBlocksRequest { worker_id, shard, blocks };
+        collect(self.client.fetch_blocks(request).await?.into_inner()).await
+    }
+
+    async fn fetch_checkpoint(&mut self, name: &str) -> Result<Vec<v1::FilePart>, Status> {
+        let worker_id = self.joined.worker_id;
+        let request = v1::FetchCheckpointRequest { worker_id, checkpoint: name.to_string() };
+        collect(self.client.fetch_checkpoint(request).await?.into_inner()).await
+    }
+}
+
+fn join_request(incarnation: u64) -> v1::JoinRequest {
+    v1::JoinRequest {
+        protocol_version: PROTOCOL_VERSION,
+        program_version: VERSION.to_string(),
+        collective_address: format!("127.0.0.1:{incarnation}"),
+        description: format!("fake {incarnation}"),
+        incarnation,
+    }
+}
+
+fn hash(state: u8) -> Bytes {
+    Bytes::copy_from_slice(&[state; 32])
+}
+
+fn checkpoint_files(step: u64) -> Vec<(String, Vec<u8>)> {
+    vec![
+        ("model.safetensors".to_string(), vec![step as u8; 2 * PART_BYTES + 1]),
+        ("optimizer.safetensors".to_string(), b"momentum".to_vec()),
+        ("progress.json".to_string(), format!("{{\"step\":{step}}}").into_bytes()),
+    ]
+}
+
+async fn collect<T>(mut stream: Streaming<T>) -> Result<Vec<T>, Status> {
+    let mut messages = Vec::new();
+    while let Some(message) = stream.message().await? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+fn create(folder: &Path) -> RunDirectory {
+    RunDirectory::create(&folder.join("run"), &recipe(), VERSION).unwrap()
+}
+
+fn json_lines(path: &Path) -> Vec<serde_json::Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn refusal<T>(result: Result<T, Status>, code: Code, phrases: &[&str]) {
+    let Err(status) = result else { panic!("expected a refusal with {phrases:?}") };
+    assert_eq!(status.code(), code, "{status}");
+    for phrase in phrases {
+        assert!(status.message().contains(phrase), "{status} lacks {phrase:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_from_join_to_dismissal_and_its_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let directory = create(folder.path());
+    let run_id = directory.run_id();
+    let mut cluster = Cluster::start(directory, 3).await;
+    let mut workers = cluster.training(3).await;
+    assert_eq!(workers[0].joined.run_id, run_id.as_slice());
+    assert_eq!(workers[0].joined.recipe_toml, recipe().to_toml());
+    assert_eq!(workers[0].joined.manifest_json, MANIFEST);
+    assert_eq!(workers[0].joined.checkpoint, "");
+
+    for worker in &workers {
+        for step in 1..=3 {
+            worker.step_done(step).await;
+        }
+    }
+    // A checkpoint reaches the disk before it is acknowledged; the next step is made meanwhile.
+    let parts = workers[0].checkpoint(2);
+    assert_eq!(workers[0].publish(parts).await.unwrap(), "step-000002");
+    assert!(path.join("checkpoints/step-000002/manifest.json").is_file());
+
+    drop(workers.pop());
+    for worker in &mut workers {
+        assert!(worker.dismissed().await.contains("worker 3 (fake 3) was lost"));
+    }
+    let mut seen = Vec::new();
+    while let Some(progress) = cluster.progress.recv().await {
+        seen.push(progress);
+    }
+    cluster.fails_with(&["worker 3 (fake 3) was lost", "step-000002", "--resume"]).await;
+    assert!(matches!(seen.first(), Some(Progress::Joined { workers: 1, expected: 3, .. })));
+    assert!(matches!(seen.last(), Some(Progress::Ended(Outcome::Failed { .. }))));
+    assert_eq!(seen.iter().filter(|progress| matches!(progress, Progress::Step(_))).count(), 3);
+    let metrics = json_lines(&path.join("metrics.jsonl"));
+    assert_eq!(metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((&metrics[0]["loss"], &metrics[0]["epoch"]), (&(-0.25).into(), &1.into()));
+    assert_eq!(metrics[0]["images_per_second"], 256.0);
+
+    // The same run again, with another number of workers.
+    let cluster = Cluster::start(RunDirectory::open(&path).unwrap(), 1).await;
+    let mut workers = cluster.training(1).await;
+    let worker = &mut workers[0];
+    assert_eq!((&worker.joined.run_id[..], &worker.joined.checkpoint[..]), (&run_id[..], "step-000002"));
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for part in worker.fetch_checkpoint("step-000002").await.unwrap() {
+        assert!(part.data.len() <= PART_BYTES);
+        match files.last_mut() {
+            Some((file, data)) if *file == part.file => data.extend(&part.data),
+            _ => files.push((part.file, part.data.to_vec())),
+        }
+    }
+    assert_eq!(files, checkpoint_files(2));
+    assert_eq!(json_lines(&path.join("metrics.jsonl")).len(), 2, "step 3 is made again");
+    worker.step_done(3).await;
+    worker.finished(TOTAL_STEPS).await;
+    assert_eq!(worker.dismissed().await, "");
+    drop(workers);
+    assert!(matches!(cluster.end().await, Outcome::Completed { step: TOTAL_STEPS, .. }));
+    assert_eq!(json_lines(&path.join("metrics.jsonl")).len(), 3);
+    let events: Vec<_> = json_lines(&path.join("journal.jsonl"))
+        .iter()
+        .map(|line| line["event"].as_str().unwrap().to_string())
+        .collect();
+    let second = ["opened", "joined", "generation", "started", "ended"];
+    assert_eq!(events[0], "created");
+    assert_eq!(events[events.len() - second.len()..], second);
+}
+
+#[tokio::test]
+async fn blocks_arrive_in_parts_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let mut worker = cluster.workers(1).await.remove(0);
+    let parts = worker.fetch_blocks(3, vec![1, 0]).await.unwrap();
+    let lengths: Vec<_> = parts.iter().map(|part| (part.block, part.data.len(), part.last)).collect();
+    let full = (0, PART_BYTES, false);
+    assert_eq!(lengths, [(1, 7, true), full, full, full, (0, 5, true)]);
+    let block: Vec<u8> = parts[1..].iter().flat_map(|part| part.data.iter().copied()).collect();
+    assert!(block == TwoBlocks::content(3, 0));
+
+    refusal(worker.fetch_blocks(0, vec![0, 2]).await, Code::NotFound, &["shard 0 has no block 2"]);
+    refusal(worker.fetch_blocks(SHARDS, vec![0]).await, Code::NotFound, &["shard 4"]);
+    refusal(worker.fetch_checkpoint("step-000001").await, Code::NotFound, &["step-000001"]);
+    refusal(worker.fetch_checkpoint("../run").await, Code::NotFound, &["../run"]);
+    worker.joined.worker_id = 77;
+    refusal(worker.fetch_blocks(0, vec![0]).await, Code::FailedPrecondition, &["worker 77", "join first"]);
+    refusal(worker.fetch_checkpoint("step-000001").await, Code::FailedPrecondition, &["worker 77"]);
+    refusal(worker.attend().await, Code::FailedPrecondition, &["worker 77"]);
+}
+
+#[tokio::test]
+async fn who_does_not_fit_may_not_join() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let join = |request| FakeWorker::join_as(&cluster.address, request);
+    let request = v1::JoinRequest { protocol_version: 99, ..join_request(1) };
+    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 1"]);
+    let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
+    refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
+    let mut first = join(join_request(1)).await.unwrap();
+    refusal(join(join_request(2)).await, Code::FailedPrecondition, &["1 workers already", "--workers 2"]);
+    // Nobody can listen in another's place.
+    first.attend().await.unwrap();
+    let mut intruder = FakeWorker { reports: None, orders: None, client: first.client.clone(), ..first };
+    refusal(intruder.attend().await, Code::FailedPrecondition, &["worker 1"]);
+}
+
+#[tokio::test]
+async fn more_workers_than_shards_are_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), SHARDS + 1).await;
+    let error = cluster.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("5 workers cannot share 4 shards"), "{error}");
+}
+
+#[tokio::test]
+async fn differing_states_never_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 2).await;
+    let mut workers = cluster.workers(2).await;
+    for (worker, state) in workers.iter_mut().zip([1, 2]) {
+        let Order::Assemble(assemble) = worker.order().await else { panic!("expected Assemble") };
+        assert_eq!(assemble.members.len(), 2);
+        worker.assembled(state).await;
+    }
+    for worker in &mut workers {
+        assert!(worker.dismissed().await.contains("state hash"));
+    }
+    drop(workers);
+    cluster.fails_with(&["worker 2 has 0202", "worker 1 has 0101"]).await;
+}
+
+#[tokio::test]
+async fn the_first_stop_waits_for_the_workers_and_the_second_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 2).await;
+    let mut workers = cluster.training(2).await;
+    cluster.stops.send(()).await.unwrap();
+    for worker in &mut workers {
+        let Order::Stop(_) = worker.order().await else { panic!("expected Stop") };
+        worker.finished(5).await;
+    }
+    for worker in &mut workers {
+        assert_eq!(worker.dismissed().await, "");
+    }
+    drop(workers);
+    assert_eq!(cluster.end().await, Outcome::Stopped { step: 5 });
+
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let mut worker = cluster.training(1).await.remove(0);
+    for _ in 0..2 {
+        cluster.stops.send(()).await.unwrap();
+    }
+    let Order::Stop(_) = worker.order().await else { panic!("expected Stop") };
+    assert_eq!(worker.dismissed().await, "");
+    drop(worker);
+    assert_eq!(cluster.end().await, Outcome::Stopped { step: 0 });
+}
+
+#[tokio::test]
+async fn a_silent_worker_ends_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start_with(create(folder.path()), 1, |run| {
+        run.timeouts.heartbeat = Duration::from_millis(300);
+    })
+    .await;
+    let mut worker = cluster.training(1).await.remove(0);
+    assert!(worker.dismissed().await.contains("nothing was heard of it for 0.3 s"));
+    drop(worker);
+    cluster.fails_with(&["worker 1 (fake 1) was lost"]).await;
+}
+
+#[tokio::test]
+async fn unreadable_reports_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let worker = cluster.training(1).await.remove(0);
+    worker.report(Event::Finished(v1::Finished { step: 1, state_hash: Bytes::from_static(b"short") })).await;
+    cluster.fails_with(&["state_hash", "expected 32 bytes of BLAKE3, found 5 bytes"]).await;
+}
+
+#[tokio::test]
+async fn only_whole_checkpoints_of_the_publisher_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 2).await;
+    let mut workers = cluster.training(2).await;
+    let checkpoints = folder.path().join("run/checkpoints");
+    let is_empty = || fs::read_dir(&checkpoints).unwrap().count() == 0;
+
+    let parts = workers[1].checkpoint(5);
+    refusal(workers[1].publish(parts).await, Code::FailedPrecondition, &["worker 2 was not told to publish"]);
+    let stale: Vec<_> = workers[0]
+        .checkpoint(5)
+        .into_iter()
+        .map(|part| v1::CheckpointPart { generation: 0, ..part })
+        .collect();
+    refusal(workers[0].publish(stale).await, Code::FailedPrecondition, &["generation 0"]);
+    let mut cut = workers[0].checkpoint(5);
+    cut.pop();
+    refusal(workers[0].publish(cut).await, Code::InvalidArgument, &["expected progress.json last"]);
+    let mut mixed = workers[0].checkpoint(5);
+    mixed[1].step = 6;
+    refusal(workers[0].publish(mixed).await, Code::InvalidArgument, &["differ"]);
+    refusal(workers[0].publish(Vec::new()).await, Code::InvalidArgument, &["before its first message"]);
+
+    // One that is left half-way is taken back, and the next attempt finds the way free.
+    let (sender, stream) = mpsc::channel(1);
+    let mut client = workers[0].client.clone();
+    let half = tokio::spawn(async move { client.publish_checkpoint(ReceiverStream::new(stream)).await });
+    sender.send(workers[0].checkpoint(5).remove(0)).await.unwrap();
+    half.abort();
+    let parts = workers[0].checkpoint(5);
+    let published = timeout(Duration::from_secs(20), async {
+        loop {
+            match workers[0].publish(parts.clone()).await {
+                Err(status) if status.message().contains("already") => tokio::task::yield_now().await,
+                other => return other.unwrap(),
+            }
+        }
+    });
+    assert_eq!(published.await.unwrap(), "step-000005");
+    assert!(!is_empty());
+    assert_eq!(fs::read_dir(&checkpoints).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = create(folder.path());
+    let settings = LocalWorkerSettings {
+        executable: "/bin/sh".into(),
+        arguments: vec!["-c".to_string(), "echo no device is free >&2; exit 1".to_string()],
+        count: 2,
+        threads_per_worker: 1,
+        logs: directory.logs(),
+    };
+    let local_workers = LocalWorkers::spawn(&settings).unwrap();
+    let cluster = Cluster::start_with(directory, 2, |run| run.local_workers = Some(local_workers)).await;
+    cluster.fails_with(&["worker-", "exit status: 1", "no device is free"]).await;
+}
