@@ -1,0 +1,99 @@
+//! The views of the coming steps, made ahead of the training thread.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use dataset::views::ViewMaker;
+use dataset::{BlockStore, DatasetError, epoch_order};
+use recipe::Recipe;
+
+/// One shard's part of a step's batch.
+pub(crate) struct ShardBatch {
+    pub(crate) step: u64,
+    pub(crate) shard: u32,
+    /// The first and the second view of every image, each `[n, 3, crop_px, crop_px]`.
+    pub(crate) views: [Vec<f32>; 2],
+}
+
+/// The parts of all steps from `start` on, step by step and shard by shard.
+pub(crate) struct Batches {
+    receiver: Receiver<Result<ShardBatch, DatasetError>>,
+}
+
+impl Batches {
+    /// Starts making the batches of `steps` for the shards of `lease`, at most one step ahead.
+    pub(crate) fn start(recipe: &Recipe, store: Arc<BlockStore>, lease: Range<u32>, steps: Range<u64>) -> Self {
+        let (sender, receiver) = sync_channel(lease.len());
+        let maker = Maker { recipe: recipe.clone(), store, lease };
+        std::thread::Builder::new()
+            .name("views".into())
+            .spawn(move || maker.make(steps, &sender))
+            .expect("the system has room for one more thread");
+        Batches { receiver }
+    }
+
+    /// The next shard's part.
+    pub(crate) fn next(&self) -> Result<ShardBatch, DatasetError> {
+        self.receiver.recv().expect("the maker ends only after the last step or an error")
+    }
+}
+
+struct Maker {
+    recipe: Recipe,
+    store: Arc<BlockStore>,
+    lease: Range<u32>,
+}
+
+impl Maker {
+    fn make(&self, steps: Range<u64>, sender: &SyncSender<Result<ShardBatch, DatasetError>>) {
+        let views = ViewMaker::new(&self.recipe.views, self.store.manifest().geometry);
+        let steps_per_epoch = self.recipe.steps_per_epoch(self.store.manifest().images);
+        let mut epoch = u64::MAX;
+        let mut orders = Vec::new();
+        for step in steps {
+            if step / steps_per_epoch != epoch {
+                epoch = step / steps_per_epoch;
+                orders = self.lease.clone().map(|shard| self.order(epoch, shard)).collect();
+            }
+            for (shard, order) in self.lease.clone().zip(&orders) {
+                let n = self.recipe.shard_batch() as usize;
+                let place = (step % steps_per_epoch) as usize * n;
+                let batch = self.render(&views, epoch, step, shard, &order[place..place + n]);
+                let failed = batch.is_err();
+                // The receiver goes when the training thread ends: nobody wants more.
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn order(&self, epoch: u64, shard: u32) -> Vec<u32> {
+        epoch_order(self.recipe.seed, epoch, shard, self.store.manifest())
+    }
+
+    fn render(
+        &self,
+        views: &ViewMaker,
+        epoch: u64,
+        step: u64,
+        shard: u32,
+        indexes: &[u32],
+    ) -> Result<ShardBatch, DatasetError> {
+        let manifest = self.store.manifest();
+        let blocks: Vec<_> =
+            indexes.iter().map(|index| self.store.image(shard, *index)).collect::<Result<_, _>>()?;
+        let first = u64::from(shard) * u64::from(manifest.images_per_shard);
+        let records: Vec<(u64, &[u8])> = indexes
+            .iter()
+            .zip(&blocks)
+            .map(|(index, image)| (first + u64::from(*index), image.as_ref()))
+            .collect();
+        let side = self.recipe.views.crop_px as usize;
+        let mut pair = [vec![0.0; indexes.len() * 3 * side * side], vec![0.0; indexes.len() * 3 * side * side]];
+        let [x1, x2] = &mut pair;
+        views.render_batch(&records, self.recipe.seed, epoch, x1, x2);
+        Ok(ShardBatch { step, shard, views: pair })
+    }
+}

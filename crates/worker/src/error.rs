@@ -1,0 +1,76 @@
+//! Why a worker cannot go on.
+
+use protocol::WorkerId;
+
+/// Why a worker cannot go on, in a sentence for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The coordinator cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] protocol::ConnectError),
+    /// The coordinator answered, but said no.
+    #[error("the coordinator refused: {0}")]
+    Refused(String),
+    /// The coordinator's answers stopped.
+    #[error("the connection to the coordinator is lost ({0}); start the worker again once it is back")]
+    CoordinatorLost(String),
+    /// The coordinator sent something this program cannot use.
+    #[error("the coordinator sent {what} that cannot be used: {problem}")]
+    Unusable {
+        /// What it sent.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Images could not be had.
+    #[error("read images: {0}")]
+    Data(#[from] dataset::DatasetError),
+    /// The gradients could not be exchanged.
+    #[error("exchange gradients: {source}")]
+    Collective {
+        /// What happened.
+        source: collective::CollectiveError,
+        /// The worker at the other end, if one caused it.
+        suspect: Option<WorkerId>,
+    },
+    /// Loss or gradient is not finite.
+    #[error(transparent)]
+    NonFinite(#[from] simsiam::NonFinite),
+    /// The checkpoint to start from cannot be used.
+    #[error("start from {name}: {source}")]
+    Checkpoint {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: simsiam::checkpoint::CheckpointError,
+    },
+    /// The last checkpoint did not reach the run directory.
+    #[error("publish the checkpoint of step {step}: {problem}")]
+    Publish {
+        /// Steps committed in it.
+        step: u64,
+        /// What the coordinator or the network said.
+        problem: String,
+    },
+    /// A socket could not be opened.
+    #[error("listen on {address} for other workers: {source}; choose another --listen")]
+    Listen {
+        /// The address asked for.
+        address: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The coordinator ended the run because of a failure elsewhere.
+    #[error("the run ended: {0}")]
+    Dismissed(String),
+}
+
+impl WorkerError {
+    /// The other worker that caused this, if one did.
+    pub(crate) fn suspect(&self) -> Option<WorkerId> {
+        match self {
+            WorkerError::Collective { suspect, .. } => *suspect,
+            _ => None,
+        }
+    }
+}

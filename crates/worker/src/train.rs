@@ -1,0 +1,95 @@
+//! The training loop: one step, from top to bottom.
+
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use collective::SubtreeSums;
+use protocol::v1;
+use simsiam::{State, Trainer};
+
+use crate::WorkerError;
+use crate::control::Command;
+use crate::publish::Publisher;
+use crate::session::Session;
+
+/// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
+/// Returns whether the run was cut short.
+pub(crate) fn train(
+    trainer: &Trainer,
+    state: &mut State,
+    session: &mut Session,
+    commands: &Receiver<Command>,
+    mut publisher: Option<&mut Publisher>,
+    report: &dyn Fn(v1::StepDone),
+) -> Result<(), WorkerError> {
+    let total_steps = trainer.schedule().total_steps();
+    let mut sums = SubtreeSums::new(session.lease(), trainer.bucket().values());
+    let mut folded = vec![0.0; trainer.bucket().values()];
+    let mut stop = false;
+    while state.step < total_steps && !stop {
+        let begin = Instant::now();
+        let mut done = v1::StepDone { generation: session.generation(), ..v1::StepDone::default() };
+        let stopping = stop_ordered(commands)?;
+
+        // Forward and backward of every leased shard. Views were made while the last step ran.
+        let network = trainer.bind(state);
+        sums.clear();
+        while let Some(shard) = sums.next_shard() {
+            let batch = timed(&mut done.data_seconds, || session.next_batch(state.step, shard))?;
+            let bucket = sums.next_bucket();
+            let seconds = trainer.forward_backward(&network, shard, batch.views, bucket);
+            if stopping {
+                trainer.bucket().request_stop(bucket);
+            }
+            done.forward_seconds += seconds.forward;
+            done.backward_seconds += seconds.backward;
+            sums.commit();
+        }
+
+        // The sum over all shards, with the same bits on every worker: from here on all decide alike.
+        timed(&mut done.all_reduce_seconds, || session.fold(state.step, &sums, &mut folded))?;
+        let folded = trainer.bucket().read(&folded);
+
+        // Weights, momentum, statistics and position together, or nothing.
+        let rates = trainer.schedule().at(state.step);
+        timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates))?;
+        stop = folded.stop_requested();
+
+        done.step = state.step;
+        done.loss = folded.loss();
+        done.collapse_level = folded.collapse_level();
+        done.gradient_norm = folded.gradient_norm();
+        done.learning_rate = rates.encoder;
+        done.step_seconds = begin.elapsed().as_secs_f64();
+        report(done);
+
+        // once in a while:
+        if let Some(publisher) = &mut publisher {
+            publisher.publish_if_due(state);
+        }
+    }
+    match publisher {
+        Some(publisher) => publisher.publish_last(state),
+        None => Ok(()),
+    }
+}
+
+fn stop_ordered(commands: &Receiver<Command>) -> Result<bool, WorkerError> {
+    match commands.try_recv() {
+        Ok(Command::Stop) => Ok(true),
+        Ok(Command::Dismiss { failure }) => Err(WorkerError::Dismissed(failure)),
+        Ok(Command::Assemble(_) | Command::Start { .. }) => Err(WorkerError::Unusable {
+            what: "an order",
+            problem: "a new generation cannot form while this one trains".into(),
+        }),
+        Err(TryRecvError::Empty) => Ok(false),
+        Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".into())),
+    }
+}
+
+fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
+    let begin = Instant::now();
+    let result = work();
+    *seconds += begin.elapsed().as_secs_f64();
+    result
+}
