@@ -27,9 +27,36 @@ pub(crate) fn code(ended: anyhow::Result<Ending>) -> ExitCode {
         Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),
         Ok(Ending::Terminated) => ExitCode::from(TERMINATED),
         Err(error) => {
-            // With all its causes: "read checkpoint: no such file".
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// An error with its causes, "read checkpoint: no such file"; a cause that was told already is not told twice.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn causes_are_told_once() {
+        let told = |cause: &str, contexts: &[&'static str]| {
+            let error = contexts.iter().fold(anyhow!(cause.to_string()), |error, context| {
+                Err::<(), _>(error).context(*context).unwrap_err()
+            });
+            sentence(&error)
+        };
+        assert_eq!(told("no room", &[]), "no room");
+        assert_eq!(told("no room", &["write a", "save"]), "save: write a: no room");
+        assert_eq!(told("no room", &["cannot write a: no room", "save"]), "save: cannot write a: no room");
     }
 }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use recipe::{Draws, Purpose};
 
 /// Where a parameter or a running statistic lies, and how it starts.
@@ -116,9 +116,14 @@ pub(crate) struct Parameters<'a> {
     device: &'a Device,
     values: Box<dyn FnMut((Kind, Range<usize>), &[usize]) -> Vec<f32> + 'a>,
     pub(crate) layout: Layout,
-    /// One tensor per parameter, flat, in order: after backward they hold the gradients.
-    pub(crate) leaves: Vec<Tensor<1>>,
+    /// The parameters in order, to ask for their gradients after a backward pass.
+    pub(crate) leaves: Vec<Leaf>,
 }
+
+/// Asks a backward pass for the gradient of one parameter. The parameter is held as the network uses it,
+/// without an operation between: burn consumes what it recorded in the first backward pass, and one network
+/// serves a pass for each shard.
+pub(crate) type Leaf = Box<dyn Fn(&Gradients) -> Option<TensorData>>;
 
 impl<'a> Parameters<'a> {
     /// `values` gives the numbers at a place, for a shape.
@@ -139,12 +144,13 @@ impl<'a> Parameters<'a> {
         let range = next_range(&self.layout.parameters, &shape);
         let values = (self.values)((Kind::Parameter, range.clone()), &shape);
         self.layout.parameters.push(Entry { name, shape: shape.to_vec(), range, initial });
-        let mut leaf = self.tensor(values);
+        let mut parameter = Tensor::from_data(TensorData::new(values, shape), self.device);
         if self.device.is_autodiff() {
-            leaf = leaf.require_grad();
+            parameter = parameter.require_grad();
         }
-        self.leaves.push(leaf.clone());
-        leaf.reshape(shape)
+        let leaf = parameter.clone();
+        self.leaves.push(Box::new(move |gradients| leaf.grad(gradients).map(Tensor::into_data)));
+        parameter
     }
 
     /// The next running statistic. No gradient flows into it.

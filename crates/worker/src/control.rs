@@ -71,6 +71,7 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
     let mut client = protocol::connect(&settings.coordinator, deadline).await?;
     let joined = join(&mut client, &settings).await?;
     let worker = WorkerId(joined.worker_id);
+    tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
     let (sender, receiver) = tokio::sync::mpsc::channel(REPORTS_UNDER_WAY);
     let reports = Reports::new(worker, sender);

@@ -71,6 +71,13 @@ impl TrainingThread {
                     *step = state.step;
                     let session = self.assemble(&order, &trainer, &store, state.step)?;
                     self.reports.assembled(order.generation, state, trainer.layout());
+                    tracing::info!(
+                        generation = order.generation,
+                        rank = order.rank,
+                        shards = ?session.lease(),
+                        step = state.step,
+                        "assembled"
+                    );
                     assembled = Some((session, self.publisher(&order, &trainer, state.step)));
                 }
                 Command::Start { generation } => {
@@ -85,6 +92,7 @@ impl TrainingThread {
                     *step = state.step;
                     trained?;
                     self.reports.finished(state);
+                    tracing::info!(generation, step = state.step, "finished");
                 }
                 // Steps are over, or have not begun: the coordinator ends the run.
                 Command::Stop => {}

@@ -130,6 +130,6 @@ mod tests {
         let found =
             difference(&saved, &load(&["training.epochs=7", "checkpoint.every_minutes=1.0"])).unwrap();
         assert!(found.contains("training.epochs is 10, not 7"), "{found}");
-        assert!(found.contains("checkpoint.every_minutes is absent, not 1.0"), "{found}");
+        assert!(found.contains("checkpoint.every_minutes is 10.0, not 1.0"), "{found}");
     }
 }

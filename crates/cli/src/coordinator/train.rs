@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    Blocks, LocalWorkerSettings, LocalWorkers, Outcome, Run, RunDirectory, Timeouts, check_workers, serve,
+    LocalWorkerSettings, LocalWorkers, Outcome, Run, RunDirectory, Timeouts, check_workers, serve,
 };
 use dataset::{Deal, Images};
 use recipe::Recipe;
@@ -99,14 +99,6 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
     Ok(Deal::new(Arc::new(images), recipe.training.shards, &folder)?)
 }
 
-struct DealtBlocks(Deal);
-
-impl Blocks for DealtBlocks {
-    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>> {
-        self.0.block(shard, block).ok()
-    }
-}
-
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
     let Prepared { directory, deal, total_steps } = prepared;
@@ -144,7 +136,9 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let (stops, mut stopped_by) = stops()?;
     let mut display = Display::new(screen.clone());
     let observer = move |progress: &coordinator::Progress| display.show(progress, Instant::now());
-    let outcome = serve(listener, run, Arc::new(DealtBlocks(deal)), observer, stops).await?;
+    let outcome =
+        serve(listener, run, Arc::new(move |shard, block| deal.block(shard, block).ok()), observer, stops)
+            .await?;
     match outcome {
         Outcome::Completed { .. } => {
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));

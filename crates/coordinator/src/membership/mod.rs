@@ -444,12 +444,14 @@ impl Membership {
         };
         match self.phase {
             Phase::Gathering => format!(
-                "{} of {} workers joined within {limit_s:.1} s: start the missing ones with `worker --join`, or                  start again with fewer --workers",
+                "{} of {} workers joined within {limit_s:.1} s: start the missing ones with `worker --join`, or \
+                 start again with fewer --workers",
                 self.members.len(),
                 self.settings.workers
             ),
             Phase::Assembling => format!(
-                "not all workers were assembled within {limit_s:.1} s; waited for {}: look into its log and                  whether the workers reach each other's addresses",
+                "not all workers were assembled within {limit_s:.1} s; waited for {}: look into its log and \
+                 whether the workers reach each other's addresses",
                 missing(|stage| matches!(stage, Stage::Assembled(_)))
             ),
             Phase::Stopping => format!(
@@ -523,7 +525,8 @@ impl Membership {
         let step = self.committed_step;
         match &self.checkpoint {
             Some(checkpoint) => format!(
-                "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume                  to go on from there"
+                "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume \
+                 to go on from there"
             ),
             None => format!("{step} steps are committed and no checkpoint was saved yet: start again"),
         }
