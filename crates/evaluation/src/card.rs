@@ -17,7 +17,7 @@ use crate::knn::Votes;
 use crate::labelled::ImagesIdentity;
 use crate::probe::{Fit, ProbeSettings};
 use crate::quality::Quality;
-use crate::scores::Scores;
+use crate::scores::{Proportion, Scores};
 
 /// Grows when the meaning of a card's fields changes.
 pub(crate) const FORMAT: u32 = 1;
@@ -75,6 +75,19 @@ pub enum Measurement {
         /// Its performance on the test part.
         scores: Scores,
     },
+    /// The same for each of STL-10's folds of the training part, always on the whole test part.
+    LinearFolds {
+        /// How each was fitted.
+        settings: ProbeSettings,
+        /// BLAKE3 of `fold_indices.txt`, in hexadecimal.
+        folds_blake3: String,
+        /// The folds' results, in order.
+        folds: Vec<FoldResult>,
+        /// Mean of their top-1.
+        mean: f64,
+        /// Standard deviation of their top-1, as of a sample.
+        std: f64,
+    },
     /// Figures that need no labels.
     Quality {
         /// How they were measured.
@@ -92,6 +105,16 @@ pub struct VotesScores {
     pub votes: Votes,
     /// Their performance on the test part.
     pub scores: Scores,
+}
+
+/// A result of one fold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoldResult {
+    /// The true class is the likeliest.
+    pub top1: Proportion,
+    /// How the fit went.
+    pub fit: Fit,
 }
 
 /// How long an evaluation took, in seconds.
@@ -119,17 +142,15 @@ impl Card {
     /// A file name that says what the card is about. Its last part is a hash over weights, data and protocol:
     /// the same evaluation has the same name, and another one never takes its place.
     pub fn file_name(&self) -> String {
-        let kind = match self.measurement {
-            Measurement::Knn { .. } => "knn",
-            Measurement::Linear { .. } => "linear",
-            Measurement::Quality { .. } => "quality",
-        };
-        let protocol = match &self.measurement {
+        let (kind, protocol) = match &self.measurement {
             Measurement::Knn { results } => {
-                to_json(&results.iter().map(|result| result.votes).collect::<Vec<_>>())
+                ("knn", to_json(&results.iter().map(|result| result.votes).collect::<Vec<_>>()))
             }
-            Measurement::Linear { settings, .. } => to_json(settings),
-            Measurement::Quality { settings, .. } => to_json(settings),
+            Measurement::Linear { settings, .. } => ("linear", to_json(settings)),
+            Measurement::LinearFolds { settings, folds_blake3, .. } => {
+                ("linear-folds", to_json(&(settings, folds_blake3)))
+            }
+            Measurement::Quality { settings, .. } => ("quality", to_json(settings)),
         };
         let key = [to_json(&self.weights), to_json(&self.data.parts), to_json(&self.input), protocol];
         let hash = blake3::hash(Value::from(key.to_vec()).to_string().as_bytes()).to_hex();

@@ -12,10 +12,8 @@ const MOST_TURNS: usize = 60;
 /// If it is not square.
 pub(crate) fn symmetric_eigenvalues(mut matrix: Vec<f64>, n: usize) -> Vec<f64> {
     assert_eq!(matrix.len(), n * n, "a square matrix");
-    let mut off_diagonal = vec![0.0; n];
-    for step in 0..n.saturating_sub(1) {
-        off_diagonal[step] = reflect(&mut matrix, n, step);
-    }
+    let mut off_diagonal: Vec<f64> = (1..n).map(|below| reflect(&mut matrix, n, below - 1)).collect();
+    off_diagonal.push(0.0);
     let mut diagonal: Vec<f64> = (0..n).map(|row| matrix[row * n + row]).collect();
     for first in 0..n {
         for _ in 0..MOST_TURNS {

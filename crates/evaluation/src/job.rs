@@ -10,16 +10,19 @@ use recipe::Data;
 use serde::{Deserialize, Serialize};
 use simsiam::Device;
 
-use crate::card::{Card, DataIdentity, Difference, Measurement, Seconds, VotesScores, differences};
+use crate::card::{
+    Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores, differences,
+};
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::features::{Extractor, Frozen, Input, InputIdentity};
+use crate::folds::{Folds, mean_and_std};
 use crate::knn::{Neighbours, Votes};
 use crate::labelled::{ImagesIdentity, Labelled, identify};
 use crate::matrix::Matrix;
 use crate::probe::{self, ProbeSettings};
 use crate::quality::Quality;
-use crate::scores::Scores;
+use crate::scores::{Answer, Scores};
 
 /// What is evaluated on what, and where.
 #[derive(Clone, Copy)]
@@ -78,27 +81,27 @@ impl Job<'_> {
     /// Images that cannot be used, fewer of them than neighbours, settings out of range.
     pub fn knn(&self, votes: &[Votes], progress: &mut Progress<'_>) -> Result<Card, EvaluationError> {
         let parts = self.open_parts()?;
-        let bank_name = format!("{} (train)", parts.train.images().name());
-        votes.iter().try_for_each(|votes| votes.check(parts.train.labels().len(), &bank_name))?;
+        let name = parts.train_name();
+        votes.iter().try_for_each(|votes| votes.check(parts.train.labels().len(), &name))?;
         let Some(k) = votes.iter().map(|votes| votes.k).max() else {
             let (expected, found) = ("at least one pair of k and temperature".into(), "none".into());
             return Err(EvaluationError::Setting { name: "votes", expected, found });
         };
-        let features = self.part_features(&parts, progress)?;
+        let mut features = self.part_features(&parts, progress)?;
 
         let start = Instant::now();
-        let [bank, queries] = features.matrices.map(Matrix::with_unit_rows);
+        features.matrices = features.matrices.map(Matrix::with_unit_rows);
+        let [bank, queries] = &features.matrices;
         let of = queries.rows() as u64;
         let mut search_progress = |done| progress(Phase::Neighbours, done as u64, of);
-        let neighbours = Neighbours::search(&bank, &queries, k, &mut search_progress);
+        let neighbours = Neighbours::search(bank, queries, k, &mut search_progress);
         let (labels, truth, names) = (parts.train.labels(), parts.test.labels(), parts.test.class_names());
         let result = |votes: &Votes| {
             let answers = votes.answers(&neighbours, labels, truth, names.len());
             VotesScores { votes: *votes, scores: Scores::new(&answers, truth, names) }
         };
         let measurement = Measurement::Knn { results: votes.iter().map(result).collect() };
-        let seconds = Seconds { features: features.seconds, rest: start.elapsed().as_secs_f64() };
-        Ok(self.card(parts.identity(self.data), features.input, features.frozen, measurement, seconds))
+        Ok(self.classifier_card(&parts, features, measurement, start))
     }
 
     /// Classifies the test part by a logistic regression on the features of the training part.
@@ -111,23 +114,65 @@ impl Job<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<Card, EvaluationError> {
         let parts = self.open_parts()?;
-        let (labels, truth, names) = (parts.train.labels(), parts.test.labels(), parts.test.class_names());
-        let train_name = format!("{} (train)", parts.train.images().name());
+        let (name, labels, names) = (parts.train_name(), parts.train.labels(), parts.test.class_names());
         // Refused now rather than after the features, which take most of the time.
         settings.check()?;
-        settings.split(&train_name, labels, names.len())?;
+        settings.split(&name, labels, names.len())?;
         let features = self.part_features(&parts, progress)?;
 
         let start = Instant::now();
         let [train, test] = &features.matrices;
         let fits = settings.l2_grid.len() as u64 + 1;
         let mut fit_progress = |done| progress(Phase::Probe, done as u64, fits);
-        let (probe, fit) = probe::fit(settings, &train_name, train, labels, names.len(), &mut fit_progress)?;
+        let (probe, fit) = probe::fit(settings, &name, train, labels, names.len(), &mut fit_progress)?;
         // The one look at the test set.
-        let scores = Scores::new(&probe.answers(test, truth), truth, names);
+        let scores = Scores::new(&probe.answers(test, parts.test.labels()), parts.test.labels(), names);
         let measurement = Measurement::Linear { settings: settings.clone(), fit, scores };
-        let seconds = Seconds { features: features.seconds, rest: start.elapsed().as_secs_f64() };
-        Ok(self.card(parts.identity(self.data), features.input, features.frozen, measurement, seconds))
+        Ok(self.classifier_card(&parts, features, measurement, start))
+    }
+
+    /// STL-10's official protocol: a probe for each of its ten folds of 1,000 training images, all judged on
+    /// the whole test part.
+    ///
+    /// # Errors
+    /// As [`Job::linear`]; data that is not STL-10, or whose folds cannot be used.
+    pub fn linear_folds(
+        &self,
+        settings: &ProbeSettings,
+        progress: &mut Progress<'_>,
+    ) -> Result<Card, EvaluationError> {
+        let Data::Stl10 { path, .. } = self.data else {
+            let (expected, found) =
+                ("data.source = \"stl10\", which has them".into(), format!("{:?}", self.data));
+            return Err(EvaluationError::Setting { name: "folds", expected, found });
+        };
+        let parts = self.open_parts()?;
+        let (name, classes, truth) =
+            (parts.train_name(), parts.test.class_names().len(), parts.test.labels());
+        let folds = Folds::read(path, parts.train.labels().len())?;
+        let labels_of =
+            |rows: &[usize]| -> Vec<u8> { rows.iter().map(|row| parts.train.labels()[*row]).collect() };
+        settings.check()?;
+        for rows in &folds.rows {
+            settings.split(&name, &labels_of(rows), classes)?;
+        }
+        let features = self.part_features(&parts, progress)?;
+
+        let start = Instant::now();
+        let [train, test] = &features.matrices;
+        let fits = settings.l2_grid.len() + 1;
+        let mut results = Vec::with_capacity(folds.rows.len());
+        for (number, rows) in folds.rows.iter().enumerate() {
+            let (done_before, of) = (number * fits, (folds.rows.len() * fits) as u64);
+            let mut fit_progress = |done| progress(Phase::Probe, (done_before + done) as u64, of);
+            let (train, labels) = (train.select(rows), labels_of(rows));
+            let (probe, fit) = probe::fit(settings, &name, &train, &labels, classes, &mut fit_progress)?;
+            results.push(FoldResult { top1: Answer::top1(&probe.answers(test, truth)), fit });
+        }
+        let (mean, std) = mean_and_std(&results.iter().map(|fold| fold.top1.share).collect::<Vec<_>>());
+        let (settings, folds_blake3) = (settings.clone(), folds.blake3);
+        let measurement = Measurement::LinearFolds { settings, folds_blake3, folds: results, mean, std };
+        Ok(self.classifier_card(&parts, features, measurement, start))
     }
 
     /// Judges the features of the unlabelled images without labels.
@@ -188,6 +233,7 @@ impl Job<'_> {
                 job.knn(&votes, progress)
             }
             Measurement::Linear { settings, .. } => job.linear(settings, progress),
+            Measurement::LinearFolds { settings, .. } => job.linear_folds(settings, progress),
             Measurement::Quality { settings, .. } => job.quality(settings, progress),
         }?;
         Ok(card.differences(&again))
@@ -219,6 +265,18 @@ impl Job<'_> {
         })
     }
 
+    fn classifier_card(
+        &self,
+        parts: &Parts,
+        features: Features,
+        measurement: Measurement,
+        start: Instant,
+    ) -> Card {
+        let Features { input, frozen, seconds, .. } = features;
+        let seconds = Seconds { features: seconds, rest: start.elapsed().as_secs_f64() };
+        self.card(parts.identity(self.data), input, frozen, measurement, seconds)
+    }
+
     fn card(
         &self,
         data: DataIdentity,
@@ -247,6 +305,11 @@ struct Parts {
 }
 
 impl Parts {
+    /// For errors.
+    fn train_name(&self) -> String {
+        format!("{} (train)", self.train.images().name())
+    }
+
     fn identity(&self, source: &Data) -> DataIdentity {
         let of = |part: &Labelled| -> ImagesIdentity {
             identify(part.images(), (0..part.labels().len()).map(|index| index as u64))
@@ -378,6 +441,27 @@ mod tests {
         assert_eq!(scene.job().verify(&card, &mut ignore).unwrap(), []);
     }
 
+    /// The drawn images lie in STL-10's layout: with folds beside them they are a small STL-10.
+    #[test]
+    fn the_folds_are_averaged_and_computed_again() {
+        let mut scene = Scene::new();
+        Labelled::open(&scene.data, Split::Train, scene.folder.path()).unwrap();
+        let path = scene.folder.path().join("synthetic-128-v1");
+        scene.data = Data::Stl10 { path: path.clone(), include_train: false };
+        let settings = ProbeSettings { l2_grid: vec![1e-2], ..ProbeSettings::default() };
+        let error = scene.job().linear_folds(&settings, &mut ignore).unwrap_err().to_string();
+        assert!(error.contains("fold_indices.txt"), "{error}");
+
+        let fold = |first: usize| (first..1000).step_by(3).map(|row| format!("{row} ")).collect::<String>();
+        std::fs::write(path.join("fold_indices.txt"), [fold(0), fold(1), fold(2)].join("\n")).unwrap();
+        let card = scene.job().linear_folds(&settings, &mut ignore).unwrap();
+        let Measurement::LinearFolds { folds, mean, std, .. } = &card.measurement else { panic!("{card:?}") };
+        assert_eq!(folds.len(), 3);
+        let sum: f64 = folds.iter().map(|fold| fold.top1.share).sum();
+        assert!((mean - sum / 3.0).abs() < 1e-12 && *std < 0.1 && folds[0].top1.of == 500, "{mean} {std}");
+        assert_eq!(scene.job().verify(&card, &mut ignore).unwrap(), []);
+    }
+
     #[test]
     fn quality_needs_no_labels_and_is_computed_again() {
         let scene = Scene::new();
@@ -402,6 +486,7 @@ mod tests {
             (scene.job().knn(&[], &mut fail), "at least one pair of k and temperature"),
             (scene.job().linear(&every, &mut fail), "at least 101 images of each class, found 100"),
             (scene.job().quality(&none, &mut fail), "at least 2 images"),
+            (scene.job().linear_folds(&ProbeSettings::default(), &mut fail), "folds: expected data.source"),
         ] {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");

@@ -15,6 +15,7 @@ mod encoder;
 mod error;
 mod export;
 mod features;
+mod folds;
 mod job;
 mod knn;
 mod labelled;
@@ -25,7 +26,7 @@ mod scores;
 #[cfg(test)]
 mod testing;
 
-pub use card::{Card, DataIdentity, Difference, Measurement, Seconds, VotesScores};
+pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
 pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;
 pub use export::{Names, export};

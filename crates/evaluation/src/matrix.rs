@@ -15,7 +15,7 @@ impl Matrix {
     /// # Panics
     /// If they do not make whole rows of `columns`, which must not be 0.
     pub fn new(values: Vec<f32>, columns: usize) -> Matrix {
-        assert!(columns > 0 && values.len() % columns == 0, "a matrix has whole rows");
+        assert!(columns > 0 && values.len().is_multiple_of(columns), "a matrix has whole rows");
         Matrix { values, columns }
     }
 

@@ -22,6 +22,20 @@ impl Answer {
         let rank = (0..scores.len()).filter(|class| before(*class, usize::from(label))).count();
         Answer { class: best as u8, rank: rank as u8 }
     }
+
+    /// How often the true class is the likeliest.
+    ///
+    /// # Panics
+    /// Without an answer.
+    pub fn top1(answers: &[Answer]) -> Proportion {
+        Answer::top(1, answers)
+    }
+
+    /// How often the true class is among the `n` likeliest.
+    fn top(n: u8, answers: &[Answer]) -> Proportion {
+        let correct = answers.iter().filter(|answer| answer.rank < n).count();
+        Proportion::new(correct as u64, answers.len() as u64)
+    }
 }
 
 /// A classifier's performance on labelled images.
@@ -98,16 +112,12 @@ impl Scores {
         for (answer, label) in answers.iter().zip(labels) {
             confusion[usize::from(*label)][usize::from(answer.class)] += 1;
         }
-        let within = |rank: u8| {
-            let correct = answers.iter().filter(|answer| answer.rank < rank).count();
-            Proportion::new(correct as u64, labels.len() as u64)
-        };
         let recall = |class: usize| Proportion::new(confusion[class][class], confusion[class].iter().sum());
         let score =
             |(class, name): (usize, &String)| ClassScore { class: name.clone(), recall: recall(class) };
         Scores {
-            top1: within(1),
-            top5: (classes > 5).then(|| within(5)),
+            top1: Answer::top1(answers),
+            top5: (classes > 5).then(|| Answer::top(5, answers)),
             per_class: class_names.iter().enumerate().map(score).collect(),
             confusion,
         }

@@ -227,8 +227,7 @@ fn choose(
     for l2 in grid {
         let ending = classifier.fit(&fitting, &fitting_labels, l2, settings.until());
         let answers = classifier.answers(&validation, &validation_labels);
-        let correct = answers.iter().filter(|answer| answer.rank == 0).count();
-        let top1 = Proportion::new(correct as u64, answers.len() as u64);
+        let top1 = Answer::top1(&answers);
         points.push(GridPoint { l2, top1, iterations: ending.iterations, converged: ending.converged });
         progress(points.len());
     }
