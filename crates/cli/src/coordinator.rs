@@ -1,6 +1,7 @@
 //! The program `coordinator`: trains, and prepares for it.
 
 mod check;
+mod fetch;
 mod recipe_source;
 mod train;
 mod views;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cache::CacheArguments;
 use crate::exit::{self, Ending};
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// Validate a recipe and print it, its schedule, memory and communication, without starting anything
     Check(CheckArguments),
+    /// Download a public data set; a download that was interrupted goes on where it was
+    Fetch(FetchArguments),
     /// Draw a picture of the views that a recipe makes, to look at them
     Views(ViewsArguments),
     /// Take part in a run, as the program `worker` does
@@ -76,6 +79,26 @@ struct CheckArguments {
 }
 
 #[derive(Debug, clap::Args)]
+struct FetchArguments {
+    /// Which one
+    data_set: DataSet,
+    /// Folder in which the data set's own folder is made
+    #[arg(long, value_name = "FOLDER", default_value = "data")]
+    folder: PathBuf,
+    /// A mirror of the archive; what it serves must have the published checksum
+    #[arg(long)]
+    url: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DataSet {
+    /// 100,000 unlabeled images of 96x96 pixels, and 13,000 labelled ones: 2.6 GB
+    Stl10,
+    /// 60,000 labelled images of 32x32 pixels: 170 MB
+    Cifar10,
+}
+
+#[derive(Debug, clap::Args)]
 struct ViewsArguments {
     #[command(flatten)]
     recipe: RecipeArguments,
@@ -101,6 +124,7 @@ fn run(arguments: Arguments) -> Result<Ending> {
     match arguments.command {
         None => train::run(&arguments.train),
         Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Fetch(arguments)) => fetch::run(&arguments),
         Some(Command::Views(arguments)) => views::run(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),
     }

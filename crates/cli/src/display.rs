@@ -81,10 +81,11 @@ impl Display {
         let images_per_second = metrics.images_per_second * metrics.seconds.step / average.step;
         let remaining_s = (metrics.total_steps - metrics.step) as f64 * average.step;
         format!(
-            "epoch {}/{}  loss {:+.4}  collapse level {:.2}  lr {:.4}  {images_per_second:.0} images/s  \
-             data {:.0}% forward {:.0}% backward {:.0}% all-reduce {:.0}%  {} left",
+            "epoch {}/{}  {} left  loss {:+.4}  collapse level {:.2}  lr {:.4}  \
+             {images_per_second:.0} images/s  data {:.0}% forward {:.0}% backward {:.0}% all-reduce {:.0}%",
             metrics.epoch,
             metrics.total_epochs,
+            duration(remaining_s),
             metrics.loss,
             metrics.collapse_level,
             metrics.learning_rate,
@@ -92,7 +93,6 @@ impl Display {
             share(average.forward),
             share(average.backward),
             share(average.all_reduce),
-            duration(remaining_s),
         )
     }
 
@@ -205,8 +205,8 @@ mod tests {
         assert_eq!(steps.len(), 3, "{lines:?}");
         assert_eq!(
             steps[0],
-            "1/200  epoch 2/10  loss -0.5000  collapse level 0.95  lr 0.0500  128 images/s  \
-             data 10% forward 20% backward 50% all-reduce 20%  3 min 19 s left"
+            "1/200  epoch 2/10  3 min 19 s left  loss -0.5000  collapse level 0.95  lr 0.0500  128 images/s  \
+             data 10% forward 20% backward 50% all-reduce 20%"
         );
         assert!(steps[1].starts_with("4/200") && steps[2].starts_with("5/200"), "{lines:?}");
         assert!(lines[3].contains("--resume"));

@@ -243,6 +243,8 @@ fn bad_input_gets_a_sentence() {
             1,
             vec!["pictures", ".jpg, .jpeg or .png"],
         ),
+        (vec!["fetch", "imagenet"], 2, vec!["imagenet", "stl10, cifar10"]),
+        (vec!["fetch", "cifar10", "--url", "nowhere"], 1, vec!["nowhere", "--url"]),
         (vec!["check", "--workers", "9"], 1, vec!["9 workers cannot share 4 shards"]),
         (vec!["worker", "--join", "nowhere"], 1, vec!["HOST:PORT", "--join"]),
         (vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0"], 1, vec!["--insecure-network"]),

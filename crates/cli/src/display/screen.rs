@@ -49,6 +49,9 @@ impl Screen {
     /// Moves the bar, and shows `message` beside it. Without a terminal it does nothing.
     pub(crate) fn position(&self, done: u64, total: u64, message: String) {
         let Some(bar) = &self.bar else { return };
+        if bar.is_finished() {
+            bar.reset();
+        }
         if bar.length() != Some(total) {
             bar.set_length(total);
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}");
@@ -63,7 +66,6 @@ impl Screen {
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-            bar.reset();
         }
     }
 }
