@@ -11,6 +11,7 @@ pub mod checkpoint;
 
 mod bucket;
 mod heads;
+mod kernels;
 mod layers;
 mod parameters;
 mod resnet;

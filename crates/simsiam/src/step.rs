@@ -104,7 +104,9 @@ impl Trainer {
             read(gradient, &mut bucket[entry.range.clone()]);
         }
         let [first, second] = statistics.map(layers::BatchStatistics::into_flat);
-        for ((place, first), second) in bucket[self.bucket.statistics.clone()].iter_mut().zip(first).zip(second) {
+        for ((place, first), second) in
+            bucket[self.bucket.statistics.clone()].iter_mut().zip(first).zip(second)
+        {
             *place = (1.0 - STATISTICS_MOMENTUM) * first + second;
         }
         self.read_monitors(loss, z, bucket);
@@ -117,12 +119,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`NonFinite`], with the shards that it came from.
-    pub fn commit(
-        &self,
-        state: &mut State,
-        folded: &Folded,
-        rates: LearningRates,
-    ) -> Result<(), NonFinite> {
+    pub fn commit(&self, state: &mut State, folded: &Folded, rates: LearningRates) -> Result<(), NonFinite> {
         let shards = folded.non_finite_shards();
         if !shards.is_empty() || !folded.is_finite() {
             return Err(NonFinite { step: state.step, shards });
