@@ -51,7 +51,7 @@ impl Linear {
 
     /// `x: [n, in] -> [n, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = x.matmul(self.weight.clone().transpose()); // [n, out]
+        let y = kernels::linear(x, self.weight.clone()); // [n, out]
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,

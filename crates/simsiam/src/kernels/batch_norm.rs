@@ -3,7 +3,7 @@
 //! Sums run over blocks of rows whose size depends on the shape alone, then over the blocks in order and in
 //! f64: no bit depends on the number of threads.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 /// Numbers in a block: it is read twice, the second time from the second-level cache.
@@ -64,6 +64,11 @@ impl Affine {
             mean.iter().zip(&scale).zip(beta.iter().cycle()).map(|((m, s), beta)| beta - m * s).collect();
         Affine { scale, shift }
     }
+
+    /// By which every number counts as above zero.
+    fn above_zero(channels: usize) -> Affine {
+        Affine { scale: vec![0.0; channels], shift: vec![1.0; channels] }
+    }
 }
 
 /// `1 / sqrt(variance + epsilon)`
@@ -74,13 +79,16 @@ pub(crate) fn inverse_deviation(variance: f64) -> f32 {
 /// Mean and variance of every group and channel. Within a block around the block's own mean, so that a large
 /// mean costs no digits of the variance (Chan et al. 1979).
 pub(crate) fn moments(x: &[f32], shape: Shape) -> Moments {
-    let channels = shape.channels;
+    let (arch, channels) = (Arch::new(), shape.channels);
     let mut moments = Moments::default();
     for group in x.chunks_exact(shape.group_length()) {
-        let blocks = per_block(group, shape, |block, partial| {
-            let (mean, square) = partial.split_at_mut(channels);
-            block_moments(block, mean, square);
-        });
+        let mut blocks = vec![0.0; group.len().div_ceil(shape.block_length()) * 2 * channels];
+        blocks.par_chunks_mut(2 * channels).zip(group.par_chunks(shape.block_length())).for_each(
+            |(moments, x)| {
+                let (mean, square) = moments.split_at_mut(channels);
+                arch.dispatch(BlockMoments { x, mean, square });
+            },
+        );
         let rows = |block: usize| block_rows(shape, block) as f64;
         for channel in 0..channels {
             let parts = || blocks.chunks_exact(2 * channels).enumerate();
@@ -100,38 +108,38 @@ pub(crate) fn moments(x: &[f32], shape: Shape) -> Moments {
     moments
 }
 
-/// Two sums per channel of every block of a group, side by side.
-fn per_block(group: &[f32], shape: Shape, sum: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
-    let arch = Arch::new();
-    let mut partial = vec![0.0; group.len().div_ceil(shape.block_length()) * 2 * shape.channels];
-    partial
-        .par_chunks_mut(2 * shape.channels)
-        .zip(group.par_chunks(shape.block_length()))
-        .for_each(|(partial, block)| arch.dispatch(|| sum(block, partial)));
-    partial
-}
-
 fn block_rows(shape: Shape, block: usize) -> usize {
     let rows = shape.block_length() / shape.channels;
     rows.min(shape.rows - block * rows)
 }
 
-/// Mean, and sum of squares around it.
-#[inline(always)]
-fn block_moments(block: &[f32], mean: &mut [f32], square: &mut [f32]) {
-    let channels = mean.len();
-    for row in block.chunks_exact(channels) {
-        for (mean, x) in mean.iter_mut().zip(row) {
-            *mean += x;
+/// A block's mean, and its sum of squares around it. Both start at zero.
+struct BlockMoments<'a> {
+    x: &'a [f32],
+    mean: &'a mut [f32],
+    square: &'a mut [f32],
+}
+
+impl NullaryFnOnce for BlockMoments<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let BlockMoments { x, mean, square } = self;
+        let channels = mean.len();
+        for row in x.chunks_exact(channels) {
+            for (mean, x) in mean.iter_mut().zip(row) {
+                *mean += x;
+            }
         }
-    }
-    let scale = channels as f32 / block.len() as f32;
-    for mean in mean.iter_mut() {
-        *mean *= scale;
-    }
-    for row in block.chunks_exact(channels) {
-        for ((square, mean), x) in square.iter_mut().zip(mean.iter()).zip(row) {
-            *square += (x - mean) * (x - mean);
+        let scale = channels as f32 / x.len() as f32;
+        for mean in mean.iter_mut() {
+            *mean *= scale;
+        }
+        for row in x.chunks_exact(channels) {
+            for ((square, mean), x) in square.iter_mut().zip(mean.iter()).zip(row) {
+                *square += (x - mean) * (x - mean);
+            }
         }
     }
 }
@@ -155,36 +163,64 @@ pub(crate) fn apply(
         let (scale, shift) = (&affine.scale[channels.clone()], &affine.shift[channels]);
         let blocks = y[values.clone()].par_chunks_mut(length).zip(x[values.clone()].par_chunks(length));
         match residual {
-            None => blocks.for_each(|(y, x)| arch.dispatch(|| scale_block(x, scale, shift, floor, y))),
+            None => blocks.for_each(|(y, x)| arch.dispatch(Scale { x, scale, shift, floor, y })),
             Some(residual) => {
                 blocks.zip(residual[values].par_chunks(length)).for_each(|((y, x), residual)| {
-                    arch.dispatch(|| scale_and_add_block(x, residual, scale, shift, floor, y));
+                    arch.dispatch(ScaleAndAdd { x, residual, scale, shift, floor, y });
                 })
             }
         }
     }
 }
 
-#[inline(always)]
-fn scale_block(x: &[f32], scale: &[f32], shift: &[f32], floor: f32, y: &mut [f32]) {
-    let channels = scale.len();
-    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-        for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-            let value = x * scale + shift;
-            *y = if value < floor { floor } else { value };
+struct Scale<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    floor: f32,
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Scale { x, scale, shift, floor, y } = self;
+        let channels = scale.len();
+        for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+                let value = x * scale + shift;
+                *y = if value < floor { floor } else { value };
+            }
         }
     }
 }
 
-#[inline(always)]
-fn scale_and_add_block(x: &[f32], residual: &[f32], scale: &[f32], shift: &[f32], floor: f32, y: &mut [f32]) {
-    let channels = scale.len();
-    let rows =
-        y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(residual.chunks_exact(channels));
-    for ((y, x), residual) in rows {
-        for ((((y, x), residual), scale), shift) in y.iter_mut().zip(x).zip(residual).zip(scale).zip(shift) {
-            let value = x * scale + shift + residual;
-            *y = if value < floor { floor } else { value };
+struct ScaleAndAdd<'a> {
+    x: &'a [f32],
+    residual: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    floor: f32,
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for ScaleAndAdd<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let ScaleAndAdd { x, residual, scale, shift, floor, y } = self;
+        let channels = scale.len();
+        let inputs = x.chunks_exact(channels).zip(residual.chunks_exact(channels));
+        for (y, (x, residual)) in y.chunks_exact_mut(channels).zip(inputs) {
+            for ((((y, x), residual), scale), shift) in
+                y.iter_mut().zip(x).zip(residual).zip(scale).zip(shift)
+            {
+                let value = x * scale + shift + residual;
+                *y = if value < floor { floor } else { value };
+            }
         }
     }
 }
@@ -208,26 +244,22 @@ pub(crate) struct ParameterGradients {
 
 /// Backward without a shortcut: `gradient` comes in as that of `y` and leaves as that of `x`.
 pub(crate) fn gradient(saved: &Saved, gradient: &mut [f32]) -> ParameterGradients {
-    let mut affine =
-        Affine::new(&saved.moments.mean, &saved.moments.inverse_deviation, saved.gamma, saved.beta);
-    if !saved.rectify {
-        // Then every output counts as above zero.
-        affine.scale.fill(0.0);
-        affine.shift.fill(1.0);
-    }
-    let arch = Arch::new();
-    let (shape, length) = (saved.shape, saved.shape.block_length());
+    let affine = if saved.rectify {
+        Affine::new(&saved.moments.mean, &saved.moments.inverse_deviation, saved.gamma, saved.beta)
+    } else {
+        Affine::above_zero(saved.moments.mean.len())
+    };
+    let (arch, shape, length) = (Arch::new(), saved.shape, saved.shape.block_length());
     let mut parameters = ParameterGradients::zeros(shape.channels);
     for (index, dy) in gradient.chunks_exact_mut(shape.group_length()).enumerate() {
         let group = Group::new(saved, &affine, index);
-        let mut partial = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
-        partial
-            .par_chunks_mut(2 * shape.channels)
-            .zip(group.x.par_chunks(length).zip(dy.par_chunks_mut(length)))
-            .for_each(|(partial, (x, dy))| arch.dispatch(|| group.rectify_and_sum_block(x, dy, partial)));
-        let line = group.input_gradient(&partial, &mut parameters);
-        dy.par_chunks_mut(length).zip(group.x.par_chunks(length)).for_each(|(dy, x)| {
-            arch.dispatch(|| line.block_in_place(x, dy));
+        let mut sums = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
+        sums.par_chunks_mut(2 * shape.channels)
+            .zip(group.x.par_chunks(length).zip(dy.par_chunks(length)))
+            .for_each(|(sums, (x, dy))| arch.dispatch(BlockSums { group: &group, x, dy, sums }));
+        let line = group.input_gradient(&sums, &mut parameters);
+        dy.par_chunks_mut(length).zip(group.x.par_chunks(length)).for_each(|(gradient, x)| {
+            arch.dispatch(BlockGradient { group: &group, line: &line, x, gradient });
         });
     }
     parameters
@@ -241,43 +273,44 @@ pub(crate) fn gradient_and_shortcut(
     gradient: &mut [f32],
     dx: &mut [f32],
 ) -> ParameterGradients {
-    let arch = Arch::new();
-    let (shape, length) = (saved.shape, saved.shape.block_length());
-    let affine =
-        Affine { scale: vec![0.0; saved.moments.mean.len()], shift: vec![1.0; saved.moments.mean.len()] };
+    let affine = Affine::above_zero(saved.moments.mean.len());
+    let (arch, shape, length) = (Arch::new(), saved.shape, saved.shape.block_length());
     let mut parameters = ParameterGradients::zeros(shape.channels);
     let groups =
         gradient.chunks_exact_mut(shape.group_length()).zip(dx.chunks_exact_mut(shape.group_length()));
     for (index, (dy, dx)) in groups.enumerate() {
         let group = Group::new(saved, &affine, index);
         let y = &y[index * shape.group_length()..][..shape.group_length()];
-        let mut partial = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
-        partial
-            .par_chunks_mut(2 * shape.channels)
+        let mut sums = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
+        sums.par_chunks_mut(2 * shape.channels)
             .zip(group.x.par_chunks(length).zip(y.par_chunks(length).zip(dy.par_chunks_mut(length))))
-            .for_each(|(partial, (x, (y, dy)))| {
-                arch.dispatch(|| {
-                    rectify_block(y, dy);
-                    group.rectify_and_sum_block(x, dy, partial);
-                });
+            .for_each(|(sums, (x, (y, dy)))| {
+                arch.dispatch(Rectify { y, dy });
+                arch.dispatch(BlockSums { group: &group, x, dy, sums });
             });
-        let line = group.input_gradient(&partial, &mut parameters);
-        dx.par_chunks_mut(length).zip(dy.par_chunks(length).zip(group.x.par_chunks(length))).for_each(
-            |(dx, (dy, x))| {
-                arch.dispatch(|| {
-                    dx.copy_from_slice(dy);
-                    line.block_in_place(x, dx);
-                });
-            },
-        );
+        let line = group.input_gradient(&sums, &mut parameters);
+        let blocks = dx.par_chunks_mut(length).zip(dy.par_chunks(length).zip(group.x.par_chunks(length)));
+        blocks.for_each(|(gradient, (dy, x))| {
+            gradient.copy_from_slice(dy);
+            arch.dispatch(BlockGradient { group: &group, line: &line, x, gradient });
+        });
     }
     parameters
 }
 
-#[inline(always)]
-fn rectify_block(y: &[f32], dy: &mut [f32]) {
-    for (dy, &y) in dy.iter_mut().zip(y) {
-        *dy = if y <= 0.0 { 0.0 } else { *dy };
+struct Rectify<'a> {
+    y: &'a [f32],
+    dy: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Rectify<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (dy, &y) in self.dy.iter_mut().zip(self.y) {
+            *dy = if y <= 0.0 { 0.0 } else { *dy };
+        }
     }
 }
 
@@ -287,6 +320,7 @@ struct Group<'a> {
     mean: &'a [f32],
     inverse_deviation: &'a [f32],
     gamma: &'a [f32],
+    /// `x · scale + shift` is the output, as far as its sign goes.
     scale: &'a [f32],
     shift: &'a [f32],
 }
@@ -304,31 +338,14 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Clears `dy` where the output was not above zero, and sums `dy` and `dy (x - mean)`.
-    #[inline(always)]
-    fn rectify_and_sum_block(&self, x: &[f32], dy: &mut [f32], sums: &mut [f32]) {
-        let channels = self.mean.len();
-        let (sum, product) = sums.split_at_mut(channels);
-        let (mean, scale, shift) = (&self.mean[..channels], &self.scale[..channels], &self.shift[..channels]);
-        for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact_mut(channels)) {
-            for channel in 0..channels {
-                let above = x[channel] * scale[channel] + shift[channel];
-                let gradient = if above <= 0.0 { 0.0 } else { dy[channel] };
-                dy[channel] = gradient;
-                sum[channel] += gradient;
-                product[channel] += gradient * (x[channel] - mean[channel]);
-            }
-        }
-    }
-
     /// From the blocks' sums: the parameters' gradients, and `x`'s as a function of `dy` and `x`.
-    fn input_gradient(&self, partial: &[f32], parameters: &mut ParameterGradients) -> InputGradient {
+    fn input_gradient(&self, sums: &[f32], parameters: &mut ParameterGradients) -> Line {
         let channels = self.mean.len();
         let count = (self.x.len() / channels) as f64;
-        let mut line = InputGradient::default();
+        let mut line = Line::default();
         for channel in 0..channels {
             let total = |place: usize| {
-                partial.chunks_exact(2 * channels).map(|part| f64::from(part[place])).sum::<f64>()
+                sums.chunks_exact(2 * channels).map(|part| f64::from(part[place])).sum::<f64>()
             };
             let (sum, product) = (total(channel), total(channels + channel));
             let (mean, deviation) =
@@ -353,21 +370,64 @@ impl ParameterGradients {
 
 /// `dx = dy · of_dy + x · of_x + constant` per channel.
 #[derive(Default)]
-struct InputGradient {
+struct Line {
     of_dy: Vec<f32>,
     of_x: Vec<f32>,
     constant: Vec<f32>,
 }
 
-impl InputGradient {
+/// A block's sums of `dy` and of `dy (x - mean)`, side by side, where the output is above zero. They start at
+/// zero.
+struct BlockSums<'a> {
+    group: &'a Group<'a>,
+    x: &'a [f32],
+    dy: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl NullaryFnOnce for BlockSums<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn block_in_place(&self, x: &[f32], dy: &mut [f32]) {
-        let channels = self.of_x.len();
-        let (of_dy, of_x, constant) =
-            (&self.of_dy[..channels], &self.of_x[..channels], &self.constant[..channels]);
-        for (dy, x) in dy.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+    fn call(self) {
+        let Group { mean, scale, shift, .. } = *self.group;
+        let channels = mean.len();
+        let (sum, product) = self.sums.split_at_mut(channels);
+        let (scale, shift, product) = (&scale[..channels], &shift[..channels], &mut product[..channels]);
+        for (x, dy) in self.x.chunks_exact(channels).zip(self.dy.chunks_exact(channels)) {
             for channel in 0..channels {
-                dy[channel] = dy[channel] * of_dy[channel] + x[channel] * of_x[channel] + constant[channel];
+                let output = x[channel] * scale[channel] + shift[channel];
+                let gradient = if output <= 0.0 { 0.0 } else { dy[channel] };
+                sum[channel] += gradient;
+                product[channel] += gradient * (x[channel] - mean[channel]);
+            }
+        }
+    }
+}
+
+/// A block's gradient, from that of `y` to that of `x`.
+struct BlockGradient<'a> {
+    group: &'a Group<'a>,
+    line: &'a Line,
+    x: &'a [f32],
+    gradient: &'a mut [f32],
+}
+
+impl NullaryFnOnce for BlockGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Group { scale, shift, .. } = *self.group;
+        let channels = scale.len();
+        let shift = &shift[..channels];
+        let (of_dy, of_x) = (&self.line.of_dy[..channels], &self.line.of_x[..channels]);
+        let constant = &self.line.constant[..channels];
+        for (gradient, x) in self.gradient.chunks_exact_mut(channels).zip(self.x.chunks_exact(channels)) {
+            for channel in 0..channels {
+                let output = x[channel] * scale[channel] + shift[channel];
+                let dy = if output <= 0.0 { 0.0 } else { gradient[channel] };
+                gradient[channel] = dy * of_dy[channel] + x[channel] * of_x[channel] + constant[channel];
             }
         }
     }

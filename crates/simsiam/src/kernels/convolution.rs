@@ -13,9 +13,10 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+use super::buffer::Buffer;
 
 /// Output pixels (forward) or input channels (weight gradient) of a tile: times [`vectors`], plus one row of
 /// weights, they fill the registers of AVX-512 and NEON.
@@ -24,19 +25,15 @@ const TILE: usize = 6;
 /// Output pixels between two visits to the same accumulators: their rows stay in the second-level cache.
 const CHUNK_PIXELS: usize = 256;
 
+/// Numbers of a row that are transposed at once: a cache line of them.
+const TRANSPOSED: usize = 16;
+
+/// The widest panel: four vectors of AVX-512.
+const MOST_WIDTH: usize = 64;
+
 /// With fewer channels than this, the taps of a kernel row are joined into one run of channels: a tap then
 /// costs more in set-up than in multiplication.
 pub(super) const FEW_CHANNELS: usize = 16;
-
-/// A cache line: keeps vectors from straddling two of them.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// A zeroed buffer of whole cache lines with room for `values` numbers.
-fn lines(values: usize) -> Vec<Line> {
-    vec![Line::zeroed(); values.div_ceil(16)]
-}
 
 /// The sizes of a square convolution, padded by half its kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +182,7 @@ impl Grid {
 
 /// An input with few channels, copied with its padding, so that a kernel row is one run of numbers.
 struct Joined {
-    values: Vec<f32>,
+    values: Buffer,
     padded: [usize; 2],
     /// Numbers under one row of the kernel.
     run: usize,
@@ -195,9 +192,10 @@ impl Joined {
     fn new(sizes: &Sizes, x: Image) -> Joined {
         let (padding, channels) = (sizes.kernel / 2, sizes.channels);
         let padded = [sizes.height + 2 * padding, sizes.width + 2 * padding];
-        let mut values = vec![0.0; sizes.images * padded[0] * padded[1] * channels];
+        let mut values = Buffer::new(sizes.images * padded[0] * padded[1] * channels);
         values.par_chunks_mut(padded[0] * padded[1] * channels).enumerate().for_each(
             |(image, padded_image)| {
+                padded_image.fill(0.0);
                 for y in 0..sizes.height {
                     let start = ((y + padding) * padded[1] + padding) * channels;
                     let row = &mut padded_image[start..start + sizes.width * channels];
@@ -260,7 +258,7 @@ fn panel_width() -> usize {
 
 /// Weights in the order in which [`multiply`] reads them: `[panel][tap][depth][panel_width]`.
 struct Panels {
-    lines: Vec<Line>,
+    values: Buffer,
     /// Sums over this many numbers per tap.
     depth: usize,
     taps: usize,
@@ -269,15 +267,20 @@ struct Panels {
 impl Panels {
     /// For the sum over inputs: `weight: [outputs, inputs, taps]`, outputs side by side.
     fn of_outputs(weight: &[f32], outputs: usize, inputs: usize, taps: usize) -> Panels {
-        Self::pack(outputs, inputs, taps, |panel, width, packed| {
-            let row_length = inputs * taps;
-            let rows = &weight[panel * width * row_length..];
-            let rows = &rows[..rows.len().min(width * row_length)];
-            for (column, row) in rows.chunks_exact(row_length).enumerate() {
-                for (input, values) in row.chunks_exact(taps).enumerate() {
-                    for (tap, &value) in values.iter().enumerate() {
-                        packed[(tap * inputs + input) * width + column] = value;
+        let row_length = inputs * taps;
+        Self::pack(outputs, inputs, taps, |columns, width, packed| {
+            let rows = &weight[columns.start * row_length..columns.end * row_length];
+            let mut block = [0.0; TRANSPOSED * MOST_WIDTH];
+            for start in (0..row_length).step_by(TRANSPOSED) {
+                let places = start..row_length.min(start + TRANSPOSED);
+                for (column, row) in rows.chunks_exact(row_length).enumerate() {
+                    for (place, &value) in row[places.clone()].iter().enumerate() {
+                        block[place * width + column] = value;
                     }
+                }
+                for (place, values) in places.zip(block.chunks_exact(width)) {
+                    let (input, tap) = (place / taps, place % taps);
+                    packed[(tap * inputs + input) * width..][..width].copy_from_slice(values);
                 }
             }
         })
@@ -285,12 +288,10 @@ impl Panels {
 
     /// For the sum over outputs: the same weight, inputs side by side.
     fn of_inputs(weight: &[f32], outputs: usize, inputs: usize, taps: usize) -> Panels {
-        Self::pack(inputs, outputs, taps, |panel, width, packed| {
-            let columns = panel * width..inputs.min((panel + 1) * width);
+        Self::pack(inputs, outputs, taps, |columns, width, packed| {
             for output in 0..outputs {
-                let row =
-                    &weight[(output * inputs + columns.start) * taps..(output * inputs + columns.end) * taps];
-                for (column, values) in row.chunks_exact(taps).enumerate() {
+                let row = (output * inputs + columns.start) * taps..(output * inputs + columns.end) * taps;
+                for (column, values) in weight[row].chunks_exact(taps).enumerate() {
                     for (tap, &value) in values.iter().enumerate() {
                         packed[(tap * outputs + output) * width + column] = value;
                     }
@@ -299,22 +300,24 @@ impl Panels {
         })
     }
 
+    /// `fill` gets the columns of a panel, the panel's width, and the panel.
     fn pack(
         columns: usize,
         depth: usize,
         taps: usize,
-        fill: impl Fn(usize, usize, &mut [f32]) + Sync,
+        fill: impl Fn(Range<usize>, usize, &mut [f32]) + Sync,
     ) -> Panels {
         let width = panel_width();
         let panel_length = depth * taps * width;
-        let count = columns.div_ceil(width);
-        let mut lines = lines(count * panel_length);
-        let values = &mut bytemuck::cast_slice_mut::<_, f32>(&mut lines)[..count * panel_length];
-        values
-            .par_chunks_mut(panel_length)
-            .enumerate()
-            .for_each(|(panel, packed)| fill(panel, width, packed));
-        Panels { lines, depth, taps }
+        let mut values = Buffer::new(columns.div_ceil(width) * panel_length);
+        values.par_chunks_mut(panel_length).enumerate().for_each(|(panel, packed)| {
+            let columns = panel * width..columns.min((panel + 1) * width);
+            if columns.len() < width {
+                packed.fill(0.0);
+            }
+            fill(columns, width, packed);
+        });
+        Panels { values, depth, taps }
     }
 }
 
@@ -369,8 +372,7 @@ impl Multiply<'_> {
     fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
         let width = VECTORS * S::F32_LANES;
         let depth = self.panels.depth;
-        let values: &[f32] = bytemuck::cast_slice(&self.panels.lines);
-        for (index, panel) in values.chunks_exact(depth * self.panels.taps * width).enumerate() {
+        for (index, panel) in self.panels.values.chunks_exact(depth * self.panels.taps * width).enumerate() {
             let column = index * width;
             let is_whole = column + width <= self.pitch;
             for (pairs, weights) in self.pairs.iter().zip(panel.chunks_exact(depth * width)) {
@@ -458,24 +460,31 @@ fn correlate(grid: &Grid, x: &[f32], dy: &[f32], shape: [usize; 3], gradient: &m
     let tiles_of_inputs = inputs.div_ceil(TILE);
     // [panel][tap][tile of inputs], each TILE by width numbers.
     let tiles = outputs.div_ceil(width) * taps * tiles_of_inputs;
-    let mut sums = lines(tiles * TILE * width);
-    let values = &mut bytemuck::cast_slice_mut::<_, f32>(&mut sums)[..tiles * TILE * width];
+    let mut values = Buffer::new(tiles * TILE * width);
 
     // Each tile sums over all pixels in order, so how tiles are dealt to threads decides no bit.
     let tiles_of_task = tiles.div_ceil(2 * rayon::current_num_threads());
     let arch = Arch::new();
     values.par_chunks_mut(tiles_of_task * TILE * width).enumerate().for_each(|(task, sums)| {
         let first_tile = task * tiles_of_task;
+        sums.fill(0.0);
         arch.dispatch(Correlate { grid, x, dy, inputs, outputs, taps, tiles_of_inputs, first_tile, sums });
     });
 
-    let panel_length = taps * tiles_of_inputs * TILE * width;
-    gradient.par_chunks_mut(inputs * taps).enumerate().for_each(|(output, gradient)| {
-        let panel = &values[output / width * panel_length..][..panel_length];
-        let column = output % width;
-        for (input, gradient) in gradient.chunks_exact_mut(taps).enumerate() {
-            for (tap, gradient) in gradient.iter_mut().enumerate() {
-                *gradient = panel[(tap * tiles_of_inputs * TILE + input) * width + column];
+    let (panel_length, row_length) = (taps * tiles_of_inputs * TILE * width, inputs * taps);
+    let panels = values.par_chunks(panel_length);
+    panels.zip(gradient.par_chunks_mut(width * row_length)).for_each(|(panel, rows)| {
+        let mut block = [0.0; TRANSPOSED * MOST_WIDTH];
+        for start in (0..row_length).step_by(TRANSPOSED) {
+            let places = start..row_length.min(start + TRANSPOSED);
+            for (place, values) in places.clone().zip(block.chunks_exact_mut(width)) {
+                let (input, tap) = (place / taps, place % taps);
+                values.copy_from_slice(&panel[(tap * tiles_of_inputs * TILE + input) * width..][..width]);
+            }
+            for (column, row) in rows.chunks_exact_mut(row_length).enumerate() {
+                for (place, value) in row[places.clone()].iter_mut().enumerate() {
+                    *value = block[place * width + column];
+                }
             }
         }
     });

@@ -1,10 +1,11 @@
 //! The kernels over flex's tensors.
 
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
 use super::batch_norm::{self, Affine, Moments};
+use super::buffer::Buffer;
 use super::convolution::{self, Image};
 use super::{EvaluationKernels, Kernels, pool};
 
@@ -171,7 +172,7 @@ pub(super) fn vector(values: &[f32]) -> FlexTensor {
 /// A new tensor whose numbers `fill` writes, every one.
 pub(super) fn filled(shape: impl Into<Shape>, fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let shape = shape.into();
-    let mut values = vec![0.0; shape.num_elements()];
+    let mut values = Buffer::new(shape.num_elements());
     fill(&mut values);
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+    FlexTensor::new(values.into_bytes(), Layout::contiguous(shape), DType::F32)
 }

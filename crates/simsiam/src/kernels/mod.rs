@@ -6,6 +6,7 @@
 
 mod autodiff;
 mod batch_norm;
+mod buffer;
 mod convolution;
 mod flex;
 mod pool;
@@ -15,7 +16,8 @@ mod twin;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use rayon::prelude::*;
 
 /// What the CPU has kernels for. Tensors are `f32`; activations lie channels-last.
 #[backend_extension(Flex, Autodiff)]
@@ -97,6 +99,17 @@ pub(crate) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Ten
     Tensor::from_dispatch(y)
 }
 
+/// `x: [n, in]`, `weight: [out, in]` `-> [n, out]`.
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if !is_flex(&x.device()) {
+        return twin::linear(x, weight);
+    }
+    // A convolution of one pixel: it packs the weight itself, so nothing is transposed beforehand.
+    let ([n, input], [output, _]) = (x.dims(), weight.dims());
+    let y = convolution(x.reshape([n, 1, 1, input]), weight.reshape([output, input, 1, 1]), 1);
+    y.reshape([n, output])
+}
+
 /// BatchNorm of `x: [n, ..., channels]` with the statistics of each of `groups` equal parts of the batch.
 pub(crate) fn batch_norm<const D: usize>(
     x: Tensor<D>,
@@ -161,6 +174,21 @@ pub(crate) fn max_pool(x: Tensor<4>) -> Tensor<4> {
     }
     Tensor::from_dispatch(<Dispatch as Kernels>::max_pool(x.into_dispatch()))
 }
+
+/// These numbers, in memory that is used again.
+pub(crate) fn tensor_data(values: &[f32]) -> TensorData {
+    let mut buffer = buffer::Buffer::new(values.len());
+    copy(values, &mut buffer);
+    TensorData::from_bytes(buffer.into_bytes(), [values.len()], DType::F32)
+}
+
+/// Copies with every thread: one alone does not fill the way to the memory.
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    to.par_chunks_mut(SHARE).zip(from.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
+}
+
+/// Numbers of one thread's turn in work that is a pass over memory: long beside the cost of handing it out.
+pub(crate) const SHARE: usize = 1 << 16;
 
 fn is_flex(device: &Device) -> bool {
     match device.as_dispatch() {

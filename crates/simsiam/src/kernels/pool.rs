@@ -1,6 +1,6 @@
 //! The stem's pooling over channels-last `f32` slices: the greatest of 3x3 pixels at every second one.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 const KERNEL: usize = 3;
@@ -39,21 +39,33 @@ pub(crate) fn forward(sizes: &Sizes, x: &[f32], y: &mut [f32], winners: &mut [u8
                     let Some(from_x) = source(to_x, tap % KERNEL, sizes.width) else { continue };
                     let from = ((image * sizes.height + from_y) * sizes.width + from_x) * channels;
                     let to = to_x * channels..(to_x + 1) * channels;
+                    let x = &x[from..from + channels];
                     let (y, winners) = (&mut y[to.clone()], &mut winners[to]);
-                    arch.dispatch(|| take_greater(&x[from..from + channels], tap as u8, y, winners));
+                    arch.dispatch(TakeGreater { x, tap: tap as u8, y, winners });
                 }
             }
         },
     );
 }
 
-/// NaN is greater than everything, as in PyTorch.
-#[inline(always)]
-fn take_greater(x: &[f32], tap: u8, y: &mut [f32], winners: &mut [u8]) {
-    for ((&x, y), winner) in x.iter().zip(y).zip(winners) {
-        let wins = x > *y || x.is_nan();
-        *y = if wins { x } else { *y };
-        *winner = if wins { tap } else { *winner };
+struct TakeGreater<'a> {
+    x: &'a [f32],
+    tap: u8,
+    y: &'a mut [f32],
+    winners: &'a mut [u8],
+}
+
+impl NullaryFnOnce for TakeGreater<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for ((&x, y), winner) in self.x.iter().zip(self.y).zip(self.winners) {
+            // NaN is greater than everything, as in PyTorch.
+            let wins = x > *y || x.is_nan();
+            *y = if wins { x } else { *y };
+            *winner = if wins { self.tap } else { *winner };
+        }
     }
 }
 
@@ -71,16 +83,27 @@ pub(crate) fn gradient(sizes: &Sizes, winners: &[u8], dy: &[f32], dx: &mut [f32]
                 let Some(to_x) = target(from_x, tap % KERNEL, width) else { continue };
                 let to = ((image * height + to_y) * width + to_x) * channels;
                 let (dy, winners) = (&dy[to..to + channels], &winners[to..to + channels]);
-                arch.dispatch(|| add_if_won(dy, winners, tap as u8, dx));
+                arch.dispatch(AddIfWon { dy, winners, tap: tap as u8, dx });
             }
         }
     });
 }
 
-#[inline(always)]
-fn add_if_won(dy: &[f32], winners: &[u8], tap: u8, dx: &mut [f32]) {
-    for ((dx, &dy), &winner) in dx.iter_mut().zip(dy).zip(winners) {
-        *dx += if winner == tap { dy } else { 0.0 };
+struct AddIfWon<'a> {
+    dy: &'a [f32],
+    winners: &'a [u8],
+    tap: u8,
+    dx: &'a mut [f32],
+}
+
+impl NullaryFnOnce for AddIfWon<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for ((dx, &dy), &winner) in self.dx.iter_mut().zip(self.dy).zip(self.winners) {
+            *dx += if winner == self.tap { dy } else { 0.0 };
+        }
     }
 }
 

@@ -42,6 +42,19 @@ fn convolutions_match_their_twin() {
 }
 
 #[test]
+fn linear_layers_match_their_twin() {
+    for case @ [n, input, output] in [[1, 1, 1], [3, 5, 7], [64, 130, 70], [9, 512, 256]] {
+        let matrix = |x: Tensor<4>| x.flatten::<2>(0, 2);
+        check(
+            &format!("linear {case:?}"),
+            [noise([n, 1, 1, input], 0), noise([output, 1, 1, input], 1)],
+            |[x, weight]| super::linear(matrix(x), matrix(weight)).reshape([n, 1, 1, output]),
+            |[x, weight]| twin::linear(matrix(x), matrix(weight)).reshape([n, 1, 1, output]),
+        );
+    }
+}
+
+#[test]
 fn batch_norms_match_their_twin() {
     // Images, height, width, channels, groups.
     for case @ [n, h, w, channels, groups] in [

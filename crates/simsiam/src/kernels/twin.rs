@@ -20,6 +20,10 @@ pub(super) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Ten
     conv2d(x.permute(CHANNELS_FIRST), weight, None, options).permute(CHANNELS_LAST)
 }
 
+pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    x.matmul(weight.transpose())
+}
+
 pub(super) fn batch_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
