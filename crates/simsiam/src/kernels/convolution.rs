@@ -25,11 +25,14 @@ const TILE: usize = 6;
 /// Output pixels between two visits to the same accumulators: their rows stay in the second-level cache.
 const CHUNK_PIXELS: usize = 256;
 
-/// Numbers of a row that are transposed at once: a cache line of them.
-const TRANSPOSED: usize = 16;
+/// Numbers of a row that are transposed at once: long enough a stretch for the hardware to read ahead.
+const TRANSPOSED: usize = 64;
 
 /// The widest panel: four vectors of AVX-512.
 const MOST_WIDTH: usize = 64;
+
+/// The same for the weight gradient, whose tiles all go over these pixels: their gradients fit the first level.
+const CORRELATED_PIXELS: usize = 128;
 
 /// With fewer channels than this, the taps of a kernel row are joined into one run of channels: a tap then
 /// costs more in set-up than in multiplication.
@@ -75,17 +78,21 @@ pub(crate) fn forward(sizes: &Sizes, x: Image, weight: &[f32], y: &mut [f32]) {
     if sizes.joins_taps() {
         let joined = Joined::new(sizes, x);
         let weight = joined.weight(sizes, weight);
-        let panels = Panels::of_outputs(&weight, sizes.output_channels, joined.run, sizes.kernel);
-        return multiply(&joined.grid(sizes), &joined.values, &panels, y);
+        let weight =
+            Weight::abreast(&weight, [sizes.output_channels, joined.run, sizes.kernel], Abreast::Outputs);
+        return multiply(&joined.grid(sizes), &joined.values, &weight, y);
     }
-    let panels = Panels::of_outputs(weight, sizes.output_channels, sizes.channels, sizes.taps());
-    multiply(&Grid::forward(sizes), x.values, &panels, y);
+    let shape = [sizes.output_channels, sizes.channels, sizes.taps()];
+    multiply(&Grid::forward(sizes), x.values, &Weight::abreast(weight, shape, Abreast::Outputs), y);
 }
 
 /// `dx: [images, height, width, channels]` of `dy`, shaped as `y`.
 pub(crate) fn data_gradient(sizes: &Sizes, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
-    let panels = Panels::of_inputs(weight, sizes.output_channels, sizes.channels, sizes.taps());
-    multiply(&Grid::backward(sizes), dy, &panels, dx);
+    let shape = [sizes.output_channels, sizes.channels, sizes.taps()];
+    let grid = Grid::backward(sizes);
+    // Without a stride it is a convolution itself, with the taps turned round.
+    let abreast = if grid.is_forward { Abreast::InputsTurned } else { Abreast::Inputs };
+    multiply(&grid, dy, &Weight::abreast(weight, shape, abreast), dx);
 }
 
 /// `dweight`, shaped as the weight, of `x` and `dy`.
@@ -108,7 +115,15 @@ struct Pair {
     from: u32,
 }
 
+/// Pairs that the same neighbouring taps of a kernel row join: each is one run of numbers on both sides, of all
+/// these taps' inputs and of all these taps' weights.
+struct Segment {
+    taps: Range<usize>,
+    pairs: Vec<Pair>,
+}
+
 /// Which pixels pair up: every `to` pixel with the `from` pixels under the kernel.
+#[derive(Clone, Copy)]
 struct Grid {
     images: usize,
     to: [usize; 2],
@@ -118,7 +133,7 @@ struct Grid {
     kernel: [usize; 2],
     padding: usize,
     stride: usize,
-    /// Whether `from` is the finer of the two when the stride is above 1.
+    /// Whether `from` grows with the tap, and is the finer of the two when the stride is above 1.
     is_forward: bool,
 }
 
@@ -140,7 +155,7 @@ impl Grid {
     fn backward(sizes: &Sizes) -> Grid {
         let Grid { to, to_pitch, from, from_pitch, .. } = Grid::forward(sizes);
         let (to, to_pitch, from, from_pitch) = (from, from_pitch, to, to_pitch);
-        Grid { to, to_pitch, from, from_pitch, is_forward: false, ..Grid::forward(sizes) }
+        Grid { to, to_pitch, from, from_pitch, is_forward: sizes.stride == 1, ..Grid::forward(sizes) }
     }
 
     fn rows(&self) -> usize {
@@ -148,21 +163,71 @@ impl Grid {
     }
 
     /// The pairs of a tap whose `to` pixel lies in these rows, counted through all images. `to` places count
-    /// from the first of these rows.
-    fn pairs(&self, tap: usize, rows: Range<usize>, pairs: &mut Vec<Pair>) {
-        let [row_tap, column_tap] = [tap / self.kernel[1], tap % self.kernel[1]];
+    /// from the first of these rows. `columns` are the tap's [`column_pairs`](Self::column_pairs).
+    fn pairs(&self, row_tap: usize, columns: &[Pair], rows: &Range<usize>, pairs: &mut Vec<Pair>) {
         pairs.clear();
         for row in rows.clone() {
             let (image, y) = (row / self.to[0], row % self.to[0]);
             let Some(from_y) = self.source(y, row_tap, self.from[0]) else { continue };
-            let (to, from) =
-                ((row - rows.start) * self.to[1], (image * self.from[0] + from_y) * self.from[1]);
-            pairs.extend((0..self.to[1]).filter_map(|x| {
-                let from_x = self.source(x, column_tap, self.from[1])?;
-                let (to, from) = ((to + x) * self.to_pitch, (from + from_x) * self.from_pitch);
-                Some(Pair { to: to as u32, from: from as u32 })
-            }));
+            let to = ((row - rows.start) * self.to[1] * self.to_pitch) as u32;
+            let from = ((image * self.from[0] + from_y) * self.from[1] * self.from_pitch) as u32;
+            pairs.extend(columns.iter().map(|pair| Pair { to: to + pair.to, from: from + pair.from }));
         }
+    }
+
+    /// The pairs of a tap within one row of both sides.
+    fn column_pairs(&self, column_tap: usize) -> Vec<Pair> {
+        let pair = |x: usize| {
+            let from_x = self.source(x, column_tap, self.from[1])?;
+            Some(Pair { to: (x * self.to_pitch) as u32, from: (from_x * self.from_pitch) as u32 })
+        };
+        (0..self.to[1]).filter_map(pair).collect()
+    }
+
+    /// The same pairs for all taps, with as many taps joined as lie side by side.
+    fn segments(&self, rows: &Range<usize>) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        for row_tap in 0..self.kernel[0] {
+            let first = segments.len();
+            let columns = self.columns(row_tap, &mut segments);
+            for row in rows.clone() {
+                let (image, y) = (row / self.to[0], row % self.to[0]);
+                let Some(from_y) = self.source(y, row_tap, self.from[0]) else { continue };
+                let to = (row - rows.start) * self.to[1];
+                let from = (image * self.from[0] + from_y) * self.from[1];
+                for &(segment, x, from_x) in &columns {
+                    let (to, from) = ((to + x) * self.to_pitch, (from + from_x) * self.from_pitch);
+                    segments[first + segment].pairs.push(Pair { to: to as u32, from: from as u32 });
+                }
+            }
+        }
+        segments
+    }
+
+    /// Adds the segments of a kernel row, and says for every column of `to`: segment, column, column of `from`.
+    fn columns(&self, row_tap: usize, segments: &mut Vec<Segment>) -> Vec<(usize, usize, usize)> {
+        let first = segments.len();
+        let mut columns = Vec::new();
+        for x in 0..self.to[1] {
+            let sources =
+                (0..self.kernel[1]).filter_map(|tap| Some((tap, self.source(x, tap, self.from[1])?)));
+            let mut sources = sources.collect::<Vec<_>>();
+            let joined = if self.is_forward { sources.len() } else { 1 };
+            if self.is_forward {
+                sources.truncate(1);
+            }
+            for (tap, from_x) in sources {
+                let start = row_tap * self.kernel[1] + tap;
+                let taps = start..start + joined;
+                let known = segments[first..].iter().position(|segment| segment.taps == taps);
+                let segment = known.unwrap_or_else(|| {
+                    segments.push(Segment { taps, pairs: Vec::new() });
+                    segments.len() - 1 - first
+                });
+                columns.push((segment, x, from_x));
+            }
+        }
+        columns
     }
 
     /// The place, along one axis of length `length`, that a tap joins to `to`.
@@ -256,89 +321,132 @@ fn panel_width() -> usize {
     Arch::new().dispatch(Width)
 }
 
-/// Weights in the order in which [`multiply`] reads them: `[panel][tap][depth][panel_width]`.
-struct Panels {
-    values: Buffer,
-    /// Sums over this many numbers per tap.
-    depth: usize,
+/// Which side of a weight lies side by side in its panels, and is not summed over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Abreast {
+    Outputs,
+    Inputs,
+    /// Inputs, and the taps in reverse.
+    InputsTurned,
+}
+
+/// `[outputs, inputs, taps]`, as panels want it.
+struct Weight<'a> {
+    values: &'a [f32],
+    inputs: usize,
     taps: usize,
+    /// Numbers abreast, in all panels together.
+    columns: usize,
+    /// Numbers that are summed over, per tap.
+    depth: usize,
+    abreast: Abreast,
 }
 
-impl Panels {
-    /// For the sum over inputs: `weight: [outputs, inputs, taps]`, outputs side by side.
-    fn of_outputs(weight: &[f32], outputs: usize, inputs: usize, taps: usize) -> Panels {
-        let row_length = inputs * taps;
-        Self::pack(outputs, inputs, taps, |columns, width, packed| {
-            let rows = &weight[columns.start * row_length..columns.end * row_length];
-            let mut block = [0.0; TRANSPOSED * MOST_WIDTH];
-            for start in (0..row_length).step_by(TRANSPOSED) {
-                let places = start..row_length.min(start + TRANSPOSED);
-                for (column, row) in rows.chunks_exact(row_length).enumerate() {
-                    for (place, &value) in row[places.clone()].iter().enumerate() {
-                        block[place * width + column] = value;
-                    }
-                }
-                for (place, values) in places.zip(block.chunks_exact(width)) {
-                    let (input, tap) = (place / taps, place % taps);
-                    packed[(tap * inputs + input) * width..][..width].copy_from_slice(values);
-                }
-            }
-        })
+impl<'a> Weight<'a> {
+    fn abreast(values: &'a [f32], shape: [usize; 3], abreast: Abreast) -> Weight<'a> {
+        let [outputs, inputs, taps] = shape;
+        let is_of_outputs = abreast == Abreast::Outputs;
+        let (columns, depth) = if is_of_outputs { (outputs, inputs) } else { (inputs, outputs) };
+        Weight { values, inputs, taps, columns, depth, abreast }
     }
 
-    /// For the sum over outputs: the same weight, inputs side by side.
-    fn of_inputs(weight: &[f32], outputs: usize, inputs: usize, taps: usize) -> Panels {
-        Self::pack(inputs, outputs, taps, |columns, width, packed| {
-            for output in 0..outputs {
-                let row = (output * inputs + columns.start) * taps..(output * inputs + columns.end) * taps;
-                for (column, values) in weight[row].chunks_exact(taps).enumerate() {
-                    for (tap, &value) in values.iter().enumerate() {
-                        packed[(tap * outputs + output) * width + column] = value;
-                    }
-                }
-            }
-        })
+    fn panel_length(&self) -> usize {
+        self.depth * self.taps * panel_width()
     }
 
-    /// `fill` gets the columns of a panel, the panel's width, and the panel.
-    fn pack(
-        columns: usize,
-        depth: usize,
-        taps: usize,
-        fill: impl Fn(Range<usize>, usize, &mut [f32]) + Sync,
-    ) -> Panels {
+    /// Fills `packed` with panel number `panel`: `[tap][depth][panel_width]`.
+    fn pack(&self, panel: usize, packed: &mut [f32]) {
         let width = panel_width();
-        let panel_length = depth * taps * width;
-        let mut values = Buffer::new(columns.div_ceil(width) * panel_length);
-        values.par_chunks_mut(panel_length).enumerate().for_each(|(panel, packed)| {
-            let columns = panel * width..columns.min((panel + 1) * width);
-            if columns.len() < width {
-                packed.fill(0.0);
+        let columns = panel * width..self.columns.min((panel + 1) * width);
+        if columns.len() < width {
+            packed.fill(0.0);
+        }
+        match self.abreast {
+            Abreast::Outputs => self.pack_outputs(columns, width, packed),
+            Abreast::Inputs | Abreast::InputsTurned => self.pack_inputs(columns, width, packed),
+        }
+    }
+
+    fn pack_outputs(&self, columns: Range<usize>, width: usize, packed: &mut [f32]) {
+        let row_length = self.inputs * self.taps;
+        let rows = &self.values[columns.start * row_length..columns.end * row_length];
+        let mut block = [0.0; TRANSPOSED * MOST_WIDTH];
+        for start in (0..row_length).step_by(TRANSPOSED) {
+            let places = start..row_length.min(start + TRANSPOSED);
+            for (column, row) in rows.chunks_exact(row_length).enumerate() {
+                for (place, &value) in row[places.clone()].iter().enumerate() {
+                    block[place * width + column] = value;
+                }
             }
-            fill(columns, width, packed);
-        });
-        Panels { values, depth, taps }
+            for (place, values) in places.zip(block.chunks_exact(width)) {
+                let (input, tap) = (place / self.taps, place % self.taps);
+                packed[(tap * self.inputs + input) * width..][..width].copy_from_slice(values);
+            }
+        }
+    }
+
+    fn pack_inputs(&self, columns: Range<usize>, width: usize, packed: &mut [f32]) {
+        let row_length = self.inputs * self.taps;
+        for (output, row) in self.values.chunks_exact(row_length).enumerate() {
+            let row = &row[columns.start * self.taps..columns.end * self.taps];
+            for (column, values) in row.chunks_exact(self.taps).enumerate() {
+                for (tap, &value) in values.iter().enumerate() {
+                    let turned = self.abreast == Abreast::InputsTurned;
+                    let tap = if turned { self.taps - 1 - tap } else { tap };
+                    packed[(tap * self.depth + output) * width + column] = value;
+                }
+            }
+        }
     }
 }
 
-/// `to[t] = Σ_taps Σ_pairs from[f] · panel`, for rows of `to` side by side.
-fn multiply(grid: &Grid, from: &[f32], panels: &Panels, to: &mut [f32]) {
+/// `to[t] = Σ_taps Σ_pairs from[f] · weight`
+fn multiply(grid: &Grid, from: &[f32], weight: &Weight, to: &mut [f32]) {
     assert!(from.len().max(to.len()) <= u32::MAX as usize, "a batch of at most 2^32 numbers");
+    let panels = weight.columns.div_ceil(panel_width());
+    // Either way the same sums run in the same order. What is larger, weight or output, is gone through once.
+    if weight.values.len() > to.len() && panels >= rayon::current_num_threads() {
+        multiply_by_panels(grid, from, weight, to);
+    } else {
+        multiply_by_rows(grid, from, weight, to);
+    }
+}
+
+/// Threads take panels: each packs its own and uses it while it is in the cache.
+fn multiply_by_panels(grid: &Grid, from: &[f32], weight: &Weight, to: &mut [f32]) {
+    let (arch, width) = (Arch::new(), panel_width());
+    let grid = Grid { to_pitch: width, ..*grid };
+    let segments = grid.segments(&(0..grid.rows()));
+    let length = grid.rows() * grid.to[1] * width;
+    let mut apart = Buffer::new(weight.columns.div_ceil(width) * length);
+    apart.par_chunks_mut(length).enumerate().for_each(|(panel, to)| {
+        let mut packed = Buffer::new(weight.panel_length());
+        weight.pack(panel, &mut packed);
+        to.fill(0.0);
+        arch.dispatch(Multiply { to, pitch: width, from, packed: &packed, weight, segments: &segments });
+    });
+    to.par_chunks_mut(weight.columns).enumerate().for_each(|(pixel, to)| {
+        for (columns, panel) in to.chunks_mut(width).zip(apart.chunks_exact(length)) {
+            columns.copy_from_slice(&panel[pixel * width..][..columns.len()]);
+        }
+    });
+}
+
+/// All panels are packed, then threads take rows of `to`.
+fn multiply_by_rows(grid: &Grid, from: &[f32], weight: &Weight, to: &mut [f32]) {
     let arch = Arch::new();
+    let length = weight.panel_length();
+    let mut packed = Buffer::new(weight.columns.div_ceil(panel_width()) * length);
+    packed.par_chunks_mut(length).enumerate().for_each(|(panel, packed)| weight.pack(panel, packed));
+
     let row_length = grid.to[1] * grid.to_pitch;
     let rows = chunk_rows(grid);
     to.par_chunks_mut(rows * row_length).enumerate().for_each(|(chunk, to)| {
         let start = chunk * rows;
-        let rows = start..start + to.len() / row_length;
-        let pairs = (0..panels.taps)
-            .map(|tap| {
-                let mut pairs = Vec::new();
-                grid.pairs(tap, rows.clone(), &mut pairs);
-                pairs
-            })
-            .collect::<Vec<_>>();
+        let segments = grid.segments(&(start..start + to.len() / row_length));
         to.fill(0.0);
-        arch.dispatch(Multiply { to, pitch: grid.to_pitch, from, panels, pairs: &pairs });
+        let pitch = grid.to_pitch;
+        arch.dispatch(Multiply { to, pitch, from, packed: &packed, weight, segments: &segments });
     });
 }
 
@@ -354,8 +462,10 @@ struct Multiply<'a> {
     to: &'a mut [f32],
     pitch: usize,
     from: &'a [f32],
-    panels: &'a Panels,
-    pairs: &'a [Vec<Pair>],
+    /// Panels, one after the other, each `[tap][depth][panel_width]`.
+    packed: &'a [f32],
+    weight: &'a Weight<'a>,
+    segments: &'a [Segment],
 }
 
 impl WithSimd for Multiply<'_> {
@@ -371,13 +481,14 @@ impl Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
         let width = VECTORS * S::F32_LANES;
-        let depth = self.panels.depth;
-        for (index, panel) in self.panels.values.chunks_exact(depth * self.panels.taps * width).enumerate() {
+        let depth = self.weight.depth;
+        for (index, panel) in self.packed.chunks_exact(depth * self.weight.taps * width).enumerate() {
             let column = index * width;
             let is_whole = column + width <= self.pitch;
-            for (pairs, weights) in self.pairs.iter().zip(panel.chunks_exact(depth * width)) {
+            for segment in self.segments {
+                let weights = &panel[segment.taps.start * depth * width..segment.taps.end * depth * width];
                 let weights = S::as_simd_f32s(weights).0.as_chunks::<VECTORS>().0;
-                for pairs in pairs.chunks(TILE) {
+                for pairs in segment.pairs.chunks(TILE) {
                     if is_whole {
                         self.tile::<S, VECTORS, true>(simd, pairs, column, weights);
                     } else {
@@ -388,7 +499,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// Adds one tap's products to the columns of up to [`TILE`] pixels.
+    /// Adds one segment's products to the columns of up to [`TILE`] pixels.
     #[inline(always)]
     fn tile<S: Simd, const VECTORS: usize, const WHOLE: bool>(
         &mut self,
@@ -514,8 +625,9 @@ impl WithSimd for Correlate<'_> {
 impl Correlate<'_> {
     #[inline(always)]
     fn run<S: Simd, const VECTORS: usize>(mut self, simd: S) {
-        let rows_of_chunk = CHUNK_PIXELS.div_ceil(self.grid.to[1]);
+        let rows_of_chunk = CORRELATED_PIXELS.div_ceil(self.grid.to[1]);
         let row_length = self.grid.to[1] * self.grid.to_pitch;
+        let columns = (0..self.grid.kernel[1]).map(|tap| self.grid.column_pairs(tap)).collect::<Vec<_>>();
         let mut pairs = Vec::new();
         for start in (0..self.grid.rows()).step_by(rows_of_chunk) {
             let rows = start..self.grid.rows().min(start + rows_of_chunk);
@@ -526,14 +638,18 @@ impl Correlate<'_> {
                 let (rest, tile_of_inputs) = (tile / self.tiles_of_inputs, tile % self.tiles_of_inputs);
                 let (panel, tap) = (rest / self.taps, rest % self.taps);
                 if pairs_of != Some(tap) {
-                    self.grid.pairs(tap, rows.clone(), &mut pairs);
+                    let [row_tap, column_tap] = [tap / self.grid.kernel[1], tap % self.grid.kernel[1]];
+                    self.grid.pairs(row_tap, &columns[column_tap], &rows, &mut pairs);
                     pairs_of = Some(tap);
                 }
                 let (column, input) = (panel * VECTORS * S::F32_LANES, tile_of_inputs * TILE);
-                if column + VECTORS * S::F32_LANES <= self.outputs {
-                    self.tile::<S, VECTORS, true>(simd, &pairs, dy, column, input, index);
-                } else {
-                    self.tile::<S, VECTORS, false>(simd, &pairs, dy, column, input, index);
+                let place = Place { column, input, index };
+                let has_all_columns = column + VECTORS * S::F32_LANES <= self.outputs;
+                match (has_all_columns, input + TILE <= self.inputs) {
+                    (true, true) => self.tile::<S, VECTORS, true, true>(simd, &pairs, dy, place),
+                    (true, false) => self.tile::<S, VECTORS, true, false>(simd, &pairs, dy, place),
+                    (false, true) => self.tile::<S, VECTORS, false, true>(simd, &pairs, dy, place),
+                    (false, false) => self.tile::<S, VECTORS, false, false>(simd, &pairs, dy, place),
                 }
             }
         }
@@ -541,33 +657,40 @@ impl Correlate<'_> {
 
     /// Adds a chunk of pixels to the sums of [`TILE`] inputs and a panel's width of outputs.
     #[inline(always)]
-    fn tile<S: Simd, const VECTORS: usize, const WHOLE: bool>(
+    fn tile<S: Simd, const VECTORS: usize, const ALL_COLUMNS: bool, const ALL_INPUTS: bool>(
         &mut self,
         simd: S,
         pairs: &[Pair],
         dy: &[f32],
-        column: usize,
-        input: usize,
-        index: usize,
+        place: Place,
     ) {
-        let width = if WHOLE { VECTORS * S::F32_LANES } else { self.outputs - column };
-        let inputs = TILE.min(self.inputs - input);
+        let Place { column, input, index } = place;
+        let width = if ALL_COLUMNS { VECTORS * S::F32_LANES } else { self.outputs - column };
+        let inputs = if ALL_INPUTS { TILE } else { self.inputs - input };
         let tile_length = TILE * VECTORS * S::F32_LANES;
         let places = S::as_mut_simd_f32s(&mut self.sums[index * tile_length..][..tile_length]).0;
         let places = places.as_chunks_mut::<VECTORS>().0;
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; TILE];
         sums.copy_from_slice(places);
         for pair in pairs {
-            let dy = load::<S, VECTORS, WHOLE>(simd, &dy[pair.to as usize + column..][..width]);
+            let dy = load::<S, VECTORS, ALL_COLUMNS>(simd, &dy[pair.to as usize + column..][..width]);
             let x = &self.x[pair.from as usize + input..][..inputs];
-            for (tile_row, sums) in sums.iter_mut().enumerate() {
+            for tile_row in 0..TILE {
                 // A short tile repeats its last input; nobody reads the result.
-                let value = simd.splat_f32s(x[tile_row.min(inputs - 1)]);
-                for (sum, dy) in sums.iter_mut().zip(dy) {
-                    *sum = simd.mul_add_e_f32s(value, dy, *sum);
+                let value = simd.splat_f32s(x[if ALL_INPUTS { tile_row } else { tile_row.min(inputs - 1) }]);
+                for vector in 0..VECTORS {
+                    sums[tile_row][vector] = simd.mul_add_e_f32s(value, dy[vector], sums[tile_row][vector]);
                 }
             }
         }
         places.copy_from_slice(&sums);
     }
+}
+
+/// Where a tile lies: its first output and input, and its number in the task's sums.
+#[derive(Clone, Copy)]
+struct Place {
+    column: usize,
+    input: usize,
+    index: usize,
 }
