@@ -9,6 +9,9 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
+use crate::kernels;
 use crate::parameters::Layout;
 
 /// Places in a bucket.
@@ -106,27 +109,35 @@ impl Folded<'_> {
         self.sum[self.layout.stop] != 0.0
     }
 
-    /// The mean of a stretch of the gradient.
-    pub(crate) fn gradient(&self, range: Range<usize>) -> impl Iterator<Item = f32> {
-        self.mean_of(range)
+    /// A stretch of the gradient, which times [`scale`](Self::scale) is the mean.
+    pub(crate) fn gradient(&self, range: Range<usize>) -> &[f32] {
+        &self.sum[range]
+    }
+
+    /// What makes a mean of a sum. Exact, because the number of shards is a power of two.
+    pub(crate) fn scale(&self) -> f32 {
+        1.0 / self.layout.shards as f32
     }
 
     /// The mean of the batch statistics.
     pub(crate) fn statistics(&self) -> impl Iterator<Item = f32> {
-        self.mean_of(self.layout.statistics.clone())
+        let scale = self.scale();
+        self.sum[self.layout.statistics.clone()].iter().map(move |value| value * scale)
     }
 
     pub(crate) fn is_finite(&self) -> bool {
-        self.sum.iter().all(|value| value.is_finite())
-    }
-
-    fn mean_of(&self, range: Range<usize>) -> impl Iterator<Item = f32> {
-        // Exact, because the number of shards is a power of two.
-        let scale = 1.0 / self.layout.shards as f32;
-        self.sum[range].iter().map(move |value| value * scale)
+        all_finite(self.sum)
     }
 
     fn shards(&self) -> f64 {
         f64::from(self.layout.shards)
     }
+}
+
+/// Whether no value is infinite or not a number.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    // Within a share without leaving early, which is what lets the compiler compare many at once.
+    values
+        .par_chunks(kernels::SHARE)
+        .all(|share| share.iter().fold(true, |all, value| all & value.is_finite()))
 }

@@ -34,7 +34,9 @@ pub enum CheckpointError {
         problem: String,
     },
     /// A tensor is missing, superfluous or of another shape: another network's checkpoint.
-    #[error("{file}: {name}: expected {expected}, found {found}; the checkpoint is of another recipe's network")]
+    #[error(
+        "{file}: {name}: expected {expected}, found {found}; the checkpoint is of another recipe's network"
+    )]
     Tensor {
         /// The file's name.
         file: &'static str,
@@ -66,7 +68,8 @@ struct Progress {
 pub fn write(layout: &Layout, state: &State) -> Vec<(&'static str, Vec<u8>)> {
     let progress = Progress { step: state.step, state_hash: state.hash().to_string() };
     let progress = serde_json::to_vec_pretty(&progress).expect("a struct of numbers and text");
-    let model = tensors(&layout.parameters, &state.weights).chain(tensors(&layout.statistics, &state.statistics));
+    let model =
+        tensors(&layout.parameters, &state.weights).chain(tensors(&layout.statistics, &state.statistics));
     let optimizer = tensors(&layout.parameters, &state.momentum);
     vec![(MODEL, serialize(model)), (OPTIMIZER, serialize(optimizer)), (PROGRESS, progress)]
 }
@@ -97,13 +100,11 @@ pub fn read<'a>(
     Ok(state)
 }
 
-fn tensors<'a>(
-    entries: &'a [Entry],
-    values: &'a [f32],
-) -> impl Iterator<Item = (&'a str, TensorView<'a>)> {
+fn tensors<'a>(entries: &'a [Entry], values: &'a [f32]) -> impl Iterator<Item = (&'a str, TensorView<'a>)> {
     entries.iter().map(|entry| {
         let bytes = bytemuck::cast_slice(&values[entry.range.clone()]);
-        let view = TensorView::new(Dtype::F32, entry.shape.clone(), bytes).expect("a range has its shape's length");
+        let view =
+            TensorView::new(Dtype::F32, entry.shape.clone(), bytes).expect("a range has its shape's length");
         (entry.name.as_str(), view)
     })
 }
@@ -133,7 +134,12 @@ impl<'a> File<'a> {
         Ok(values)
     }
 
-    fn read_into(&self, entry: &Entry, values: &mut [f32], range: Range<usize>) -> Result<(), CheckpointError> {
+    fn read_into(
+        &self,
+        entry: &Entry,
+        values: &mut [f32],
+        range: Range<usize>,
+    ) -> Result<(), CheckpointError> {
         let wrong = |found: String| CheckpointError::Tensor {
             file: self.name,
             name: entry.name.clone(),

@@ -1,8 +1,8 @@
 //! Projector and predictor, with the official code's names.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
 
+use crate::kernels::Then;
 use crate::layers::{BatchNorm, Linear, Statistics};
 use crate::parameters::Parameters;
 
@@ -31,10 +31,9 @@ impl Projector {
     pub(crate) fn forward(&self, x: Tensor<2>, statistics: &mut Statistics) -> Tensor<2> {
         let mut z = x;
         for (index, (linear, bn)) in self.layers.iter().enumerate() {
-            if index > 0 {
-                z = relu(z);
-            }
-            z = bn.forward(linear.forward(z), statistics);
+            let is_last = index + 1 == self.layers.len();
+            let then = if is_last { Then::Nothing } else { Then::Rectify };
+            z = bn.forward(linear.forward(z), then, statistics);
         }
         z
     }
@@ -59,7 +58,7 @@ impl Predictor {
 
     /// `z: [n, d] -> p: [n, d]`
     pub(crate) fn forward(&self, z: Tensor<2>, statistics: &mut Statistics) -> Tensor<2> {
-        let hidden = self.bn.forward(self.down.forward(z), statistics); // [n, predictor_dim]
-        self.up.forward(relu(hidden))
+        let hidden = self.bn.forward(self.down.forward(z), Then::Rectify, statistics); // [n, predictor_dim]
+        self.up.forward(hidden)
     }
 }

@@ -1,9 +1,8 @@
 //! Convolution, linear layer and BatchNorm, named and initialised as PyTorch's.
 
 use burn::tensor::Tensor;
-use burn::tensor::module::{batch_norm, batch_norm_train, conv2d};
-use burn::tensor::ops::ConvOptions;
 
+use crate::kernels::{self, Normalised, Then};
 use crate::parameters::{Initial, Parameters};
 
 /// A convolution without bias, padded so that stride 1 keeps the size.
@@ -27,11 +26,9 @@ impl Conv {
         Conv { weight: p.parameter(format!("{name}.weight"), shape, Initial::Normal { std }), stride }
     }
 
-    /// `x: [n, in, h, w] -> [n, out, h / stride, w / stride]`
+    /// `x: [n, h, w, in] -> [n, h / stride, w / stride, out]`
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let kernel = self.weight.dims()[2];
-        let options = ConvOptions::new([self.stride; 2], [kernel / 2; 2], [1; 2], 1);
-        conv2d(x, self.weight.clone(), None, options)
+        kernels::convolution(x, self.weight.clone(), self.stride)
     }
 }
 
@@ -54,7 +51,7 @@ impl Linear {
 
     /// `x: [n, in] -> [n, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = x.matmul(self.weight.clone().transpose()); // [n, out]
+        let y = kernels::linear(x, self.weight.clone()); // [n, out]
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,
@@ -64,13 +61,14 @@ impl Linear {
 
 /// Which statistics BatchNorm normalises with.
 pub enum Statistics<'a> {
-    /// Those of the batch, which are recorded: for training.
-    Batch(&'a mut BatchStatistics),
+    /// Those of the batch, which are recorded: for training. As many equal parts of the batch as there are
+    /// places have statistics of their own.
+    Batch(&'a mut [BatchStatistics]),
     /// The running ones: for evaluation.
     Running,
 }
 
-/// The batch statistics of one pass through the network, one pair per BatchNorm in the layout's order.
+/// The batch statistics of one view's way through the network, one pair per BatchNorm in the layout's order.
 #[derive(Default)]
 pub struct BatchStatistics {
     recorded: Vec<Option<[Tensor<1>; 2]>>,
@@ -104,9 +102,6 @@ pub(crate) struct BatchNorm {
     index: usize,
 }
 
-/// PyTorch's default: added to the variance before the root.
-const EPSILON: f64 = 1e-5;
-
 impl BatchNorm {
     pub(crate) fn new(p: &mut Parameters, name: &str, channels: usize) -> Self {
         Self::with_gamma(p, name, channels, 1.0)
@@ -138,21 +133,27 @@ impl BatchNorm {
         BatchNorm { gamma, beta, running_mean, running_variance, index }
     }
 
-    /// `x: [n, channels, ...]`, the same shape out.
-    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>, statistics: &mut Statistics) -> Tensor<D> {
+    /// `x: [n, ..., channels]`, the same shape out.
+    pub(crate) fn forward<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        then: Then<D>,
+        statistics: &mut Statistics,
+    ) -> Tensor<D> {
         let (gamma, beta) = (self.gamma.clone(), self.beta.clone());
         match statistics {
             Statistics::Running => {
-                let (mean, variance) = (self.running_mean.clone(), self.running_variance.clone());
-                batch_norm(x, gamma, beta, mean, variance, EPSILON)
+                let running = [self.running_mean.clone(), self.running_variance.clone()];
+                kernels::batch_norm_running(x, [gamma, beta], running, then)
             }
-            Statistics::Batch(batch) => {
-                let samples = (x.shape().num_elements() / gamma.dims()[0]) as f32;
-                let normalised = batch_norm_train(x, gamma, beta, EPSILON);
-                // burn gives the biased variance; PyTorch keeps the unbiased one.
-                let unbiased = normalised.variance * (samples / (samples - 1.0).max(1.0));
-                batch.record(self.index, normalised.mean, unbiased);
-                normalised.output
+            Statistics::Batch(parts) => {
+                let Normalised { output, mean, variance } =
+                    kernels::batch_norm(x, gamma, beta, parts.len(), then);
+                let (means, variances) = (mean.chunk(parts.len(), 0), variance.chunk(parts.len(), 0));
+                for ((part, mean), variance) in parts.iter_mut().zip(means).zip(variances) {
+                    part.record(self.index, mean, variance);
+                }
+                output
             }
         }
     }

@@ -12,6 +12,7 @@ pub mod checkpoint;
 mod bucket;
 mod features;
 mod heads;
+mod kernels;
 mod layers;
 mod parameters;
 mod resnet;

@@ -44,7 +44,7 @@ impl Layout {
     pub fn of(model: &recipe::Model) -> Layout {
         // The network is built once from zeros, only to see what it asks for.
         let device = Device::flex();
-        let mut parameters = Parameters::new(&device, |_, shape| vec![0.0; shape.iter().product()]);
+        let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
         crate::SimSiam::new(&mut parameters, model);
         parameters.layout
     }
@@ -114,23 +114,23 @@ pub(crate) enum Kind {
 /// Hands a network under construction its tensors, and remembers the order.
 pub(crate) struct Parameters<'a> {
     device: &'a Device,
-    values: Box<dyn FnMut((Kind, Range<usize>), &[usize]) -> Vec<f32> + 'a>,
+    values: Box<Values<'a>>,
     pub(crate) layout: Layout,
     /// The parameters in order, to ask for their gradients after a backward pass.
     pub(crate) leaves: Vec<Leaf>,
 }
 
-/// Asks a backward pass for the gradient of one parameter. The parameter is held as the network uses it,
+/// Gives the numbers at a place, flat.
+type Values<'a> = dyn FnMut(Kind, Range<usize>) -> TensorData + 'a;
+
+/// Takes the gradient of one parameter out of a backward pass. The parameter is held as the network uses it,
 /// without an operation between: burn consumes what it recorded in the first backward pass, and one network
 /// serves a pass for each shard.
-pub(crate) type Leaf = Box<dyn Fn(&Gradients) -> Option<TensorData>>;
+pub(crate) type Leaf = Box<dyn Fn(&mut Gradients) -> Option<TensorData>>;
 
 impl<'a> Parameters<'a> {
-    /// `values` gives the numbers at a place, for a shape.
-    pub(crate) fn new(
-        device: &'a Device,
-        values: impl FnMut((Kind, Range<usize>), &[usize]) -> Vec<f32> + 'a,
-    ) -> Self {
+    /// `values` gives the numbers at a place.
+    pub(crate) fn new(device: &'a Device, values: impl FnMut(Kind, Range<usize>) -> TensorData + 'a) -> Self {
         Parameters { device, values: Box::new(values), layout: Layout::default(), leaves: Vec::new() }
     }
 
@@ -142,34 +142,29 @@ impl<'a> Parameters<'a> {
         initial: Initial,
     ) -> Tensor<D> {
         let range = next_range(&self.layout.parameters, &shape);
-        let values = (self.values)((Kind::Parameter, range.clone()), &shape);
+        let values = (self.values)(Kind::Parameter, range.clone());
         self.layout.parameters.push(Entry { name, shape: shape.to_vec(), range, initial });
-        let mut parameter = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let mut parameter = Tensor::<1>::from_data(values, self.device).reshape(shape);
         if self.device.is_autodiff() {
             parameter = parameter.require_grad();
         }
         let leaf = parameter.clone();
-        self.leaves.push(Box::new(move |gradients| leaf.grad(gradients).map(Tensor::into_data)));
+        self.leaves.push(Box::new(move |gradients| leaf.grad_remove(gradients).map(Tensor::into_data)));
         parameter
     }
 
     /// The next running statistic. No gradient flows into it.
     pub(crate) fn statistic(&mut self, name: String, length: usize) -> Tensor<1> {
         let range = next_range(&self.layout.statistics, &[length]);
-        let values = (self.values)((Kind::Statistic, range.clone()), &[length]);
+        let values = (self.values)(Kind::Statistic, range.clone());
         let initial = Initial::Constant(0.0);
         self.layout.statistics.push(Entry { name, shape: vec![length], range, initial });
-        self.tensor(values)
+        Tensor::from_data(values, self.device)
     }
 
     /// A tensor that is no parameter.
     pub(crate) fn constant(&self, length: usize, value: f32) -> Tensor<1> {
-        self.tensor(vec![value; length])
-    }
-
-    fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
-        let length = values.len();
-        Tensor::from_data(TensorData::new(values, [length]), self.device)
+        Tensor::from_data(TensorData::new(vec![value; length], [length]), self.device)
     }
 }
 

@@ -2,11 +2,9 @@
 //! that weights travel both ways without a conversion.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use recipe::{Backbone, Stem};
 
+use crate::kernels::{self, Then};
 use crate::layers::{BatchNorm, Conv, Statistics};
 use crate::parameters::Parameters;
 
@@ -53,16 +51,17 @@ impl ResNet {
 
     /// `x: [n, 3, h, w] -> [n, features]`
     pub(crate) fn forward(&self, x: Tensor<4>, statistics: &mut Statistics) -> Tensor<2> {
-        let x = self.conv1.forward(x); // [n, width, h', w']
-        let mut x = relu(self.bn1.forward(x, statistics));
+        // Activations lie channels-last from here on: what convolutions are fastest with, on CPUs and GPUs.
+        let x = self.conv1.forward(x.permute([0, 2, 3, 1])); // [n, h', w', width]
+        let mut x = self.bn1.forward(x, Then::Rectify, statistics);
         if self.pools {
-            x = max_pool2d(x, MaxPoolOptions::new([3; 2]).with_stride([2; 2]).with_padding([1; 2]));
+            x = kernels::max_pool(x);
         }
         for block in &self.blocks {
             x = block.forward(x, statistics);
         }
-        let [n, channels, _, _] = x.dims();
-        x.mean_dims(&[2, 3]).reshape([n, channels]) // [n, features]
+        let [n, _, _, channels] = x.dims();
+        x.mean_dims(&[1, 2]).reshape([n, channels]) // [n, features]
     }
 }
 
@@ -77,7 +76,14 @@ struct Block {
 const EXPANSION: usize = 4;
 
 impl Block {
-    fn new(p: &mut Parameters, name: &str, input: usize, middle: usize, stride: usize, bottleneck: bool) -> Self {
+    fn new(
+        p: &mut Parameters,
+        name: &str,
+        input: usize,
+        middle: usize,
+        stride: usize,
+        bottleneck: bool,
+    ) -> Self {
         let output = if bottleneck { middle * EXPANSION } else { middle };
         // (channels in, channels out, kernel, stride); the bottleneck strides in its 3x3 convolution.
         let shapes: &[(usize, usize, usize, usize)] = if bottleneck {
@@ -103,16 +109,14 @@ impl Block {
 
     fn forward(&self, x: Tensor<4>, statistics: &mut Statistics) -> Tensor<4> {
         let shortcut = match &self.shortcut {
-            Some((conv, bn)) => bn.forward(conv.forward(x.clone()), statistics),
+            Some((conv, bn)) => bn.forward(conv.forward(x.clone()), Then::Nothing, statistics),
             None => x.clone(),
         };
+        let [inner @ .., (last_conv, last_bn)] = &self.layers[..] else { unreachable!("a block has layers") };
         let mut y = x;
-        for (index, (conv, bn)) in self.layers.iter().enumerate() {
-            if index > 0 {
-                y = relu(y);
-            }
-            y = bn.forward(conv.forward(y), statistics);
+        for (conv, bn) in inner {
+            y = bn.forward(conv.forward(y), Then::Rectify, statistics);
         }
-        relu(y + shortcut)
+        last_bn.forward(last_conv.forward(y), Then::AddAndRectify(shortcut), statistics)
     }
 }

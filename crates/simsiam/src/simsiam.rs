@@ -46,15 +46,15 @@ impl SimSiam {
         SimSiam { stop_gradient: false, ..self }
     }
 
-    /// Both views, `x1, x2: [n, 3, h, w]`, in two separate passes: each has its own batch statistics.
+    /// Both views, `x1, x2: [n, 3, h, w]`. They go through as one batch, which reads every weight once, but
+    /// each has its own batch statistics.
     pub fn forward(&self, x1: Tensor<4>, x2: Tensor<4>) -> Encoded {
         let mut statistics = [BatchStatistics::default(), BatchStatistics::default()];
-        let [first, second] = &mut statistics;
+        let per_view = &mut Statistics::Batch(&mut statistics);
 
-        let z1 = self.f(x1, &mut Statistics::Batch(first)); // [n, d]
-        let z2 = self.f(x2, &mut Statistics::Batch(second)); // [n, d]
-        let p1 = self.h.forward(z1.clone(), &mut Statistics::Batch(first)); // [n, d]
-        let p2 = self.h.forward(z2.clone(), &mut Statistics::Batch(second)); // [n, d]
+        let z = self.f(Tensor::cat(vec![x1, x2], 0), per_view); // [2n, d]
+        let p = self.h.forward(z.clone(), per_view); // [2n, d]
+        let ([z1, z2], [p1, p2]) = (halves(z), halves(p)); // each [n, d]
 
         let loss = (self.d(p1, z2.clone()) + self.d(p2, z1.clone())) / 2.0;
         Encoded { loss, z: [normalize(z1.detach()), normalize(z2.detach())], statistics }
@@ -76,6 +76,12 @@ impl SimSiam {
         let z = if self.stop_gradient { z.detach() } else { z };
         -(normalize(p) * normalize(z)).sum_dim(1).mean()
     }
+}
+
+/// `[2n, d]` into twice `[n, d]`.
+fn halves(x: Tensor<2>) -> [Tensor<2>; 2] {
+    let [rows, d] = x.dims();
+    x.split(rows / 2, 0).try_into().unwrap_or_else(|_| panic!("an even number of rows, not [{rows}, {d}]"))
 }
 
 /// Scales every row to length 1.

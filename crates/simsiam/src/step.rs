@@ -5,12 +5,12 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor, TensorData};
 use recipe::Recipe;
 
-use crate::bucket::{BucketLayout, Folded};
+use crate::bucket::{BucketLayout, Folded, all_finite};
 use crate::parameters::{Kind, Layout, Leaf, Parameters};
 use crate::schedule::{LearningRates, Schedule};
 use crate::simsiam::{Encoded, SimSiam};
 use crate::state::State;
-use crate::{layers, sgd};
+use crate::{kernels, layers, sgd};
 
 /// PyTorch's default share of a new batch in the running statistics.
 const STATISTICS_MOMENTUM: f32 = 0.1;
@@ -98,13 +98,15 @@ impl Trainer {
         let forward = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let gradients = loss.backward();
+        let mut gradients = loss.backward();
         for (leaf, entry) in bound.leaves.iter().zip(&self.layout.parameters) {
-            let gradient = leaf(&gradients).expect("every parameter takes part in the loss");
+            let gradient = leaf(&mut gradients).expect("every parameter takes part in the loss");
             copy(&gradient, &mut bucket[entry.range.clone()]);
         }
         let [first, second] = statistics.map(layers::BatchStatistics::into_flat);
-        for ((place, first), second) in bucket[self.bucket.statistics.clone()].iter_mut().zip(first).zip(second) {
+        for ((place, first), second) in
+            bucket[self.bucket.statistics.clone()].iter_mut().zip(first).zip(second)
+        {
             *place = (1.0 - STATISTICS_MOMENTUM) * first + second;
         }
         self.read_monitors(loss, z, bucket);
@@ -117,12 +119,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`NonFinite`], with the shards that it came from.
-    pub fn commit(
-        &self,
-        state: &mut State,
-        folded: &Folded,
-        rates: LearningRates,
-    ) -> Result<(), NonFinite> {
+    pub fn commit(&self, state: &mut State, folded: &Folded, rates: LearningRates) -> Result<(), NonFinite> {
         let shards = folded.non_finite_shards();
         if !shards.is_empty() || !folded.is_finite() {
             return Err(NonFinite { step: state.step, shards });
@@ -131,7 +128,7 @@ impl Trainer {
         for (range, rate) in [(0..predictor.start, rates.encoder), (predictor, rates.predictor)] {
             let gradient = folded.gradient(range.clone());
             let (weights, momentum) = (&mut state.weights[range.clone()], &mut state.momentum[range]);
-            sgd::update(weights, momentum, gradient, rate, &self.recipe.optimizer);
+            sgd::update(weights, momentum, gradient, folded.scale(), rate, &self.recipe.optimizer);
         }
         // PyTorch updates twice a step, once a view: r = (1-m) ((1-m) r + m s1) + m s2.
         let keep = (1.0 - STATISTICS_MOMENTUM) * (1.0 - STATISTICS_MOMENTUM);
@@ -159,7 +156,7 @@ impl Trainer {
 
     fn flag_if_not_finite(&self, shard: u32, bucket: &mut [f32]) {
         bucket[self.bucket.non_finite.start..].fill(0.0);
-        if !bucket.iter().all(|value| value.is_finite()) {
+        if !all_finite(bucket) {
             bucket[self.bucket.non_finite.start + shard as usize] = 1.0;
         }
     }
@@ -167,9 +164,9 @@ impl Trainer {
 
 /// The recipe's network with the state's weights, for evaluation: no gradients, running statistics.
 pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
-    let mut parameters = Parameters::new(device, |(kind, range), _| match kind {
-        Kind::Parameter => state.weights[range].to_vec(),
-        Kind::Statistic => state.statistics[range].to_vec(),
+    let mut parameters = Parameters::new(device, |kind, range| match kind {
+        Kind::Parameter => kernels::tensor_data(&state.weights[range]),
+        Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
     });
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.leaves)
@@ -187,5 +184,5 @@ fn read(tensor: Tensor<1>, into: &mut [f32]) {
 }
 
 fn copy(data: &TensorData, into: &mut [f32]) {
-    into.copy_from_slice(data.as_slice().expect("training is in f32"));
+    kernels::copy(data.as_slice().expect("training is in f32"), into);
 }

@@ -29,7 +29,8 @@ fn bottlenecks_with_the_imagenet_stem() {
 }
 
 fn check(name: &str, backbone: &str, stem: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.safetensors"));
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.safetensors"));
     let bytes = std::fs::read(path).unwrap();
     let fixture = Fixture(SafeTensors::deserialize(&bytes).unwrap());
     let recipe = fixture.recipe(backbone, stem);
@@ -118,5 +119,9 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
     // The running mean in the predictor is zero but for rounding, as z has no mean: there, relative to 0.01.
     let smallest = if name.ends_with("running_mean") { 0.01 * (expected.len() as f64).sqrt() } else { 0.0 };
     let size = norm(&mut expected.iter().map(|b| f64::from(*b))).max(smallest);
-    assert!(difference <= TOLERANCE * size, "{name}: off by {:.2e} of its norm {size:.3e}", difference / size);
+    assert!(
+        difference <= TOLERANCE * size,
+        "{name}: off by {:.2e} of its norm {size:.3e}",
+        difference / size
+    );
 }

@@ -1,0 +1,178 @@
+//! The kernels over flex's tensors.
+
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::{DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+
+use super::batch_norm::{self, Affine, Moments};
+use super::buffer::Buffer;
+use super::convolution::{self, Image};
+use super::{EvaluationKernels, Kernels, pool};
+
+impl Kernels for Flex {
+    fn convolution(x: FlexTensor, weight: FlexTensor, stride: usize) -> FlexTensor {
+        let sizes = convolution_sizes(&x, &weight, stride);
+        let [height, width] = sizes.output();
+        let (view, weight) = (image_view(x), contiguous(weight));
+        filled([sizes.images, height, width, sizes.output_channels], |y| {
+            convolution::forward(&sizes, image(&view), values(&weight), y);
+        })
+    }
+
+    fn batch_norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        groups: usize,
+        rectify: bool,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, None, groups, rectify);
+        (y, vector(&moments.mean), vector(&moments.unbiased_variance))
+    }
+
+    fn batch_norm_with_shortcut(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        shortcut: FlexTensor,
+        groups: usize,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, Some(shortcut), groups, true);
+        (y, vector(&moments.mean), vector(&moments.unbiased_variance))
+    }
+
+    fn max_pool(x: FlexTensor) -> FlexTensor {
+        max_pool_forward(x).0
+    }
+}
+
+impl EvaluationKernels for Flex {
+    fn batch_norm_running(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        rectify: bool,
+    ) -> FlexTensor {
+        normalise(x, &affine(&gamma, &beta, &mean, &variance), None, rectify)
+    }
+
+    fn batch_norm_running_with_shortcut(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        shortcut: FlexTensor,
+    ) -> FlexTensor {
+        normalise(x, &affine(&gamma, &beta, &mean, &variance), Some(shortcut), true)
+    }
+}
+
+/// Output and batch statistics of a contiguous `x`.
+pub(super) fn batch_norm_forward(
+    x: &FlexTensor,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
+    shortcut: Option<FlexTensor>,
+    groups: usize,
+    rectify: bool,
+) -> (FlexTensor, Moments) {
+    let shape = batch_norm::Shape::of(values(x).len(), gamma.shape()[0], groups);
+    let moments = batch_norm::moments(values(x), shape);
+    let affine = Affine::new(&moments.mean, &moments.inverse_deviation, values(gamma), values(beta));
+    let shortcut = shortcut.map(contiguous);
+    let y = filled(x.shape(), |y| {
+        batch_norm::apply(values(x), shortcut.as_ref().map(values), &affine, shape, rectify, y);
+    });
+    (y, moments)
+}
+
+/// Output, and for every number of it its place in the 3x3 window.
+pub(super) fn max_pool_forward(x: FlexTensor) -> (FlexTensor, Vec<u8>) {
+    let x = contiguous(x);
+    let sizes = pool_sizes(&x.shape());
+    let [height, width] = sizes.output();
+    let mut winners = vec![0; sizes.images * height * width * sizes.channels];
+    let y = filled([sizes.images, height, width, sizes.channels], |y| {
+        pool::forward(&sizes, values(&x), y, &mut winners);
+    });
+    (y, winners)
+}
+
+pub(super) fn pool_sizes(shape: &Shape) -> pool::Sizes {
+    pool::Sizes { images: shape[0], height: shape[1], width: shape[2], channels: shape[3] }
+}
+
+pub(super) fn convolution_sizes(x: &FlexTensor, weight: &FlexTensor, stride: usize) -> convolution::Sizes {
+    let (x, weight) = (x.shape(), weight.shape());
+    assert_eq!(x[3], weight[1], "the input has the channels that the weight expects");
+    convolution::Sizes {
+        images: x[0],
+        height: x[1],
+        width: x[2],
+        channels: x[3],
+        output_channels: weight[0],
+        kernel: weight[2],
+        stride,
+    }
+}
+
+fn affine(gamma: &FlexTensor, beta: &FlexTensor, mean: &FlexTensor, variance: &FlexTensor) -> Affine {
+    let deviation =
+        values(variance).iter().map(|&v| batch_norm::inverse_deviation(f64::from(v))).collect::<Vec<_>>();
+    Affine::new(values(mean), &deviation, values(gamma), values(beta))
+}
+
+fn normalise(x: FlexTensor, affine: &Affine, shortcut: Option<FlexTensor>, rectify: bool) -> FlexTensor {
+    let (x, shortcut) = (contiguous(x), shortcut.map(contiguous));
+    let shape = batch_norm::Shape::of(values(&x).len(), affine.scale.len(), 1);
+    filled(x.shape(), |y| {
+        batch_norm::apply(values(&x), shortcut.as_ref().map(values), affine, shape, rectify, y);
+    })
+}
+
+/// An image batch as the convolution reads it: of few channels any view, otherwise contiguous.
+pub(super) fn image_view(x: FlexTensor) -> FlexTensor {
+    let reads_views =
+        x.shape()[3] < convolution::FEW_CHANNELS && x.layout().strides().iter().all(|&s| s >= 0);
+    if reads_views { x } else { contiguous(x) }
+}
+
+pub(super) fn image(view: &FlexTensor) -> Image<'_> {
+    let mut strides = [0; 4];
+    for (stride, &signed) in strides.iter_mut().zip(view.layout().strides()) {
+        *stride = usize::try_from(signed).expect("image_view keeps views with forward strides only");
+    }
+    Image { values: &view.storage::<f32>()[view.layout().start_offset()..], strides }
+}
+
+/// The same tensor as one stretch of its buffer.
+pub(super) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
+}
+
+/// The same tensor in a buffer of its own, to be overwritten.
+pub(super) fn owned(tensor: FlexTensor) -> FlexTensor {
+    let covers_its_buffer = tensor.bytes().len() == tensor.layout().num_elements() * size_of::<f32>();
+    let is_plain = tensor.is_contiguous() && tensor.layout().start_offset() == 0 && covers_its_buffer;
+    if is_plain { tensor } else { tensor.to_contiguous() }
+}
+
+/// The numbers of a contiguous tensor.
+pub(super) fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("a contiguous f32 tensor")
+}
+
+pub(super) fn vector(values: &[f32]) -> FlexTensor {
+    filled([values.len()], |to| to.copy_from_slice(values))
+}
+
+/// A new tensor whose numbers `fill` writes, every one.
+pub(super) fn filled(shape: impl Into<Shape>, fill: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let shape = shape.into();
+    let mut values = Buffer::new(shape.num_elements());
+    fill(&mut values);
+    FlexTensor::new(values.into_bytes(), Layout::contiguous(shape), DType::F32)
+}
