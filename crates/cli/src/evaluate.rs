@@ -178,6 +178,7 @@ fn describe(phase: Phase) -> &'static str {
         Phase::TestFeatures => "features of the test images",
         Phase::Neighbours => "nearest neighbours",
         Phase::Probe => "fits of the probe",
+        Phase::Features => "features",
         Phase::ViewFeatures => "features of views",
     }
 }
@@ -234,7 +235,7 @@ impl ExportArguments {
             NamesArgument::Simsiam => Names::Simsiam,
         };
         export(&encoder, names, &self.file)?;
-        Ok(format!("{} as {}", encoder.short_name(), self.file.display()))
+        Ok(format!("{} as {}", encoder.identity().short_name(), self.file.display()))
     }
 }
 
@@ -242,10 +243,7 @@ impl VerifyArguments {
     fn run(&self, progress: &mut evaluation::Progress<'_>) -> Result<String> {
         let card = Card::read(&self.card)?;
         let run = run_folder(&self.card)?;
-        let encoder = match &card.weights.checkpoint {
-            Some(name) => Encoder::open(&run, Some(name))?,
-            None => Encoder::random_of(&run)?,
-        };
+        let encoder = Encoder::reopen(&run, &card.weights)?;
         let job = Job {
             encoder: &encoder,
             data: &card.data.source,
