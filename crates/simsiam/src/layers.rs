@@ -30,6 +30,12 @@ impl Conv {
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         kernels::convolution(x, self.weight.clone(), self.stride)
     }
+
+    /// Floats of the output for an image of `side` pixels, and the output's side.
+    pub(crate) fn output_floats(&self, side: usize) -> (usize, usize) {
+        let side = side.div_ceil(self.stride);
+        (self.weight.dims()[0] * side * side, side)
+    }
 }
 
 /// A fully connected layer.

@@ -10,6 +10,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use recipe::{Draws, Purpose};
 
+use crate::simsiam::SimSiam;
+
 /// Where a parameter or a running statistic lies, and how it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
@@ -42,11 +44,7 @@ pub struct Layout {
 impl Layout {
     /// The layout of the recipe's network.
     pub fn of(model: &recipe::Model) -> Layout {
-        // The network is built once from zeros, only to see what it asks for.
-        let device = Device::flex();
-        let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
-        crate::SimSiam::new(&mut parameters, model);
-        parameters.layout
+        outline(model).1
     }
 
     /// Number of parameters.
@@ -98,6 +96,14 @@ impl Layout {
             })
             .collect()
     }
+}
+
+/// The recipe's network, built from zeros only to look at it, and what it asked for.
+pub(crate) fn outline(model: &recipe::Model) -> (SimSiam, Layout) {
+    let device = Device::flex();
+    let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
+    let network = SimSiam::new(&mut parameters, model);
+    (network, parameters.layout)
 }
 
 fn end(entries: &[Entry]) -> usize {

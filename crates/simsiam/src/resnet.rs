@@ -63,6 +63,26 @@ impl ResNet {
         let [n, _, _, channels] = x.dims();
         x.mean_dims(&[1, 2]).reshape([n, channels]) // [n, features]
     }
+
+    /// Floats in the outputs of every convolution and BatchNorm, for one image of `side` pixels.
+    pub(crate) fn activation_floats(&self, side: usize) -> usize {
+        let (floats, mut side) = self.conv1.output_floats(side);
+        let mut total = 2 * floats;
+        if self.pools {
+            side = side.div_ceil(2);
+        }
+        for block in &self.blocks {
+            let mut inner_side = side;
+            for (conv, _) in &block.layers {
+                let (floats, output_side) = conv.output_floats(inner_side);
+                total += 2 * floats;
+                inner_side = output_side;
+            }
+            total += block.shortcut.iter().map(|(conv, _)| 2 * conv.output_floats(side).0).sum::<usize>();
+            side = inner_side;
+        }
+        total
+    }
 }
 
 /// A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 for the bottleneck, beside a shortcut.

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 
 use crate::heads::{Predictor, Projector};
 use crate::layers::{BatchStatistics, Statistics};
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, outline};
 use crate::resnet::ResNet;
 
 /// Encoder `f` (backbone and projector) and predictor `h`.
@@ -63,6 +63,13 @@ impl SimSiam {
     /// The pooled features of the backbone, `x: [n, 3, h, w] -> [n, features]`: what evaluation looks at.
     pub fn features(&self, x: Tensor<4>) -> Tensor<2> {
         self.backbone.forward(x, &mut Statistics::Running)
+    }
+
+    /// Floats that the backward pass of a shard needs in memory: the output of every convolution and BatchNorm,
+    /// for two views of each of `images` images of `side_px` pixels. The heads' rows are too short to count.
+    pub fn activation_floats(model: &recipe::Model, images: usize, side_px: usize) -> usize {
+        let (network, _) = outline(model);
+        2 * images * network.backbone.activation_floats(side_px)
     }
 
     /// The encoder, `[n, 3, h, w] -> [n, d]`.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use coordinator::check_workers;
 use recipe::{Data, Recipe};
-use simsiam::{BucketLayout, Layout, Schedule};
+use simsiam::{BucketLayout, Layout, Schedule, SimSiam};
 
 use super::CheckArguments;
 use crate::exit::Ending;
@@ -64,10 +64,12 @@ fn costs(recipe: &Recipe, workers: u32) -> String {
     let views_mb = megabytes(2 * batch * 3 * side * side) * f64::from(shards_per_worker + 1);
     // Each worker folds one slice: it sends the others' slices of its sums, and its folded slice to each.
     let sent_mb = 2.0 * bucket_mb * f64::from(workers - 1) / f64::from(workers);
+    // The backward pass holds, beside them, the gradients of the layer at work.
+    let activations_mb = megabytes(SimSiam::activation_floats(&recipe.model, batch, side));
     format!(
         "# network: {} parameters, {} running statistics\n\
          # a worker: {shards_per_worker} shards of {batch} images, weights and momentum {:.1} MB, \
-         {buckets_held} buckets of {bucket_mb:.1} MB, views {views_mb:.1} MB, and one shard's activations\n\
+         {buckets_held} buckets of {bucket_mb:.1} MB, views {views_mb:.1} MB, activations {activations_mb:.1} MB\n\
          # a step: each of {workers} workers sends {sent_mb:.1} MB to the others, and as much arrives",
         layout.parameter_count(),
         layout.statistic_count(),
