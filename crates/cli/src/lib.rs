@@ -1,1 +1,19 @@
-//! cli
+//! The programs: parse, build, run.
+//!
+//! [`coordinator`], [`worker`] and [`evaluate`] each hold the arguments of one program and what it does with them. The
+//! coordinator starts its local workers by running its own executable again in the worker's role, so one
+//! `cargo run` is a whole cluster. What the programs do is in the libraries; here stand only their wiring and
+//! what people see of them.
+
+pub mod coordinator;
+pub mod evaluate;
+pub mod worker;
+
+mod cache;
+mod display;
+mod exit;
+mod logging;
+mod network;
+
+/// Coordinator and workers must have the same.
+pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -101,3 +101,22 @@ pub enum CollectiveError {
         source: io::Error,
     },
 }
+
+impl CollectiveError {
+    /// The rank that this worker saw fail, if it was one.
+    pub fn peer(&self) -> Option<usize> {
+        match *self {
+            CollectiveError::PeerLost { rank, .. }
+            | CollectiveError::Deadline { rank, .. }
+            | CollectiveError::Protocol { rank, .. }
+            | CollectiveError::Corrupt { rank } => Some(rank),
+            CollectiveError::Superseded { .. }
+            | CollectiveError::Poisoned
+            | CollectiveError::ForeignSums { .. }
+            | CollectiveError::IncompleteSums { .. }
+            | CollectiveError::BucketLength { .. }
+            | CollectiveError::Addresses { .. }
+            | CollectiveError::Socket { .. } => None,
+        }
+    }
+}

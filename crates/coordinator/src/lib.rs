@@ -32,3 +32,12 @@ pub trait Blocks: Send + Sync + 'static {
     /// The bytes of a block of a shard; `None` if the shard has no such block.
     fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>>;
 }
+
+impl<F> Blocks for F
+where
+    F: Fn(u32, u32) -> Option<Vec<u8>> + Send + Sync + 'static,
+{
+    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>> {
+        self(shard, block)
+    }
+}

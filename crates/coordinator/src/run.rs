@@ -203,7 +203,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         };
         control.directory.forget_metrics_after(first_step)?;
         let program_version = run.program_version;
-        control.record(Record::Opened { program_version, checkpoint, step: first_step })?;
+        control.record(&Record::Opened { program_version, checkpoint, step: first_step })?;
         Ok(control)
     }
 
@@ -311,7 +311,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 Action::Admit { worker } => answer = Some(Ok(worker)),
                 Action::Refuse { reason } => answer = Some(Err(reason)),
                 Action::Send { worker, order } => self.send(worker, order),
-                Action::Record(record) => self.record(record)?,
+                Action::Record(record) => self.record(&record)?,
                 Action::Committed(report) => self.committed(&report),
                 Action::End(outcome) => self.outcome = Some(outcome),
             }
@@ -334,11 +334,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         }
     }
 
-    fn record(&mut self, record: Record) -> Result<(), CoordinatorError> {
+    fn record(&mut self, record: &Record) -> Result<(), CoordinatorError> {
         tracing::info!(generation = self.membership.generation().0, ?record, "run");
-        self.directory.record(&record)?;
+        self.directory.record(record)?;
         let workers = self.membership.workers() as u32;
-        if let Some(progress) = Progress::from_record(&record, workers, self.workers_expected) {
+        if let Some(progress) = Progress::from_record(record, workers, self.workers_expected) {
             (self.observer)(&progress);
         }
         Ok(())
@@ -365,7 +365,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 /// Resolves at the next request to stop; never, once nobody can request it any more.
 async fn requested(stops: &mut mpsc::Receiver<()>) {
     if stops.recv().await.is_none() {
-        pending().await
+        pending::<()>().await;
     }
 }
 

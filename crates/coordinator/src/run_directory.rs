@@ -119,6 +119,14 @@ impl RunDirectory {
         Self::with_lock(path, lock)
     }
 
+    /// Refuses a folder that holds something, before anything is prepared for a new run in it.
+    ///
+    /// # Errors
+    /// [`RunDirectoryError::NotEmpty`], or those of the disk.
+    pub fn refuse_unless_free(path: &Path) -> Result<(), RunDirectoryError> {
+        if path.exists() { refuse_unless_empty(path) } else { Ok(()) }
+    }
+
     /// Opens the folder of a run to go on with it.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ impl Service {
             next = parts.message().await?;
         }
         drop(sender);
-        writing.await.map_err(internal)?.map_err(|error| checkpoint_status(&error))
+        writing.await.map_err(|error| internal(&error))?.map_err(|error| checkpoint_status(&error))
     }
 }
 
@@ -195,7 +195,7 @@ impl Coordinator for Service {
         let (checkpoints, name) = (self.facts.checkpoints.clone(), request.checkpoint.clone());
         let checkpoint = spawn_blocking(move || checkpoints.find(&name))
             .await
-            .map_err(internal)?
+            .map_err(|error| internal(&error))?
             .map_err(|error| checkpoint_status(&error))?
             .ok_or_else(|| Status::not_found(format!("there is no checkpoint {:?}", request.checkpoint)))?;
         let (parts, stream) = mpsc::channel(PARTS_UNDER_WAY);
@@ -224,7 +224,7 @@ impl Coordinator for Service {
         let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
         let published = spawn_blocking(move || checkpoints.publish(partial, keep))
             .await
-            .map_err(internal)?
+            .map_err(|error| internal(&error))?
             .map_err(|error| checkpoint_status(&error))?;
         let (checkpoint, step) = (published.name(), published.step());
         let event = Event::Published { checkpoint: checkpoint.clone(), step };
@@ -282,7 +282,7 @@ async fn send_block(
     let answer = match spawn_blocking(move || gatherer.block(shard, block)).await {
         Ok(Some(data)) => Ok(Bytes::from(data)),
         Ok(None) => Err(Status::not_found(format!("shard {shard} has no block {block}"))),
-        Err(error) => Err(internal(error)),
+        Err(error) => Err(internal(&error)),
     };
     let mut rest = match answer {
         Ok(data) => data,
@@ -347,7 +347,7 @@ fn ended() -> Status {
     Status::unavailable("the run has ended")
 }
 
-fn internal(error: tokio::task::JoinError) -> Status {
+fn internal(error: &tokio::task::JoinError) -> Status {
     Status::internal(format!("a task of the coordinator failed: {error}"))
 }
 

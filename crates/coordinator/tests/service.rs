@@ -144,6 +144,12 @@ impl FakeWorker {
         Ok(FakeWorker { client, joined, reports: None, orders: None })
     }
 
+    /// Someone else on the same connection who claims to be worker `worker_id`.
+    fn with_id(&self, worker_id: u64) -> FakeWorker {
+        let joined = v1::JoinReply { worker_id, ..self.joined.clone() };
+        FakeWorker { client: self.client.clone(), joined, reports: None, orders: None }
+    }
+
     async fn attend(&mut self) -> Result<(), Status> {
         let (reports, stream) = mpsc::channel(16);
         self.reports = Some(reports);
@@ -351,10 +357,11 @@ async fn blocks_arrive_in_parts_and_in_order() {
     refusal(worker.fetch_blocks(SHARDS, vec![0]).await, Code::NotFound, &["shard 4"]);
     refusal(worker.fetch_checkpoint("step-000001").await, Code::NotFound, &["step-000001"]);
     refusal(worker.fetch_checkpoint("../run").await, Code::NotFound, &["../run"]);
-    worker.joined.worker_id = 77;
-    refusal(worker.fetch_blocks(0, vec![0]).await, Code::FailedPrecondition, &["worker 77", "join first"]);
-    refusal(worker.fetch_checkpoint("step-000001").await, Code::FailedPrecondition, &["worker 77"]);
-    refusal(worker.attend().await, Code::FailedPrecondition, &["worker 77"]);
+    // The worker itself stays, so that the run does not end meanwhile.
+    let mut stranger = worker.with_id(77);
+    refusal(stranger.fetch_blocks(0, vec![0]).await, Code::FailedPrecondition, &["worker 77", "join first"]);
+    refusal(stranger.fetch_checkpoint("step-000001").await, Code::FailedPrecondition, &["worker 77"]);
+    refusal(stranger.attend().await, Code::FailedPrecondition, &["worker 77"]);
 }
 
 #[tokio::test]
@@ -370,7 +377,7 @@ async fn who_does_not_fit_may_not_join() {
     refusal(join(join_request(2)).await, Code::FailedPrecondition, &["1 workers already", "--workers 2"]);
     // Nobody can listen in another's place.
     first.attend().await.unwrap();
-    let mut intruder = FakeWorker { reports: None, orders: None, client: first.client.clone(), ..first };
+    let mut intruder = first.with_id(first.joined.worker_id);
     refusal(intruder.attend().await, Code::FailedPrecondition, &["worker 1"]);
 }
 

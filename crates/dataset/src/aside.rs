@@ -17,7 +17,7 @@ pub(crate) fn write_file(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     remove_abandoned(folder, SystemTime::now());
     let aside = tempfile::Builder::new()
@@ -41,7 +41,7 @@ pub(crate) fn make_folder<E>(
     fill: impl FnOnce(&Path) -> Result<(), E>,
     failed: impl Fn(io::Error) -> E,
 ) -> Result<(), E> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = folder_of(path);
     fs::create_dir_all(parent).map_err(&failed)?;
     remove_abandoned(parent, SystemTime::now());
     let aside = tempfile::Builder::new()
@@ -59,6 +59,11 @@ pub(crate) fn make_folder<E>(
         Err(error) => return Err(failed(error)),
     }
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// The folder that `path` lies in; a bare name lies in the present one.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes what killed processes left half-written. Where that fails it only takes room.

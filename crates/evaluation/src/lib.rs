@@ -1,1 +1,40 @@
-//! evaluation
+//! Evaluation: what a pre-trained encoder is worth, in numbers that can be computed again.
+//!
+//! An [`Encoder`] is the weights of a checkpoint, proved whole, or the random ones of step 0. A [`Job`] looks
+//! at images with it, frozen, and classifies its features: [`Job::knn`] by nearest neighbours,
+//! [`Job::linear`] by a logistic regression; [`Job::quality`] needs no labels. What comes out is a [`Card`]:
+//! the figures with their whole protocol and the hashes of weights and data, which [`Job::verify`] computes
+//! again. [`export()`] writes the backbone for other programs.
+//!
+//! This crate knows nothing of workers or the network; it reads what a run leaves behind. Start with
+//! [`Encoder::open`] and [`Job`].
+
+mod card;
+mod eigenvalues;
+mod encoder;
+mod error;
+mod export;
+mod features;
+mod folds;
+mod job;
+mod knn;
+mod labelled;
+mod matrix;
+mod probe;
+mod quality;
+mod scores;
+#[cfg(test)]
+mod testing;
+
+pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
+pub use encoder::{Encoder, WeightsIdentity};
+pub use error::EvaluationError;
+pub use export::{Names, export};
+pub use features::{Frozen, Input, InputIdentity};
+pub use job::{Job, Phase, Progress, QualitySettings};
+pub use knn::{Neighbour, Neighbours, Votes};
+pub use labelled::ImagesIdentity;
+pub use matrix::Matrix;
+pub use probe::{Classifier, Fit, GridPoint, Preparation, Probe, ProbeSettings, Split, fit};
+pub use quality::Quality;
+pub use scores::{Answer, ClassScore, Proportion, Scores};

@@ -27,7 +27,7 @@ pub enum RecipeError {
 }
 
 impl RecipeError {
-    pub(crate) fn from_toml(error: toml::de::Error) -> Self {
+    pub(crate) fn from_toml(error: &toml::de::Error) -> Self {
         RecipeError::Syntax(error.to_string())
     }
 }
@@ -38,7 +38,7 @@ fn refuse(key: &'static str, problem: impl Into<String>) -> Checked {
     Err(RecipeError::Value { key, problem: problem.into() })
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(key: &'static str, value: T, low: T, high: T) -> Checked {
+fn within<T: PartialOrd + Copy + std::fmt::Display>(key: &'static str, value: T, low: T, high: T) -> Checked {
     // Written so that NaN is outside.
     if value >= low && value <= high {
         return Ok(());
@@ -52,7 +52,10 @@ impl Recipe {
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(fits_a_folder) {
             return refuse(
                 "name",
-                format!("names the run's folder, so use letters, digits, '-', '_' and '.' only, not {:?}", self.name),
+                format!(
+                    "names the run's folder, so use letters, digits, '-', '_' and '.' only, not {:?}",
+                    self.name
+                ),
             );
         }
         self.training.check()?;
@@ -109,7 +112,9 @@ impl Views {
         if !(low > 0.0 && low <= high && high <= 1.0) {
             return refuse(
                 "views.crop_scale",
-                format!("must be two shares of the image's area, 0 < low <= high <= 1, but is [{low}, {high}]"),
+                format!(
+                    "must be two shares of the image's area, 0 < low <= high <= 1, but is [{low}, {high}]"
+                ),
             );
         }
         within("views.color_jitter.probability", self.color_jitter.probability, 0.0, 1.0)?;
@@ -152,7 +157,10 @@ impl Optimizer {
         if !(self.warmup_epochs >= 0.0 && self.warmup_epochs < f64::from(epochs)) {
             return refuse(
                 "optimizer.warmup_epochs",
-                format!("the warmup must end before the run does, but {} of {epochs} epochs are warmup", self.warmup_epochs),
+                format!(
+                    "the warmup must end before the run does, but {} of {epochs} epochs are warmup",
+                    self.warmup_epochs
+                ),
             );
         }
         Ok(())

@@ -94,12 +94,12 @@ impl Recipe {
     /// # Errors
     /// Text that is not TOML, keys that do not exist, values out of range: see [`RecipeError`].
     pub fn from_toml(text: &str, overrides: &[String]) -> Result<Recipe, RecipeError> {
-        let mut table: toml::Table = text.parse().map_err(RecipeError::from_toml)?;
+        let mut table: toml::Table = text.parse().map_err(|error| RecipeError::from_toml(&error))?;
         overrides::apply(&mut table, overrides)?;
         // Through text once more, so that an error shows the line it speaks of.
         let merged = toml::to_string(&table).expect("a parsed TOML table can be written");
         let recipe: Recipe = toml::from_str(if overrides.is_empty() { text } else { &merged })
-            .map_err(RecipeError::from_toml)?;
+            .map_err(|error| RecipeError::from_toml(&error))?;
         recipe.check()?;
         Ok(recipe)
     }
@@ -181,7 +181,10 @@ mod tests {
         let changed = Recipe::from_toml(QUICKSTART, &["training.epochs=9".into()]).unwrap();
         assert_eq!(changed.training.epochs, 9);
         assert_eq!(
-            Recipe { training: Training { epochs: plain.training.epochs, ..changed.training.clone() }, ..changed },
+            Recipe {
+                training: Training { epochs: plain.training.epochs, ..changed.training.clone() },
+                ..changed
+            },
             plain
         );
     }

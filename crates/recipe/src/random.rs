@@ -129,7 +129,9 @@ mod tests {
             square += z * z;
         }
         let n = f64::from(count);
-        assert!((unit / n - 0.5).abs() < 0.005 && (normal / n).abs() < 0.02 && (square / n - 1.0).abs() < 0.02);
+        assert!(
+            (unit / n - 0.5).abs() < 0.005 && (normal / n).abs() < 0.02 && (square / n - 1.0).abs() < 0.02
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@
 pub mod checkpoint;
 
 mod bucket;
+mod features;
 mod heads;
 mod kernels;
 mod layers;
@@ -23,6 +24,7 @@ mod step;
 
 pub use bucket::{BucketLayout, Folded};
 pub use burn::tensor::Device;
+pub use features::FrozenBackbone;
 pub use layers::{BatchStatistics, Statistics};
 pub use parameters::{Entry, Layout};
 pub use schedule::{LearningRates, Schedule};

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use recipe::{Draws, Purpose};
 
 /// Where a parameter or a running statistic lies, and how it starts.
@@ -44,7 +44,8 @@ impl Layout {
     pub fn of(model: &recipe::Model) -> Layout {
         // The network is built once from zeros, only to see what it asks for.
         let device = Device::flex();
-        let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
+        let mut parameters =
+            Parameters::new(&device, |_, _, shape| TensorData::zeros::<f32, _>(shape.to_vec()));
         crate::SimSiam::new(&mut parameters, model);
         parameters.layout
     }
@@ -114,15 +115,23 @@ pub(crate) enum Kind {
 /// Hands a network under construction its tensors, and remembers the order.
 pub(crate) struct Parameters<'a> {
     device: &'a Device,
-    values: Box<dyn FnMut(Kind, Range<usize>) -> TensorData + 'a>,
+    values: Box<dyn FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a>,
     pub(crate) layout: Layout,
-    /// One tensor per parameter, flat, in order: after backward they hold the gradients.
-    pub(crate) leaves: Vec<Tensor<1>>,
+    /// The parameters in order, to ask for their gradients after a backward pass.
+    pub(crate) leaves: Vec<Leaf>,
 }
 
+/// Takes the gradient of one parameter out of a backward pass. The parameter is held as the network uses it,
+/// without an operation between: burn consumes what it recorded in the first backward pass, and one network
+/// serves a pass for each shard.
+pub(crate) type Leaf = Box<dyn Fn(&mut Gradients) -> Option<TensorData>>;
+
 impl<'a> Parameters<'a> {
-    /// `values` gives the numbers at a place.
-    pub(crate) fn new(device: &'a Device, values: impl FnMut(Kind, Range<usize>) -> TensorData + 'a) -> Self {
+    /// `values` gives the numbers at a place, in a shape.
+    pub(crate) fn new(
+        device: &'a Device,
+        values: impl FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a,
+    ) -> Self {
         Parameters { device, values: Box::new(values), layout: Layout::default(), leaves: Vec::new() }
     }
 
@@ -134,20 +143,21 @@ impl<'a> Parameters<'a> {
         initial: Initial,
     ) -> Tensor<D> {
         let range = next_range(&self.layout.parameters, &shape);
-        let values = (self.values)(Kind::Parameter, range.clone());
+        let values = (self.values)(Kind::Parameter, range.clone(), &shape);
         self.layout.parameters.push(Entry { name, shape: shape.to_vec(), range, initial });
-        let mut leaf = Tensor::from_data(values, self.device);
+        let mut parameter = Tensor::from_data(values, self.device);
         if self.device.is_autodiff() {
-            leaf = leaf.require_grad();
+            parameter = parameter.require_grad();
         }
-        self.leaves.push(leaf.clone());
-        leaf.reshape(shape)
+        let leaf = parameter.clone();
+        self.leaves.push(Box::new(move |gradients| leaf.grad_remove(gradients).map(Tensor::into_data)));
+        parameter
     }
 
     /// The next running statistic. No gradient flows into it.
     pub(crate) fn statistic(&mut self, name: String, length: usize) -> Tensor<1> {
         let range = next_range(&self.layout.statistics, &[length]);
-        let values = (self.values)(Kind::Statistic, range.clone());
+        let values = (self.values)(Kind::Statistic, range.clone(), &[length]);
         let initial = Initial::Constant(0.0);
         self.layout.statistics.push(Entry { name, shape: vec![length], range, initial });
         Tensor::from_data(values, self.device)

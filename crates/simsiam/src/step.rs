@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use recipe::Recipe;
 
 use crate::bucket::{BucketLayout, Folded, all_finite};
-use crate::parameters::{Kind, Layout, Parameters};
+use crate::parameters::{Kind, Layout, Leaf, Parameters};
 use crate::schedule::{LearningRates, Schedule};
 use crate::simsiam::{Encoded, SimSiam};
 use crate::state::State;
@@ -24,10 +24,10 @@ pub struct Trainer {
     schedule: Schedule,
 }
 
-/// The network with one step's weights.
+/// The network with one step's weights; serves any number of shards.
 pub struct Bound {
     network: SimSiam,
-    leaves: Vec<Tensor<1>>,
+    leaves: Vec<Leaf>,
 }
 
 /// Where the time of one shard went.
@@ -100,8 +100,8 @@ impl Trainer {
         let start = Instant::now();
         let mut gradients = loss.backward();
         for (leaf, entry) in bound.leaves.iter().zip(&self.layout.parameters) {
-            let gradient = leaf.grad_remove(&mut gradients).expect("every parameter takes part in the loss");
-            read(gradient, &mut bucket[entry.range.clone()]);
+            let gradient = leaf(&mut gradients).expect("every parameter takes part in the loss");
+            copy(&gradient, &mut bucket[entry.range.clone()]);
         }
         let [first, second] = statistics.map(layers::BatchStatistics::into_flat);
         for ((place, first), second) in
@@ -163,10 +163,10 @@ impl Trainer {
 }
 
 /// The recipe's network with the state's weights, for evaluation: no gradients, running statistics.
-pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Tensor<1>>) {
-    let mut parameters = Parameters::new(device, |kind, range| match kind {
-        Kind::Parameter => kernels::tensor_data(&state.weights[range]),
-        Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
+pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
+    let mut parameters = Parameters::new(device, |kind, range, shape| match kind {
+        Kind::Parameter => kernels::tensor_data(&state.weights[range], shape),
+        Kind::Statistic => kernels::tensor_data(&state.statistics[range], shape),
     });
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.leaves)
@@ -180,6 +180,9 @@ impl SimSiam {
 }
 
 fn read(tensor: Tensor<1>, into: &mut [f32]) {
-    let data = tensor.into_data();
+    copy(&tensor.into_data(), into);
+}
+
+fn copy(data: &TensorData, into: &mut [f32]) {
     kernels::copy(data.as_slice().expect("training is in f32"), into);
 }

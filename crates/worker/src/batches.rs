@@ -23,7 +23,12 @@ pub(crate) struct Batches {
 
 impl Batches {
     /// Starts making the batches of `steps` for the shards of `lease`, at most one step ahead.
-    pub(crate) fn start(recipe: &Recipe, store: Arc<BlockStore>, lease: Range<u32>, steps: Range<u64>) -> Self {
+    pub(crate) fn start(
+        recipe: &Recipe,
+        store: Arc<BlockStore>,
+        lease: Range<u32>,
+        steps: Range<u64>,
+    ) -> Self {
         let (sender, receiver) = sync_channel(lease.len());
         let maker = Maker { recipe: recipe.clone(), store, lease };
         std::thread::Builder::new()
@@ -69,8 +74,11 @@ impl Maker {
         }
     }
 
+    /// The order of a shard's images in an epoch, which the store is told of, so that blocks arrive ahead.
     fn order(&self, epoch: u64, shard: u32) -> Vec<u32> {
-        epoch_order(self.recipe.seed, epoch, shard, self.store.manifest())
+        let order = epoch_order(self.recipe.seed, epoch, shard, self.store.manifest());
+        self.store.prefetch(shard, &order);
+        order
     }
 
     fn render(
@@ -91,7 +99,8 @@ impl Maker {
             .map(|(index, image)| (first + u64::from(*index), image.as_ref()))
             .collect();
         let side = self.recipe.views.crop_px as usize;
-        let mut pair = [vec![0.0; indexes.len() * 3 * side * side], vec![0.0; indexes.len() * 3 * side * side]];
+        let mut pair =
+            [vec![0.0; indexes.len() * 3 * side * side], vec![0.0; indexes.len() * 3 * side * side]];
         let [x1, x2] = &mut pair;
         views.render_batch(&records, self.recipe.seed, epoch, x1, x2);
         Ok(ShardBatch { step, shard, views: pair })

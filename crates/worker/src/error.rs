@@ -36,6 +36,14 @@ pub enum WorkerError {
     /// Loss or gradient is not finite.
     #[error(transparent)]
     NonFinite(#[from] simsiam::NonFinite),
+    /// A call to the coordinator failed.
+    #[error("{call}: {problem}")]
+    Call {
+        /// What was asked, as a verb.
+        call: &'static str,
+        /// What the coordinator or the network said.
+        problem: String,
+    },
     /// The checkpoint to start from cannot be used.
     #[error("start from {name}: {source}")]
     Checkpoint {

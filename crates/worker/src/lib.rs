@@ -1,9 +1,9 @@
 //! The data plane: one worker, one device.
 //!
-//! Two halves with one pair of channels between them. [`run`] is the asynchronous half: it joins the
-//! coordinator, passes its orders on and the reports back. The training thread is the synchronous half; its
-//! loop, one step from top to bottom, is in `train.rs`. Views of the next steps are made ahead by a third
-//! thread (`batches.rs`).
+//! Two halves with one pair of channels between them. [`run`] (`control.rs`) is the asynchronous half: it joins
+//! the coordinator, passes its orders on and the reports back. The training thread (`training_thread.rs`) is
+//! the synchronous half; its loop, one step from top to bottom, is in `train.rs`. Views of the next steps are
+//! made ahead by a third thread (`batches.rs`).
 //!
 //! This crate decides nothing about membership: it does what it is ordered, and says what it did.
 
@@ -11,12 +11,16 @@ mod batches;
 mod blocks;
 mod control;
 mod error;
+mod link;
 mod publish;
+mod reports;
 mod session;
+mod start;
 mod train;
+mod training_thread;
 mod transport;
 
-pub use control::{Ended, Settings, run};
+pub use control::{Settings, run};
 pub use error::WorkerError;
 pub use simsiam::Device;
 pub use transport::Transport;

@@ -8,19 +8,20 @@ use protocol::v1;
 use simsiam::{State, Trainer};
 
 use crate::WorkerError;
-use crate::control::Command;
 use crate::publish::Publisher;
+use crate::reports::Reports;
 use crate::session::Session;
+use crate::training_thread::{Command, unexpected};
 
 /// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
-/// Returns whether the run was cut short.
+/// `publisher` is there on the one worker that publishes the checkpoints.
 pub(crate) fn train(
     trainer: &Trainer,
     state: &mut State,
     session: &mut Session,
     commands: &Receiver<Command>,
     mut publisher: Option<&mut Publisher>,
-    report: &dyn Fn(v1::StepDone),
+    reports: &Reports,
 ) -> Result<(), WorkerError> {
     let total_steps = trainer.schedule().total_steps();
     let mut sums = SubtreeSums::new(session.lease(), trainer.bucket().values());
@@ -61,11 +62,10 @@ pub(crate) fn train(
         done.gradient_norm = folded.gradient_norm();
         done.learning_rate = rates.encoder;
         done.step_seconds = begin.elapsed().as_secs_f64();
-        report(done);
+        reports.step_done(done);
 
-        // once in a while:
         if let Some(publisher) = &mut publisher {
-            publisher.publish_if_due(state);
+            publisher.publish_if_due(state, Instant::now());
         }
     }
     match publisher {
@@ -77,13 +77,12 @@ pub(crate) fn train(
 fn stop_ordered(commands: &Receiver<Command>) -> Result<bool, WorkerError> {
     match commands.try_recv() {
         Ok(Command::Stop) => Ok(true),
-        Ok(Command::Dismiss { failure }) => Err(WorkerError::Dismissed(failure)),
-        Ok(Command::Assemble(_) | Command::Start { .. }) => Err(WorkerError::Unusable {
-            what: "an order",
-            problem: "a new generation cannot form while this one trains".into(),
-        }),
+        Ok(Command::Dismiss) => Err(WorkerError::Dismissed("dismissed in the middle of a run".to_string())),
+        Ok(Command::Assemble(_) | Command::Start { .. }) => {
+            Err(unexpected("a new generation cannot form while this one trains".to_string()))
+        }
         Err(TryRecvError::Empty) => Ok(false),
-        Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".into())),
+        Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".to_string())),
     }
 }
 

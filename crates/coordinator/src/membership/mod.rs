@@ -193,7 +193,7 @@ impl Membership {
 
     /// Once all workers are here and listen, a generation is formed.
     fn attend(&mut self, worker: WorkerId, now: Duration) -> Vec<Action> {
-        self.advance(worker, Stage::Joined, Stage::Attending);
+        self.advance(worker, &Stage::Joined, Stage::Attending);
         let all_here = self.members.len() == self.settings.workers as usize;
         let all_attend = self.members.values().all(|member| member.stage == Stage::Attending);
         if self.phase == Phase::Gathering && all_here && all_attend { self.assemble(now) } else { Vec::new() }
@@ -239,7 +239,7 @@ impl Membership {
         if self.phase != Phase::Assembling || generation != self.generation {
             return Vec::new();
         }
-        self.advance(worker, Stage::Attending, Stage::Assembled(holding));
+        self.advance(worker, &Stage::Attending, Stage::Assembled(holding));
         let holdings: Vec<(WorkerId, Holding)> = self
             .members
             .iter()
@@ -444,12 +444,14 @@ impl Membership {
         };
         match self.phase {
             Phase::Gathering => format!(
-                "{} of {} workers joined within {limit_s:.1} s: start the missing ones with `worker --join`, or                  start again with fewer --workers",
+                "{} of {} workers joined within {limit_s:.1} s: start the missing ones with `worker --join`, or \
+                 start again with fewer --workers",
                 self.members.len(),
                 self.settings.workers
             ),
             Phase::Assembling => format!(
-                "not all workers were assembled within {limit_s:.1} s; waited for {}: look into its log and                  whether the workers reach each other's addresses",
+                "not all workers were assembled within {limit_s:.1} s; waited for {}: look into its log and \
+                 whether the workers reach each other's addresses",
                 missing(|stage| matches!(stage, Stage::Assembled(_)))
             ),
             Phase::Stopping => format!(
@@ -489,13 +491,13 @@ impl Membership {
             .map(|(&worker, _)| Action::Send { worker, order: order.clone() });
         once(Action::Record(Record::Ended(outcome.clone())))
             .chain(dismissals)
-            .chain(once(Action::End(outcome.clone())))
+            .chain(once(Action::End(outcome)))
             .collect()
     }
 
     /// Moves a worker from one stage to the next; a report that comes twice changes nothing.
-    fn advance(&mut self, worker: WorkerId, from: Stage, to: Stage) {
-        if let Some(member) = self.members.get_mut(&worker).filter(|member| member.stage == from) {
+    fn advance(&mut self, worker: WorkerId, from: &Stage, to: Stage) {
+        if let Some(member) = self.members.get_mut(&worker).filter(|member| member.stage == *from) {
             member.stage = to;
         }
     }
@@ -523,7 +525,8 @@ impl Membership {
         let step = self.committed_step;
         match &self.checkpoint {
             Some(checkpoint) => format!(
-                "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume                  to go on from there"
+                "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume \
+                 to go on from there"
             ),
             None => format!("{step} steps are committed and no checkpoint was saved yet: start again"),
         }

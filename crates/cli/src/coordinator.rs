@@ -1,0 +1,131 @@
+//! The program `coordinator`: trains, and prepares for it.
+
+mod check;
+mod fetch;
+mod recipe_source;
+mod train;
+mod views;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::cache::CacheArguments;
+use crate::exit::{self, Ending};
+use crate::worker::{self, WorkerArguments};
+use recipe_source::RecipeArguments;
+
+/// Trains SimSiam on unlabeled images with one or many workers.
+///
+/// Without a recipe it trains the built-in `quickstart`: drawn images, a narrow network, a few minutes.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: TrainArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Validate a recipe and print it, its schedule, memory and communication, without starting anything
+    Check(CheckArguments),
+    /// Download a public data set; a download that was interrupted goes on where it was
+    Fetch(FetchArguments),
+    /// Draw a picture of the views that a recipe makes, to look at them
+    Views(ViewsArguments),
+    /// Take part in a run, as the program `worker` does
+    Worker(WorkerArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct TrainArguments {
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    /// Go on with a run: with the one in FOLDER, or with the one of this recipe's name
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1)]
+    resume: Option<Option<PathBuf>>,
+    /// Folder that holds the runs, each in a folder of its name
+    #[arg(long, value_name = "FOLDER", default_value = "runs")]
+    out: PathBuf,
+    /// Worker processes to start on this machine
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    workers: u32,
+    /// Workers that join from elsewhere with `worker --join`; the run begins when all are here
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    remote_workers: u32,
+    /// Address for the workers; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    listen: String,
+    /// Allow --listen on an address that other machines reach, without authentication
+    #[arg(long)]
+    insecure_network: bool,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArguments {
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    /// Worker processes that the run would have
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    workers: u32,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+#[derive(Debug, clap::Args)]
+struct FetchArguments {
+    /// Which one
+    data_set: DataSet,
+    /// Folder in which the data set's own folder is made
+    #[arg(long, value_name = "FOLDER", default_value = "data")]
+    folder: PathBuf,
+    /// A mirror of the archive; what it serves must have the published checksum
+    #[arg(long)]
+    url: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DataSet {
+    /// 100,000 unlabeled images of 96x96 pixels, and 13,000 labelled ones: 2.6 GB
+    Stl10,
+    /// 60,000 labelled images of 32x32 pixels: 170 MB
+    Cifar10,
+}
+
+#[derive(Debug, clap::Args)]
+struct ViewsArguments {
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    /// The picture to write
+    #[arg(long, value_name = "FILE", default_value = "views.png")]
+    picture: PathBuf,
+    /// Images to show
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    images: u32,
+    /// Pairs of views of each image
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pairs: u32,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+/// The program `coordinator`.
+pub fn main() -> ExitCode {
+    exit::code(run(Arguments::parse()))
+}
+
+fn run(arguments: Arguments) -> Result<Ending> {
+    match arguments.command {
+        None => train::run(&arguments.train),
+        Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Fetch(arguments)) => fetch::run(&arguments),
+        Some(Command::Views(arguments)) => views::run(&arguments),
+        Some(Command::Worker(arguments)) => worker::run(&arguments),
+    }
+}

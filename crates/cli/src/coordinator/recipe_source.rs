@@ -1,0 +1,135 @@
+//! Which recipe a command speaks of.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use recipe::{PRESETS, Recipe};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RecipeArguments {
+    /// The recipe: a TOML file, or the name of a built-in one
+    #[arg(long, value_name = "FILE|NAME")]
+    config: Option<String>,
+    /// Change a value of the recipe, such as training.epochs=10; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Name the run, and its folder; the same as --set name=NAME
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// The recipe of a command without `--config`.
+const DEFAULT: &str = "quickstart";
+
+impl RecipeArguments {
+    /// The recipe, with all changes, checked.
+    pub(super) fn load(&self) -> Result<Recipe> {
+        let config = self.config.as_deref().unwrap_or(DEFAULT);
+        let text = match PRESETS.iter().find(|(name, _)| *name == config) {
+            Some((_, text)) => (*text).to_string(),
+            None => read(Path::new(config))?,
+        };
+        let name = self.name.iter().map(|name| format!("name={name:?}"));
+        let changes: Vec<String> = self.set.iter().cloned().chain(name).collect();
+        Recipe::from_toml(&text, &changes).with_context(|| format!("recipe {config}"))
+    }
+
+    /// Whether a recipe was asked for, beyond a run's name.
+    pub(super) fn are_given(&self) -> bool {
+        self.config.is_some() || !self.set.is_empty()
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+        anyhow!("--config {}: expected a file ({error}) or one of {}", path.display(), names.join(", "))
+    })
+}
+
+/// Where two recipes differ, as lines such as `training.epochs: 5, not 10`; `None` if they are the same but
+/// for their names.
+pub(super) fn difference(saved: &Recipe, asked: &Recipe) -> Option<String> {
+    let asked = Recipe { name: saved.name.clone(), ..asked.clone() };
+    if *saved == asked {
+        return None;
+    }
+    let lines = |recipe: &Recipe| leaves(&recipe.to_toml());
+    let (saved, asked) = (lines(saved), lines(&asked));
+    let find = |lines: &[(String, String)], key: &str| {
+        lines.iter().find(|(other, _)| other == key).map_or("absent".to_string(), |(_, value)| value.clone())
+    };
+    let mut keys: Vec<&String> = saved.iter().chain(&asked).map(|(key, _)| key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let differing = keys.into_iter().filter_map(|key| {
+        let (saved, asked) = (find(&saved, key), find(&asked, key));
+        (saved != asked).then(|| format!("{key} is {saved}, not {asked}"))
+    });
+    Some(differing.collect::<Vec<_>>().join("; "))
+}
+
+/// Every value of a recipe with its whole key.
+fn leaves(text: &str) -> Vec<(String, String)> {
+    fn collect(prefix: &str, table: &toml::Table, into: &mut Vec<(String, String)>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                toml::Value::Table(table) => collect(&key, table, into),
+                other => into.push((key, other.to_string())),
+            }
+        }
+    }
+    let table: toml::Table = text.parse().expect("a recipe writes itself as TOML");
+    let mut found = Vec::new();
+    collect("", &table, &mut found);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(config: Option<&str>, set: &[&str], name: Option<&str>) -> RecipeArguments {
+        RecipeArguments {
+            config: config.map(String::from),
+            set: set.iter().map(|change| (*change).to_string()).collect(),
+            name: name.map(String::from),
+        }
+    }
+
+    #[test]
+    fn a_recipe_comes_from_a_file_or_by_name_with_its_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, recipe::QUICKSTART).unwrap();
+        for (config, expected) in [
+            (None, "quickstart"),
+            (Some("cifar10-resnet18"), "cifar10-resnet18"),
+            (file.to_str(), "quickstart"),
+        ] {
+            assert_eq!(arguments(config, &[], None).load().unwrap().name, expected);
+        }
+        let changed = arguments(None, &["training.epochs=7", "name=a"], Some("b")).load().unwrap();
+        assert_eq!((changed.training.epochs, changed.name.as_str()), (7, "b"));
+        for (bad, expected) in [
+            (arguments(Some("nowhere.toml"), &[], None), "stl10-resnet18"),
+            (arguments(None, &["training.shards=3"], None), "power of two"),
+            (arguments(None, &[], Some("a/b")), "letters, digits"),
+        ] {
+            let sentence = format!("{:#}", bad.load().unwrap_err());
+            assert!(sentence.contains(expected), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn differing_values_are_named() {
+        let load = |set: &[&str]| arguments(None, set, None).load().unwrap();
+        let saved = load(&[]);
+        assert_eq!(difference(&saved, &load(&["name=other"])), None);
+        let found =
+            difference(&saved, &load(&["training.epochs=7", "checkpoint.every_minutes=1.0"])).unwrap();
+        assert!(found.contains("training.epochs is 10, not 7"), "{found}");
+        assert!(found.contains("checkpoint.every_minutes is 10.0, not 1.0"), "{found}");
+    }
+}

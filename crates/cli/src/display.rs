@@ -1,0 +1,223 @@
+//! What a person sees of a run: one calm line that moves on a terminal, plain lines elsewhere.
+
+mod screen;
+
+use std::time::{Duration, Instant};
+
+use coordinator::{Outcome, Progress, StepMetrics};
+
+pub(crate) use screen::Screen;
+
+/// Between two plain lines: few enough for a log, often enough to see that it goes on.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Steps that the shown speed and shares are averaged over: long enough to be calm.
+const SMOOTHED_STEPS: f64 = 20.0;
+
+/// Shows a run's progress.
+pub(crate) struct Display {
+    screen: Screen,
+    average: Option<Average>,
+    shown_at: Option<Instant>,
+    last: Option<StepMetrics>,
+}
+
+/// Exponential averages over the last steps, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Average {
+    step: f64,
+    data: f64,
+    forward: f64,
+    backward: f64,
+    all_reduce: f64,
+}
+
+impl Display {
+    pub(crate) fn new(screen: Screen) -> Display {
+        Display { screen, average: None, shown_at: None, last: None }
+    }
+
+    /// Shows what happened at `now`.
+    pub(crate) fn show(&mut self, progress: &Progress, now: Instant) {
+        match progress {
+            Progress::Step(metrics) => self.step(metrics, now),
+            Progress::Ended(outcome) => {
+                if let Some(last) = self.last.take() {
+                    self.line(&last, now);
+                }
+                self.screen.finish();
+                self.ended(outcome);
+            }
+            other => {
+                if let Some(line) = sentence(other) {
+                    self.screen.line(&line);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics, now: Instant) {
+        self.average = Some(Average::after(self.average, metrics));
+        if self.screen.is_terminal() {
+            self.screen.position(metrics.step, metrics.total_steps, self.describe(metrics));
+        } else if self.shown_at.is_none_or(|at| now.duration_since(at) >= PLAIN_INTERVAL) {
+            self.line(metrics, now);
+            return;
+        }
+        self.last = Some(metrics.clone());
+    }
+
+    /// A line of its own, that stays.
+    fn line(&mut self, metrics: &StepMetrics, now: Instant) {
+        let line = format!("step {}/{}  {}", metrics.step, metrics.total_steps, self.describe(metrics));
+        self.screen.line(&line);
+        self.shown_at = Some(now);
+        self.last = None;
+    }
+
+    fn describe(&self, metrics: &StepMetrics) -> String {
+        let average = self.average.unwrap_or_else(|| Average::after(None, metrics));
+        let share = |seconds: f64| 100.0 * seconds / average.step;
+        let images_per_second = metrics.images_per_second * metrics.seconds.step / average.step;
+        let remaining_s = (metrics.total_steps - metrics.step) as f64 * average.step;
+        format!(
+            "epoch {}/{}  {} left  loss {:+.4}  collapse level {:.2}  lr {:.4}  \
+             {images_per_second:.0} images/s  data {:.0}% forward {:.0}% backward {:.0}% all-reduce {:.0}%",
+            metrics.epoch,
+            metrics.total_epochs,
+            duration(remaining_s),
+            metrics.loss,
+            metrics.collapse_level,
+            metrics.learning_rate,
+            share(average.data),
+            share(average.forward),
+            share(average.backward),
+            share(average.all_reduce),
+        )
+    }
+
+    fn ended(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Completed { step, state_hash } => {
+                self.screen.line(&format!("all {step} steps are done; state {state_hash}"));
+            }
+            Outcome::Stopped { step } => {
+                self.screen.line(&format!("stopped after step {step}; go on with --resume"));
+            }
+            // The program ends with this as its error.
+            Outcome::Failed { .. } => {}
+        }
+    }
+}
+
+impl Average {
+    fn after(before: Option<Average>, metrics: &StepMetrics) -> Average {
+        let seconds = &metrics.seconds;
+        let now = Average {
+            step: seconds.step.max(f64::MIN_POSITIVE),
+            data: seconds.data,
+            forward: seconds.forward,
+            backward: seconds.backward,
+            all_reduce: seconds.all_reduce,
+        };
+        let Some(before) = before else { return now };
+        let mix = |before: f64, now: f64| before + (now - before) / SMOOTHED_STEPS;
+        Average {
+            step: mix(before.step, now.step),
+            data: mix(before.data, now.data),
+            forward: mix(before.forward, now.forward),
+            backward: mix(before.backward, now.backward),
+            all_reduce: mix(before.all_reduce, now.all_reduce),
+        }
+    }
+}
+
+/// What happened besides steps.
+fn sentence(progress: &Progress) -> Option<String> {
+    Some(match progress {
+        Progress::Resumed { checkpoint, step } => format!("goes on from {checkpoint}, {step} steps are done"),
+        Progress::Joined { workers, expected, description } => {
+            format!("worker {workers} of {expected} joined ({description})")
+        }
+        Progress::Left { workers, expected, reason } => {
+            format!("a worker left, {workers} of {expected} are here: {reason}")
+        }
+        // A moment later they start, or a failure says why not.
+        Progress::Assembling { .. } => return None,
+        Progress::Started { generation, step } => {
+            format!("generation {generation} trains from step {step} on")
+        }
+        Progress::CheckpointPublished { checkpoint, .. } => format!("saved {checkpoint}"),
+        Progress::Stopping { step } => {
+            format!("stopping after step {step}; a second signal stops at once, without saving")
+        }
+        Progress::Step(_) | Progress::Ended(_) => return None,
+    })
+}
+
+/// Seconds as people say them: "48 s", "3 min 20 s", "2 h 5 min".
+pub(crate) fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coordinator::StepSeconds;
+    use std::sync::{Arc, Mutex};
+
+    fn metrics(step: u64) -> StepMetrics {
+        let seconds =
+            StepSeconds { data: 0.1, forward: 0.2, backward: 0.5, all_reduce: 0.2, update: 0.0, step: 1.0 };
+        StepMetrics {
+            step,
+            total_steps: 200,
+            epoch: 2,
+            total_epochs: 10,
+            loss: -0.5,
+            collapse_level: 0.951,
+            learning_rate: 0.05,
+            gradient_norm: 1.0,
+            images_per_second: 128.0,
+            seconds,
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn plain_lines_come_now_and_then_and_at_the_end() {
+        let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = Arc::clone(&lines);
+        let screen = Screen::plain(move |line| kept.lock().unwrap().push(line.to_string()));
+        let mut display = Display::new(screen);
+        let start = Instant::now();
+        for (step, at_s) in [(1, 0), (2, 1), (3, 9), (4, 10), (5, 12)] {
+            display.show(&Progress::Step(metrics(step)), start + Duration::from_secs(at_s));
+        }
+        display.show(&Progress::Ended(Outcome::Stopped { step: 5 }), start);
+        let lines = lines.lock().unwrap();
+        let steps: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("step ")).collect();
+        assert_eq!(steps.len(), 3, "{lines:?}");
+        assert_eq!(
+            steps[0],
+            "1/200  epoch 2/10  3 min 19 s left  loss -0.5000  collapse level 0.95  lr 0.0500  128 images/s  \
+             data 10% forward 20% backward 50% all-reduce 20%"
+        );
+        assert!(steps[1].starts_with("4/200") && steps[2].starts_with("5/200"), "{lines:?}");
+        assert!(lines[3].contains("--resume"));
+    }
+
+    #[test]
+    fn durations_are_said_as_people_say_them() {
+        for (seconds, expected) in
+            [(0.4, "0 s"), (48.0, "48 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min")]
+        {
+            assert_eq!(duration(seconds), expected);
+        }
+    }
+}

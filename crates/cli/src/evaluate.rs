@@ -1,0 +1,266 @@
+//! The program `evaluate`: figures of a checkpoint, as result cards.
+
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use evaluation::{Card, Encoder, Input, Job, Names, Phase, ProbeSettings, QualitySettings, Votes, export};
+use recipe::Data;
+use simsiam::Device;
+
+use crate::cache::CacheArguments;
+use crate::display::Screen;
+use crate::exit::{self, Ending};
+use crate::logging;
+
+/// Evaluates the frozen encoder of a run.
+///
+/// Each result is printed, and written into the run's folder `evaluations` with its whole protocol and the
+/// hashes of weights and data.
+#[derive(Debug, Parser)]
+#[command(name = "evaluate", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Classify the test images by their nearest neighbours among the labelled training images
+    Knn(KnnArguments),
+    /// Classify the test images by a linear probe, fitted to convergence on the training images' features
+    Linear(LinearArguments),
+    /// Judge the features without labels: effective rank, alignment, uniformity, spread
+    Quality(SubjectArguments),
+    /// Write the weights as safetensors under the names of another program
+    Export(ExportArguments),
+    /// Compute a result card again, and say whether it is equal
+    Verify(VerifyArguments),
+}
+
+/// What is evaluated, on what.
+#[derive(Debug, clap::Args)]
+struct SubjectArguments {
+    /// The run's folder, or that of one of its checkpoints
+    run: PathBuf,
+    #[command(flatten)]
+    weights: WeightsArguments,
+    /// Images that the run was not trained on, such as cifar10:data/cifar-10-batches-bin
+    #[arg(long, value_name = "SOURCE:FOLDER", value_parser = parse_data)]
+    data: Option<DataSource>,
+    /// Leave images at their own size, instead of the training crop's
+    #[arg(long)]
+    native: bool,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+#[derive(Debug, clap::Args)]
+struct WeightsArguments {
+    /// The checkpoint, such as step-000160 [default: the newest whole one]
+    #[arg(long, value_name = "NAME", conflicts_with = "random")]
+    checkpoint: Option<String>,
+    /// The weights of step 0 instead: the baseline that training must beat
+    #[arg(long)]
+    random: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct KnnArguments {
+    #[command(flatten)]
+    subject: SubjectArguments,
+    /// Neighbours that vote [default: both usual settings, 200 with 0.1 and 20 with 0.07]
+    #[arg(long, requires = "temperature")]
+    k: Option<usize>,
+    /// How fast a vote's weight falls with distance
+    #[arg(long, requires = "k")]
+    temperature: Option<f64>,
+}
+
+#[derive(Debug, clap::Args)]
+struct LinearArguments {
+    #[command(flatten)]
+    subject: SubjectArguments,
+    /// STL-10's official protocol: ten folds of 1,000 training images, mean and standard deviation
+    #[arg(long)]
+    folds: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ExportArguments {
+    /// The run's folder, or that of one of its checkpoints
+    run: PathBuf,
+    /// The file to write
+    file: PathBuf,
+    #[command(flatten)]
+    weights: WeightsArguments,
+    /// Whose names the tensors get
+    #[arg(long, value_enum, default_value_t = NamesArgument::Torchvision)]
+    names: NamesArgument,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NamesArgument {
+    /// The backbone alone, as torchvision's ResNet
+    Torchvision,
+    /// Backbone, projector and predictor, as the official SimSiam code
+    Simsiam,
+}
+
+#[derive(Debug, clap::Args)]
+struct VerifyArguments {
+    /// The card, a file of a run's folder `evaluations`
+    card: PathBuf,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+/// A labelled data set that was asked for by name.
+#[derive(Debug, Clone)]
+enum DataSource {
+    Stl10(PathBuf),
+    Cifar10(PathBuf),
+    Folder(PathBuf),
+}
+
+fn parse_data(text: &str) -> Result<DataSource, String> {
+    let expected = "expected stl10:FOLDER, cifar10:FOLDER or folder:FOLDER";
+    let (source, folder) = text.split_once(':').ok_or(expected)?;
+    match source {
+        "stl10" => Ok(DataSource::Stl10(folder.into())),
+        "cifar10" => Ok(DataSource::Cifar10(folder.into())),
+        "folder" => Ok(DataSource::Folder(folder.into())),
+        _ => Err(expected.to_string()),
+    }
+}
+
+/// The program `evaluate`.
+pub fn main() -> ExitCode {
+    exit::code(run(Arguments::parse()))
+}
+
+fn run(arguments: Arguments) -> Result<Ending> {
+    let screen = Screen::stderr();
+    logging::start(&screen);
+    let progress = &mut |phase, done, total| screen.position(done, total, describe(phase).to_string());
+    let outcome = match arguments.command {
+        Command::Knn(arguments) => {
+            let own =
+                arguments.k.zip(arguments.temperature).map(|(k, temperature)| [Votes { k, temperature }]);
+            let votes = own.as_ref().map_or(Votes::USUAL.as_slice(), |own| own.as_slice());
+            arguments.subject.evaluate(|job| Ok(job.knn(votes, progress)?))
+        }
+        Command::Linear(arguments) => arguments.subject.evaluate(|job| {
+            let settings = ProbeSettings::default();
+            Ok(if arguments.folds {
+                job.linear_folds(&settings, progress)?
+            } else {
+                job.linear(&settings, progress)?
+            })
+        }),
+        Command::Quality(subject) => {
+            subject.evaluate(|job| Ok(job.quality(&QualitySettings::default(), progress)?))
+        }
+        Command::Export(arguments) => arguments.run(),
+        Command::Verify(arguments) => arguments.run(progress),
+    };
+    screen.finish();
+    println!("{}", outcome?);
+    Ok(Ending::Done)
+}
+
+fn describe(phase: Phase) -> &'static str {
+    match phase {
+        Phase::TrainFeatures => "features of the training images",
+        Phase::TestFeatures => "features of the test images",
+        Phase::Neighbours => "nearest neighbours",
+        Phase::Probe => "fits of the probe",
+        Phase::ViewFeatures => "features of views",
+    }
+}
+
+impl SubjectArguments {
+    /// Runs a job, writes its card and tells its figures.
+    fn evaluate(&self, job: impl FnOnce(&Job) -> Result<Card>) -> Result<String> {
+        let encoder = self.weights.open(&self.run)?;
+        let recipe = encoder.recipe();
+        let data = match &self.data {
+            None => recipe.data.clone(),
+            Some(DataSource::Stl10(path)) => Data::Stl10 { path: path.clone(), include_train: false },
+            Some(DataSource::Cifar10(path)) => Data::Cifar10 { path: path.clone() },
+            Some(DataSource::Folder(path)) => {
+                Data::Folder { path: path.clone(), image_px: recipe.views.crop_px }
+            }
+        };
+        let card = job(&Job {
+            encoder: &encoder,
+            data: &data,
+            input: if self.native { Input::Native } else { Input::Crop },
+            cache_dir: &self.cache.folder(),
+            device: &Device::flex(),
+        })?;
+        let path = card.write(&run_folder(&self.run)?.join("evaluations"))?;
+        Ok(format!("{}\n{}", table::of(&card), path.display()))
+    }
+}
+
+impl WeightsArguments {
+    fn open(&self, run: &Path) -> Result<Encoder> {
+        if self.random {
+            return Ok(Encoder::random_of(&run_folder(run)?)?);
+        }
+        Ok(Encoder::open(run, self.checkpoint.as_deref())?)
+    }
+}
+
+/// The run's folder, of a path to it or to one of its checkpoints.
+fn run_folder(path: &Path) -> Result<PathBuf> {
+    let real = std::fs::canonicalize(path).with_context(|| format!("open {}", path.display()))?;
+    let above = real.parent().and_then(Path::parent).filter(|run| run.join("recipe.toml").is_file());
+    match above {
+        Some(run) if !real.join("recipe.toml").is_file() => Ok(run.to_path_buf()),
+        _ => Ok(path.to_path_buf()),
+    }
+}
+
+impl ExportArguments {
+    fn run(&self) -> Result<String> {
+        let encoder = self.weights.open(&self.run)?;
+        let names = match self.names {
+            NamesArgument::Torchvision => Names::Torchvision,
+            NamesArgument::Simsiam => Names::Simsiam,
+        };
+        export(&encoder, names, &self.file)?;
+        Ok(format!("{} as {}", encoder.short_name(), self.file.display()))
+    }
+}
+
+impl VerifyArguments {
+    fn run(&self, progress: &mut evaluation::Progress<'_>) -> Result<String> {
+        let card = Card::read(&self.card)?;
+        let run = run_folder(&self.card)?;
+        let encoder = match &card.weights.checkpoint {
+            Some(name) => Encoder::open(&run, Some(name))?,
+            None => Encoder::random_of(&run)?,
+        };
+        let job = Job {
+            encoder: &encoder,
+            data: &card.data.source,
+            input: card.input.input,
+            cache_dir: &self.cache.folder(),
+            device: &Device::flex(),
+        };
+        let differences = job.verify(&card, progress)?;
+        if differences.is_empty() {
+            return Ok(format!("{}: equal", self.card.display()));
+        }
+        let lines: Vec<String> = differences
+            .iter()
+            .map(|one| format!("\n  {}: the card has {}, found {}", one.field, one.expected, one.found))
+            .collect();
+        bail!("{} is not what is computed again:{}", self.card.display(), lines.concat())
+    }
+}

@@ -1,0 +1,108 @@
+//! The program `worker`, and the worker's role of the program `coordinator`.
+
+use std::io::Read;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use worker::{Device, Settings, Transport};
+
+use crate::cache::CacheArguments;
+use crate::exit::{self, Ending};
+use crate::{PROGRAM_VERSION, logging, network};
+
+/// Takes part in a run: trains on the shards that the coordinator leases to it.
+///
+/// A worker needs no data and no recipe; both come from the coordinator.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version)]
+pub struct WorkerArguments {
+    /// The coordinator's address
+    #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_COORDINATOR")]
+    join: String,
+    /// Address for the gradients of the other workers, as they reach it; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    listen: String,
+    /// Allow --listen on an address that other machines reach, without authentication
+    #[arg(long)]
+    insecure_network: bool,
+    /// How long to look for the coordinator, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    connect_timeout_s: u64,
+    /// Fetch all images from the coordinator, even where this machine sees the same files
+    #[arg(long)]
+    no_local_files: bool,
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// End when standard input closes: the coordinator that started this worker is gone then
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
+}
+
+/// The program `worker`.
+pub fn main() -> ExitCode {
+    exit::code(run(&WorkerArguments::parse()))
+}
+
+/// The arguments with which a coordinator at `address` starts a worker of its own.
+pub(crate) fn arguments_for_local(address: &str, cache: &CacheArguments) -> Vec<String> {
+    let own = ["worker", "--join", address, "--end-with-stdin"].map(str::to_string);
+    own.into_iter().chain(cache.to_arguments()).collect()
+}
+
+/// Works until the coordinator dismisses this worker.
+pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
+    logging::start_plain();
+    if arguments.end_with_stdin {
+        end_with_stdin()?;
+    }
+    // Two threads: one may be held up by a checkpoint while the other keeps up the heartbeat.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the asynchronous half")?;
+    let result = runtime.block_on(worker::run(settings(arguments)?));
+    // A training thread that waits for a lost peer must not hold up the end of the process.
+    runtime.shutdown_background();
+    result?;
+    Ok(Ending::Done)
+}
+
+fn settings(arguments: &WorkerArguments) -> Result<Settings> {
+    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    ensure!(
+        addresses.iter().all(|address| !address.ip().is_unspecified()),
+        "--listen {}: other workers are told this address, so give the one at which they reach this machine",
+        arguments.listen
+    );
+    Ok(Settings {
+        coordinator: arguments.join.clone(),
+        connect_limit: Duration::from_secs(arguments.connect_timeout_s),
+        device: Device::flex(),
+        transport: Transport::listen(&arguments.listen)?,
+        cache: Some(arguments.cache.blocks()?),
+        maps_local_files: !arguments.no_local_files,
+        program_version: PROGRAM_VERSION.to_string(),
+        description: description(),
+    })
+}
+
+/// Host and process, for people.
+fn description() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}, process {}", std::process::id())
+}
+
+/// The system closes standard input when the coordinator ends, even after `kill -9`.
+fn end_with_stdin() -> Result<()> {
+    let wait = || {
+        // Nobody writes to it, so whatever is returned means the end.
+        let _ = std::io::stdin().read(&mut [0]);
+        tracing::info!("standard input is closed: the coordinator is gone or has dismissed this worker");
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("stdin".to_string()).spawn(wait).context("watch standard input")?;
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! The programs as a person runs them: real processes, real signals, on a network that trains in seconds.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// Many short steps, so that a run is under way as long as a test needs it to be.
+const SMALL: &[&str] = &[
+    "data.images=128",
+    "training.batch=16",
+    "training.epochs=4",
+    "views.crop_px=24",
+    "model.width=4",
+    "model.projector_dim=16",
+    "model.predictor_dim=8",
+    "checkpoint.every_steps=4",
+    "checkpoint.keep=100",
+];
+
+/// `SMALL` has 32 steps.
+const LAST: &str = "step-000032";
+
+/// Longer than any wait here takes, even on a machine with too much to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A folder to run in.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        // Images are drawn once for all tests, into the build folder.
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        command.args(arguments).current_dir(self.0.path()).env("SIMSIAM_CACHE_DIR", cache);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn coordinator(&self, arguments: &[&str]) -> Command {
+        self.command(env!("CARGO_BIN_EXE_coordinator"), arguments)
+    }
+
+    /// A run of `SMALL` called `name`, with changes to the recipe.
+    fn train(&self, name: &str, workers: &str, changes: &[&str]) -> Command {
+        let mut command = self.coordinator(&["--name", name, "--workers", workers]);
+        for change in SMALL.iter().chain(changes) {
+            command.args(["--set", change]);
+        }
+        command
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.0.path().join("runs").join(name)
+    }
+
+    fn state_hash(&self, name: &str) -> String {
+        let progress = self.run(name).join("checkpoints").join(LAST).join("progress.json");
+        let progress: serde_json::Value = serde_json::from_slice(&fs::read(progress).unwrap()).unwrap();
+        progress["state_hash"].as_str().unwrap().to_string()
+    }
+
+    /// The processes of the workers that joined, once there are `count`.
+    fn workers(&self, name: &str, count: usize) -> Vec<Pid> {
+        wait_for(|| {
+            let journal = fs::read_to_string(self.run(name).join("journal.jsonl")).unwrap_or_default();
+            let pids: Vec<Pid> = journal.lines().filter_map(joined_process).collect();
+            (pids.len() == count).then_some(pids)
+        })
+    }
+
+    /// Waits until some steps are committed.
+    fn wait_for_steps(&self, name: &str, steps: usize) {
+        wait_for(|| {
+            let metrics = fs::read_to_string(self.run(name).join("metrics.jsonl")).unwrap_or_default();
+            (metrics.lines().count() >= steps).then_some(())
+        });
+    }
+}
+
+fn joined_process(line: &str) -> Option<Pid> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let description = line["description"].as_str()?;
+    Pid::from_raw(description.rsplit_once("process ")?.1.parse().ok()?)
+}
+
+fn wait_for<T>(condition: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn signal(process: Pid, signal: Signal) {
+    kill_process(process, signal).unwrap();
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
+}
+
+fn expect(output: &Output, code: i32, phrases: &[&str]) {
+    let words = words(output);
+    assert_eq!(output.status.code(), Some(code), "{words}");
+    for phrase in phrases {
+        assert!(words.contains(phrase), "{words:?} lacks {phrase:?}");
+    }
+}
+
+#[test]
+fn one_command_trains_and_leaves_a_run_directory() {
+    let place = Place::new();
+    let output = place.train("one", "4", &[]).output().unwrap();
+    expect(&output, 0, &["worker 4 of 4 joined", "saved step-000004", "step 32/32", "all 32 steps are done"]);
+    let run = place.run("one");
+    for file in [
+        "recipe.toml",
+        "journal.jsonl",
+        "metrics.jsonl",
+        "checkpoints/step-000032/model.safetensors",
+        "checkpoints/step-000032/optimizer.safetensors",
+        "checkpoints/step-000032/progress.json",
+        "checkpoints/step-000032/manifest.json",
+        "logs/coordinator.log",
+        "logs/worker-0.log",
+        "logs/worker-3.log",
+    ] {
+        let length = fs::metadata(run.join(file)).unwrap_or_else(|error| panic!("{file}: {error}")).len();
+        assert!(length > 0, "{file} is empty");
+    }
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 32);
+
+    // A second run of the same name is not mixed with the first.
+    let again = place.train("one", "1", &[]).output().unwrap();
+    expect(&again, 1, &["not empty", "--name", "--resume"]);
+    // And what is finished stays so.
+    let resumed = place.coordinator(&["--resume", "runs/one"]).output().unwrap();
+    expect(&resumed, 0, &["goes on from step-000032", "all 32 steps are done"]);
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_end() {
+    let place = Place::new();
+    expect(&place.train("whole", "2", &[]).output().unwrap(), 0, &[]);
+    for (name, by, code) in [("interrupted", Signal::INT, 130), ("terminated", Signal::TERM, 143)] {
+        let child = place.train(name, "2", &[]).spawn().unwrap();
+        place.wait_for_steps(name, 6);
+        signal(pid(&child), by);
+        expect(&child.wait_with_output().unwrap(), code, &["stopping after step", "go on with --resume"]);
+        let resumed = place.coordinator(&["--resume", &format!("runs/{name}"), "--workers", "3"]);
+        expect(&{ resumed }.output().unwrap(), 0, &["goes on from step-", "all 32 steps are done"]);
+        assert_eq!(place.state_hash(name), place.state_hash("whole"), "{name}");
+    }
+}
+
+#[test]
+fn a_killed_worker_ends_the_run_with_a_sentence_and_a_valid_checkpoint() {
+    let place = Place::new();
+    let child = place.train("killed", "3", &[]).spawn().unwrap();
+    let saved = place.run("killed").join("checkpoints/step-000004/manifest.json");
+    wait_for(|| saved.is_file().then_some(()));
+    signal(place.workers("killed", 3)[1], Signal::KILL);
+    let output = child.wait_with_output().unwrap();
+    expect(&output, 1, &["the process of worker-", "signal: 9", "the last checkpoint is step-", "--resume"]);
+    expect(&place.coordinator(&["--resume", "runs/killed"]).output().unwrap(), 0, &["all 32 steps are done"]);
+    expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
+    assert_eq!(place.state_hash("killed"), place.state_hash("whole"));
+}
+
+#[test]
+fn no_worker_outlives_its_coordinator() {
+    let place = Place::new();
+    let mut child = place.train("orphans", "2", &["training.epochs=1000"]).spawn().unwrap();
+    let workers = place.workers("orphans", 2);
+    place.wait_for_steps("orphans", 2);
+    signal(pid(&child), Signal::KILL);
+    child.wait().unwrap();
+    for worker in workers {
+        wait_for(|| test_kill_process(worker).is_err().then_some(()));
+    }
+}
+
+#[test]
+fn workers_join_from_elsewhere() {
+    let place = Place::new();
+    let mut leader = place.train("joined", "1", &[]);
+    let mut leader = leader.args(["--remote-workers", "1"]).spawn().unwrap();
+    // The address is told to the person who starts the others.
+    let (mut told, mut byte) = (String::new(), [0]);
+    let mut stderr = leader.stderr.take().unwrap();
+    while !told.ends_with("`\n") {
+        assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{told}");
+        told.push(char::from(byte[0]));
+    }
+    let address = told.rsplit_once("--join ").unwrap().1.trim_end_matches("`\n");
+    let worker = env!("CARGO_BIN_EXE_worker");
+    let joined = place.command(worker, &["--join", address, "--no-local-files"]).output().unwrap();
+    expect(&joined, 0, &["joined", "assembled", "finished"]);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(leader.wait().unwrap().success(), "{rest}");
+    expect(&place.train("alone", "1", &[]).output().unwrap(), 0, &[]);
+    assert_eq!(place.state_hash("joined"), place.state_hash("alone"));
+}
+
+#[test]
+fn bad_input_gets_a_sentence() {
+    let place = Place::new();
+    fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
+    fs::create_dir_all(place.0.path().join("pictures")).unwrap();
+    for (arguments, code, phrases) in [
+        (vec!["--config", "nowhere.toml"], 1, vec!["nowhere.toml", "stl10-resnet18"]),
+        (vec!["--config", "bad.toml"], 1, vec!["recipe bad.toml", "line 1"]),
+        (vec!["--set", "training.epohcs=3"], 1, vec!["epohcs", "expected"]),
+        (vec!["--set", "training.batch=130"], 1, vec!["does not divide by 4 shards", "use 128 or 132"]),
+        (vec!["--set", "training.batch=4096"], 1, vec!["data.images", "draw at least 4096"]),
+        (vec!["--workers", "5"], 1, vec!["5 workers cannot share 4 shards", "at most 4"]),
+        (vec!["--workers", "0"], 1, vec!["0 workers cannot train"]),
+        (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
+        (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),
+        (vec!["--resume", "elsewhere"], 1, vec!["elsewhere", "leave out --resume"]),
+        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "--insecure-network"]),
+        (vec!["--listen", "here"], 1, vec!["HOST:PORT"]),
+        (vec!["--config", "stl10-resnet18"], 1, vec!["unlabeled_X.bin", "coordinator fetch stl10"]),
+        (
+            vec!["--config", "imagefolder-resnet18", "--set", "data.path=pictures"],
+            1,
+            vec!["pictures", ".jpg, .jpeg or .png"],
+        ),
+        (vec!["fetch", "imagenet"], 2, vec!["imagenet", "stl10, cifar10"]),
+        (vec!["fetch", "cifar10", "--url", "nowhere"], 1, vec!["nowhere", "--url"]),
+        (vec!["check", "--workers", "9"], 1, vec!["9 workers cannot share 4 shards"]),
+        (vec!["worker", "--join", "nowhere"], 1, vec!["HOST:PORT", "--join"]),
+        (vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0"], 1, vec!["--insecure-network"]),
+    ] {
+        let output = place.coordinator(&arguments).output().unwrap();
+        let words = words(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {words}");
+        for phrase in phrases {
+            assert!(words.contains(phrase), "{arguments:?}: {words:?} lacks {phrase:?}");
+        }
+        assert!(!words.contains("panicked"), "{arguments:?}: {words}");
+    }
+    assert!(!place.0.path().join("runs").exists(), "nothing is left of a run that was refused");
+}
+
+#[test]
+fn another_recipe_does_not_go_on_with_a_run() {
+    let place = Place::new();
+    expect(&place.train("first", "1", &["training.epochs=1"]).output().unwrap(), 0, &[]);
+    let arguments = ["--resume", "runs/first", "--set", "training.epochs=9"];
+    let output = place.coordinator(&arguments).output().unwrap();
+    expect(&output, 1, &["training.epochs is 1, not 9", "another --name"]);
+}
+
+#[test]
+fn a_recipe_is_checked_and_its_views_are_drawn_without_a_run() {
+    let place = Place::new();
+    let output = place.coordinator(&["check", "--workers", "4"]).output().unwrap();
+    expect(
+        &output,
+        0,
+        &["name = \"quickstart\"", "# schedule: 2048 images", "learning rate", "a step: each of 4"],
+    );
+    let output = place.coordinator(&["views", "--set", "data.images=128", "--images", "2"]).output().unwrap();
+    expect(&output, 0, &["views.png"]);
+    let picture = fs::read(place.0.path().join("views.png")).unwrap();
+    assert!(picture.starts_with(b"\x89PNG"));
+    assert!(!place.0.path().join("runs").exists());
+}

@@ -1,0 +1,300 @@
+//! Features of images: the frozen backbone after its global average pool, BatchNorm in evaluation mode.
+
+use dataset::Images;
+use dataset::views::ViewMaker;
+use recipe::Views;
+use serde::{Deserialize, Serialize};
+use simsiam::{Device, FrozenBackbone};
+
+use crate::encoder::Encoder;
+use crate::error::EvaluationError;
+use crate::matrix::Matrix;
+
+/// At which size images enter the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Input {
+    /// At the recipe's `views.crop_px`, as in training.
+    Crop,
+    /// As they are: the square in the middle at its own size.
+    Native,
+}
+
+/// How images entered the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputIdentity {
+    /// What was asked for.
+    pub input: Input,
+    /// Side of the square that the network saw.
+    pub side_px: u32,
+    /// Side of the square in the middle of each image that it was made from.
+    pub image_px: u32,
+    /// Mean of red, green and blue that was subtracted.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green and blue that was divided by.
+    pub std: [f32; 3],
+}
+
+/// Proof that the network stayed as it was while it looked at some images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// BLAKE3 of the position, every weight and every statistic before the first image, in hexadecimal.
+    pub state_blake3_before: String,
+    /// The same after the last image.
+    pub state_blake3_after: String,
+    /// BLAKE3 of the features of the first images: what the network in use made of them at first.
+    pub first_features_blake3: String,
+    /// And what it made of the same images after all others.
+    pub first_features_again_blake3: String,
+}
+
+/// Images that pass through the network together. Fixed, because a sum's order may depend on it; 64 images
+/// of 96 px are 7 MiB as input and some hundred within a ResNet-18.
+const BATCH: usize = 64;
+
+/// A frozen network that looks at images of one data set.
+pub(crate) struct Extractor<'a> {
+    encoder: &'a Encoder,
+    images: &'a Images,
+    backbone: FrozenBackbone,
+    maker: ViewMaker,
+    identity: InputIdentity,
+}
+
+impl<'a> Extractor<'a> {
+    pub(crate) fn new(encoder: &'a Encoder, images: &'a Images, input: Input, device: &Device) -> Self {
+        let (views, geometry) = (&encoder.recipe().views, images.geometry());
+        let image_px = geometry.width_px.min(geometry.height_px);
+        let side_px = match input {
+            Input::Crop => views.crop_px,
+            Input::Native => image_px,
+        };
+        Extractor {
+            encoder,
+            images,
+            backbone: FrozenBackbone::new(&encoder.recipe().model, encoder.state(), device),
+            maker: ViewMaker::new(&Views { crop_px: side_px, ..views.clone() }, geometry),
+            identity: InputIdentity { input, side_px, image_px, mean: views.mean, std: views.std },
+        }
+    }
+
+    pub(crate) fn input(&self) -> &InputIdentity {
+        &self.identity
+    }
+
+    /// The features of the images at `indices`, a row each, and the proof that nothing moved. `part` names
+    /// them in errors; `progress` is told how many images are done.
+    ///
+    /// # Errors
+    /// Features that are not finite; a network that moved.
+    ///
+    /// # Panics
+    /// Without an index, or with one that the images do not have.
+    pub(crate) fn features(
+        &self,
+        part: &str,
+        indices: &[u64],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Matrix, Frozen), EvaluationError> {
+        let state_blake3_before = self.encoder.state().hash().to_string();
+        let mut features = Vec::new();
+        for (number, batch) in indices.chunks(BATCH).enumerate() {
+            features.extend(self.plain(batch));
+            progress((number * BATCH + batch.len()) as u64);
+        }
+        let first = indices.len().min(BATCH);
+        let columns = features.len() / indices.len();
+        let frozen = Frozen {
+            state_blake3_before,
+            first_features_blake3: hash(&features[..first * columns]),
+            first_features_again_blake3: hash(&self.plain(&indices[..first])),
+            state_blake3_after: self.encoder.state().hash().to_string(),
+        };
+        frozen.check()?;
+        match features.iter().position(|value| !value.is_finite()) {
+            None => Ok((Matrix::new(features, columns), frozen)),
+            Some(place) => Err(EvaluationError::NotFinite {
+                part: part.to_owned(),
+                image: indices[place / columns],
+                step: self.encoder.state().step,
+            }),
+        }
+    }
+
+    /// The features of two random views of each image, as in the first epoch of a run of this seed.
+    pub(crate) fn view_features(
+        &self,
+        indices: &[u64],
+        seed: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> [Matrix; 2] {
+        let mut features = [Vec::new(), Vec::new()];
+        for (number, batch) in indices.chunks(BATCH).enumerate() {
+            let records: Vec<(u64, &[u8])> =
+                batch.iter().map(|index| (*index, self.images.record(*index))).collect();
+            let mut views = [(); 2].map(|()| vec![0.0; records.len() * self.maker.view_len()]);
+            let [x1, x2] = &mut views;
+            self.maker.render_batch(&records, seed, 0, x1, x2);
+            for (features, views) in features.iter_mut().zip(views) {
+                features.extend(self.backbone.features(views, self.identity.side_px as usize));
+            }
+            progress((number * BATCH + batch.len()) as u64);
+        }
+        features.map(|features| {
+            let columns = features.len() / indices.len();
+            Matrix::new(features, columns)
+        })
+    }
+
+    /// The features of one batch.
+    fn plain(&self, indices: &[u64]) -> Vec<f32> {
+        let records: Vec<&[u8]> = indices.iter().map(|index| self.images.record(*index)).collect();
+        let mut batch = vec![0.0; records.len() * self.maker.view_len()];
+        self.maker.render_plain_batch(&records, &mut batch);
+        self.backbone.features(batch, self.identity.side_px as usize)
+    }
+}
+
+impl Frozen {
+    fn check(&self) -> Result<(), EvaluationError> {
+        for (expected, found) in [
+            (&self.state_blake3_before, &self.state_blake3_after),
+            (&self.first_features_blake3, &self.first_features_again_blake3),
+        ] {
+            if expected != found {
+                return Err(EvaluationError::Moved { expected: expected.clone(), found: found.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hash(features: &[f32]) -> String {
+    blake3::hash(bytemuck::cast_slice(features)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::{Names, export};
+    use crate::testing::{quickstart, write_checkpoint_of};
+    use recipe::{Data, Recipe};
+    use safetensors::SafeTensors;
+    use simsiam::{Entry, Layout, State};
+    use std::fs;
+    use std::path::Path;
+
+    /// `tests/fixtures/make_references.py` computed the features in f64; f32 is good for about 1e-6 here.
+    const TOLERANCE: f32 = 1e-4;
+
+    struct Fixture(Vec<u8>);
+
+    impl Fixture {
+        fn open() -> Fixture {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/backbone.safetensors");
+            Fixture(fs::read(path).unwrap())
+        }
+
+        fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+            let tensors = SafeTensors::deserialize(&self.0).unwrap();
+            tensors.tensor(name).ok().map(|tensor| tensor.data().to_vec())
+        }
+
+        fn floats(&self, name: &str) -> Option<Vec<f32>> {
+            let bytes = self.bytes(name)?;
+            Some(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        }
+
+        /// The fixture's weights where it has them: it knows nothing of projector and predictor.
+        fn fill(&self, entries: &[Entry], values: &mut [f32]) {
+            for entry in entries {
+                let name = entry.name.strip_prefix("encoder.").unwrap_or_default();
+                if let Some(weights) = self.floats(&format!("weight.{name}")) {
+                    values[entry.range.clone()].copy_from_slice(&weights);
+                }
+            }
+        }
+
+        /// As a run with one checkpoint.
+        fn write_run(&self, run: &Path) {
+            let recipe = Recipe { model: recipe::Model { width: 3, ..quickstart().model }, ..quickstart() };
+            let layout = Layout::of(&recipe.model);
+            let mut state = State::initial(&layout, 0);
+            self.fill(&layout.parameters, &mut state.weights);
+            self.fill(&layout.statistics, &mut state.statistics);
+            let checkpoint = run.join("checkpoints/step-000000");
+            fs::create_dir_all(&checkpoint).unwrap();
+            fs::write(run.join("recipe.toml"), recipe.to_toml()).unwrap();
+            write_checkpoint_of(&layout, &checkpoint, &state, 0);
+        }
+
+        /// As CIFAR-10, each image with a label before it.
+        fn write_images(&self, folder: &Path) -> Data {
+            let records: Vec<u8> = self
+                .bytes("images")
+                .unwrap()
+                .chunks(3 * 32 * 32)
+                .fold(Vec::new(), |all, image| [all, vec![0], image.to_vec()].concat());
+            fs::create_dir_all(folder).unwrap();
+            for number in 1..=5 {
+                fs::write(folder.join(format!("data_batch_{number}.bin")), &records).unwrap();
+            }
+            Data::Cifar10 { path: folder.to_owned() }
+        }
+    }
+
+    /// From files to features, and the exported weights back again, beside torchvision's blocks.
+    #[test]
+    fn features_and_exported_weights_are_pytorchs() {
+        let (folder, fixture) = (tempfile::tempdir().unwrap(), Fixture::open());
+        fixture.write_run(&folder.path().join("run"));
+        let encoder = Encoder::open(&folder.path().join("run"), None).unwrap();
+        let data = fixture.write_images(&folder.path().join("images"));
+        let images = Images::open(&data, folder.path()).unwrap();
+
+        let extractor = Extractor::new(&encoder, &images, Input::Native, &Device::flex());
+        // More than a batch, so that there is one that is not full.
+        let indices: Vec<u64> = (0..100).map(|index| index % images.len()).collect();
+        let (features, frozen) = extractor.features("all", &indices, &mut |_| {}).unwrap();
+        assert_eq!(frozen.state_blake3_before, encoder.identity().state_blake3);
+        let expected = fixture.floats("features").unwrap();
+        for (row, index) in indices.iter().enumerate() {
+            let image = *index as usize % 6;
+            let expected = &expected[image * features.columns()..][..features.columns()];
+            for (found, expected) in features.row(row).iter().zip(expected) {
+                assert!((found - expected).abs() < TOLERANCE, "image {image}: {found} is not {expected}");
+            }
+        }
+
+        let path = folder.path().join("backbone.safetensors");
+        export(&encoder, Names::Torchvision, &path).unwrap();
+        let bytes = fs::read(path).unwrap();
+        let exported = SafeTensors::deserialize(&bytes).unwrap();
+        for (name, tensor) in exported.tensors() {
+            assert_eq!(Some(tensor.data()), fixture.bytes(&format!("weight.{name}")).as_deref(), "{name}");
+        }
+        let weights = SafeTensors::deserialize(&fixture.0).unwrap();
+        let weights = weights.names().into_iter().filter(|name| name.starts_with("weight.")).count();
+        assert_eq!(exported.len(), weights, "every tensor of torchvision's is there");
+    }
+
+    #[test]
+    fn a_network_that_moved_is_noticed() {
+        let still = Frozen {
+            state_blake3_before: "a".into(),
+            state_blake3_after: "a".into(),
+            first_features_blake3: "b".into(),
+            first_features_again_blake3: "b".into(),
+        };
+        still.check().unwrap();
+        for moved in [
+            Frozen { state_blake3_after: "c".into(), ..still.clone() },
+            Frozen { first_features_again_blake3: "c".into(), ..still.clone() },
+        ] {
+            let error = moved.check().unwrap_err().to_string();
+            assert!(error.contains("moved") && error.contains("found c"), "{error}");
+        }
+    }
+}

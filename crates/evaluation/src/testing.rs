@@ -1,0 +1,42 @@
+//! Run directories for tests, as the coordinator writes them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use recipe::Recipe;
+use serde_json::json;
+use simsiam::{Layout, State, checkpoint};
+
+pub(crate) fn quickstart() -> Recipe {
+    Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap()
+}
+
+/// A run of the quickstart with the initial weights as the checkpoint of each step.
+pub(crate) fn write_run(folder: &Path, steps: &[u64]) -> PathBuf {
+    let run = folder.join("run");
+    fs::create_dir_all(run.join("checkpoints")).unwrap();
+    fs::write(run.join("recipe.toml"), quickstart().to_toml()).unwrap();
+    let state = State::initial(&Layout::of(&quickstart().model), 0);
+    for &step in steps {
+        let path = run.join(format!("checkpoints/step-{step:06}"));
+        fs::create_dir_all(&path).unwrap();
+        write_checkpoint(&path, &State { step, ..state.clone() }, step);
+    }
+    run
+}
+
+/// The files of a checkpoint of the quickstart's network, with a manifest that speaks of `manifest_step`.
+pub(crate) fn write_checkpoint(path: &Path, state: &State, manifest_step: u64) {
+    write_checkpoint_of(&Layout::of(&quickstart().model), path, state, manifest_step);
+}
+
+pub(crate) fn write_checkpoint_of(layout: &Layout, path: &Path, state: &State, manifest_step: u64) {
+    let mut files = serde_json::Map::new();
+    for (name, content) in checkpoint::write(layout, state) {
+        let entry = json!({"bytes": content.len(), "blake3": blake3::hash(&content).to_string()});
+        files.insert(name.to_owned(), entry);
+        fs::write(path.join(name), content).unwrap();
+    }
+    let manifest = json!({"step": manifest_step, "run_id": "00ff", "files": files});
+    fs::write(path.join("manifest.json"), manifest.to_string()).unwrap();
+}

@@ -1,0 +1,82 @@
+//! What a step promises beyond its numbers: shards are independent, and nothing is applied unless all is finite.
+
+use recipe::{Draws, Purpose, Recipe};
+use simsiam::{Device, LearningRates, State, Trainer};
+
+const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
+
+fn trainer() -> Trainer {
+    let set = [
+        "training.batch=8",
+        "training.shards=2",
+        "views.crop_px=16",
+        "model.width=4",
+        "model.projector_dim=16",
+        "model.predictor_dim=8",
+    ];
+    let set = set.map(String::from);
+    Trainer::new(&Recipe::from_toml(recipe::QUICKSTART, &set).unwrap(), 64, Device::flex())
+}
+
+/// Two views of four images, different for each shard.
+fn views(shard: u32) -> [Vec<f32>; 2] {
+    [0, 1].map(|view| {
+        let mut draws = Draws::new(1, Purpose::View, 0, u64::from(shard), view);
+        (0..4 * 3 * 16 * 16).map(|_| draws.normal()).collect()
+    })
+}
+
+#[test]
+fn one_network_serves_every_shard_of_a_step() {
+    let trainer = trainer();
+    let state = State::initial(trainer.layout(), 3);
+    let bucket_of = |shard: u32, bound: &_| {
+        let mut bucket = vec![f32::NAN; trainer.bucket().values()];
+        trainer.forward_backward(bound, shard, views(shard), &mut bucket);
+        bucket
+    };
+    let shared = trainer.bind(&state);
+    for shard in [0, 1, 0] {
+        let alone = bucket_of(shard, &trainer.bind(&state));
+        assert!(alone.iter().all(|value| value.is_finite()));
+        assert!(bucket_of(shard, &shared) == alone, "shard {shard}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_named_and_changes_nothing() {
+    let trainer = trainer();
+    let before = State::initial(trainer.layout(), 3);
+    for (name, value) in [("NaN", f32::NAN), ("infinity", f32::INFINITY)] {
+        let network = trainer.bind(&before);
+        let mut sum = vec![0.0; trainer.bucket().values()];
+        for shard in 0..2 {
+            let [mut x1, x2] = views(shard);
+            if shard == 1 {
+                x1[5] = value;
+            }
+            let mut bucket = vec![0.0; trainer.bucket().values()];
+            trainer.forward_backward(&network, shard, [x1, x2], &mut bucket);
+            sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
+        }
+        let mut state = before.clone();
+        let refused = trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap_err();
+        assert_eq!((refused.step, &refused.shards[..]), (0, [1].as_slice()), "{name}");
+        assert!(refused.to_string().contains("learning_rate"), "{refused}");
+        assert!(state == before, "{name}");
+    }
+}
+
+#[test]
+fn a_commit_moves_everything_together() {
+    let trainer = trainer();
+    let before = State::initial(trainer.layout(), 3);
+    let mut sum = vec![0.0; trainer.bucket().values()];
+    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut sum);
+    let mut state = before.clone();
+    trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap();
+    assert_eq!(state.step, 1);
+    assert!(state.weights != before.weights && state.momentum != before.momentum);
+    assert!(state.statistics != before.statistics);
+    assert_ne!(state.hash(), before.hash());
+}

@@ -1,0 +1,220 @@
+//! The asynchronous half of a worker: joins, passes orders on to the training thread, sends its reports.
+
+use std::hash::{BuildHasher, RandomState};
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use dataset::{BlockCache, Manifest};
+use protocol::v1::coordinator_client::CoordinatorClient;
+use protocol::v1::order::Order;
+use protocol::{PROTOCOL_VERSION, WorkerId, v1};
+use recipe::Recipe;
+use simsiam::Device;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::WorkerError;
+use crate::link::Link;
+use crate::reports::Reports;
+use crate::training_thread::{Command, TrainingThread};
+use crate::transport::Transport;
+
+/// Often beside the coordinator's limit of fifteen seconds, rarely beside a step.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reports that may wait to be sent: minutes of the shortest steps.
+const REPORTS_UNDER_WAY: usize = 1024;
+
+/// How long the training thread has to end once it is dismissed. One that waits for a lost peer in a fold
+/// does not hear it, and ends with the process.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a worker that failed waits for the coordinator's last word, so that its report has arrived.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(5);
+
+/// What one worker is told at its start. The rest comes from the coordinator.
+pub struct Settings {
+    /// Where the coordinator is, `HOST:PORT`.
+    pub coordinator: String,
+    /// How long to look for it.
+    pub connect_limit: Duration,
+    /// What it computes on.
+    pub device: Device,
+    /// How its gradients reach the others.
+    pub transport: Transport,
+    /// Where fetched blocks are kept; without one they are kept in memory, a few for each shard.
+    pub cache: Option<BlockCache>,
+    /// Whether to use the coordinator's files directly where this machine sees the same ones.
+    pub maps_local_files: bool,
+    /// Must equal the coordinator's.
+    pub program_version: String,
+    /// For people: host and process.
+    pub description: String,
+}
+
+/// Takes part in a run from the join to the dismissal.
+///
+/// # Errors
+/// Whatever keeps this worker from going on, or [`WorkerError::Dismissed`] if the run failed elsewhere.
+///
+/// # Panics
+/// If the training thread panics, with its panic.
+pub async fn run(settings: Settings) -> Result<(), WorkerError> {
+    let deadline = Instant::now() + settings.connect_limit;
+    let mut client = protocol::connect(&settings.coordinator, deadline).await?;
+    let joined = join(&mut client, &settings).await?;
+    let worker = WorkerId(joined.worker_id);
+    tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
+
+    let (sender, receiver) = tokio::sync::mpsc::channel(REPORTS_UNDER_WAY);
+    let reports = Reports::new(worker, sender);
+    let link = Link { client: client.clone(), worker, runtime: Handle::current() };
+    let training = describe(joined, settings, link, reports.clone())?;
+    reports.attending();
+    let orders = client.attend(ReceiverStream::new(receiver)).await.map_err(refused)?.into_inner();
+
+    let (commands, commanded) = mpsc::channel();
+    let (ended, end) = oneshot::channel();
+    thread::Builder::new()
+        .name("training".to_string())
+        .spawn(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| training.run(&commanded)));
+            // Nobody listens any more once the grace is over.
+            let _ = ended.send(outcome);
+        })
+        .expect("the system has room for one more thread");
+    attend(orders, commands, end, &reports).await
+}
+
+async fn join(
+    client: &mut CoordinatorClient<Channel>,
+    settings: &Settings,
+) -> Result<v1::JoinReply, WorkerError> {
+    let request = v1::JoinRequest {
+        protocol_version: PROTOCOL_VERSION,
+        program_version: settings.program_version.clone(),
+        collective_address: settings.transport.address(),
+        description: settings.description.clone(),
+        // The system seeds `RandomState`.
+        incarnation: RandomState::new().hash_one(std::process::id()),
+    };
+    Ok(client.join(request).await.map_err(refused)?.into_inner())
+}
+
+/// Parses what the coordinator answered, once and completely.
+fn describe(
+    joined: v1::JoinReply,
+    settings: Settings,
+    link: Link,
+    reports: Reports,
+) -> Result<TrainingThread, WorkerError> {
+    let unusable = |what, problem: String| WorkerError::Unusable { what, problem };
+    let recipe = Recipe::from_toml(&joined.recipe_toml, &[])
+        .map_err(|error| unusable("a recipe", error.to_string()))?;
+    let manifest = Manifest::from_json(&joined.manifest_json)?;
+    if manifest.shards != recipe.training.shards {
+        let (data, training) = (manifest.shards, recipe.training.shards);
+        return Err(unusable("a manifest", format!("it has {data} shards and the recipe {training}")));
+    }
+    let run_id = <[u8; 16]>::try_from(joined.run_id.as_ref())
+        .map_err(|_| unusable("a run id", format!("expected 16 bytes, found {}", joined.run_id.len())))?;
+    Ok(TrainingThread {
+        run_id,
+        recipe,
+        manifest: Arc::new(manifest),
+        checkpoint: joined.checkpoint,
+        device: settings.device,
+        transport: settings.transport,
+        cache: settings.cache,
+        maps_local_files: settings.maps_local_files,
+        link,
+        reports,
+    })
+}
+
+type ThreadEnd = oneshot::Receiver<thread::Result<Result<(), WorkerError>>>;
+
+/// Passes orders on until the coordinator dismisses this worker, the training thread fails, or the
+/// connection is lost.
+async fn attend(
+    mut orders: Streaming<v1::Order>,
+    commands: mpsc::Sender<Command>,
+    mut end: ThreadEnd,
+    reports: &Reports,
+) -> Result<(), WorkerError> {
+    let mut heartbeat = interval(HEARTBEAT_INTERVAL);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failure: Option<(WorkerError, Instant)> = None;
+    loop {
+        let last_word = failure.as_ref().map_or_else(far_away, |(_, until)| *until);
+        tokio::select! {
+            order = orders.message() => match order {
+                Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
+                    return dismissed(dismissal.failure, failure, &commands, end).await;
+                }
+                // The thread that is gone has reported why.
+                Ok(Some(order)) => drop(command(order).map(|command| commands.send(command))),
+                Ok(None) => return Err(lost(failure, "it closed the stream of orders")),
+                Err(status) => return Err(lost(failure, status.message())),
+            },
+            _ = heartbeat.tick() => reports.heartbeat(),
+            ended = &mut end, if failure.is_none() => match ended.expect("the thread sends how it ended") {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => failure = Some((error, Instant::now() + LAST_WORD_LIMIT)),
+                Err(panic) => resume_unwind(panic),
+            },
+            () = sleep_until(last_word) => return Err(lost(failure, "no last word came")),
+        }
+    }
+}
+
+/// Ends the training thread. Its own failure says more than the coordinator's word for it.
+async fn dismissed(
+    reason: String,
+    failure: Option<(WorkerError, Instant)>,
+    commands: &mpsc::Sender<Command>,
+    end: ThreadEnd,
+) -> Result<(), WorkerError> {
+    if let Some((error, _)) = failure {
+        return Err(error);
+    }
+    // A thread that has ended needs no word.
+    let _ = commands.send(Command::Dismiss);
+    if timeout(GRACE, end).await.is_err() {
+        tracing::warn!("the training thread is still in its step, and is left behind");
+    }
+    if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
+}
+
+fn command(order: v1::Order) -> Option<Command> {
+    // An order that this version does not know is additive, and so may be passed over.
+    Some(match order.order? {
+        Order::Assemble(assemble) => Command::Assemble(assemble),
+        Order::Start(v1::Start { generation }) => Command::Start { generation },
+        Order::Stop(v1::Stop { reason }) => {
+            tracing::info!(reason, "stop");
+            Command::Stop
+        }
+        Order::Dismiss(_) => Command::Dismiss,
+    })
+}
+
+fn lost(failure: Option<(WorkerError, Instant)>, reason: &str) -> WorkerError {
+    failure.map_or_else(|| WorkerError::CoordinatorLost(reason.to_string()), |(error, _)| error)
+}
+
+fn refused(status: tonic::Status) -> WorkerError {
+    WorkerError::Refused(status.message().to_string())
+}
+
+/// A day is longer than any wait here.
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 60 * 60)
+}

@@ -1,0 +1,33 @@
+//! The calls that threads without async code make to the coordinator.
+
+use std::future::Future;
+use std::time::Duration;
+
+use protocol::WorkerId;
+use protocol::v1::coordinator_client::CoordinatorClient;
+use tokio::runtime::Handle;
+use tonic::transport::Channel;
+
+/// A worker's connection to its coordinator. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) client: CoordinatorClient<Channel>,
+    pub(crate) worker: WorkerId,
+    pub(crate) runtime: Handle,
+}
+
+impl Link {
+    /// Waits for a call on a thread that runs no async tasks, for at most `limit`.
+    pub(crate) fn wait<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, tonic::Status>>,
+    ) -> Result<T, tonic::Status> {
+        self.runtime.block_on(async {
+            tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+                let limit_s = limit.as_secs_f64();
+                Err(tonic::Status::deadline_exceeded(format!("it took more than {limit_s:.1} s")))
+            })
+        })
+    }
+}

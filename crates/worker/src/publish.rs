@@ -1,0 +1,181 @@
+//! Checkpoints on their way to the coordinator, in the background.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use protocol::{PART_BYTES, v1};
+use simsiam::{Layout, State, checkpoint};
+use tokio::task::JoinHandle;
+
+use crate::WorkerError;
+use crate::link::Link;
+
+/// How long a checkpoint may take to reach the disk: a gigabyte at two megabytes a second.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(500);
+
+/// Publishes the state when the recipe says so. At most one checkpoint is on its way; training goes on.
+pub(crate) struct Publisher {
+    link: Link,
+    generation: u64,
+    layout: Layout,
+    due: Due,
+    under_way: Option<Upload>,
+}
+
+struct Upload {
+    step: u64,
+    task: JoinHandle<Result<String, tonic::Status>>,
+}
+
+impl Publisher {
+    /// For a generation that begins at `step`, a moment that counts as saved.
+    pub(crate) fn new(
+        link: Link,
+        generation: u64,
+        layout: &Layout,
+        recipe: &recipe::Checkpoint,
+        step: u64,
+        now: Instant,
+    ) -> Publisher {
+        let due = Due::new(recipe, step, now);
+        Publisher { link, generation, layout: layout.clone(), due, under_way: None }
+    }
+
+    /// Begins to publish `state` if it is time. A checkpoint that failed is warned of and made up for at the
+    /// next step: the one before it is still whole.
+    pub(crate) fn publish_if_due(&mut self, state: &State, now: Instant) {
+        if let Some(upload) = self.under_way.take_if(|upload| upload.task.is_finished()) {
+            let step = upload.step;
+            match self.finish(upload) {
+                Ok(()) => self.due.saved(step, now),
+                Err(error) => tracing::warn!("{error}; training goes on"),
+            }
+        }
+        if self.under_way.is_none() && self.due.is_due(state.step, now) {
+            self.under_way = Some(self.begin(state));
+        }
+    }
+
+    /// Publishes `state` unless that has been done, and waits until it lies on the coordinator's disk.
+    pub(crate) fn publish_last(&mut self, state: &State) -> Result<(), WorkerError> {
+        let is_published = match self.under_way.take() {
+            Some(upload) => {
+                let step = upload.step;
+                match self.finish(upload) {
+                    Ok(()) => step == state.step,
+                    Err(error) => {
+                        tracing::warn!("{error}; the last checkpoint is published next");
+                        false
+                    }
+                }
+            }
+            None => self.due.saved_step == state.step && state.step > 0,
+        };
+        if is_published {
+            return Ok(());
+        }
+        let upload = self.begin(state);
+        self.finish(upload)
+    }
+
+    fn begin(&self, state: &State) -> Upload {
+        let (step, state, layout) = (state.step, state.clone(), self.layout.clone());
+        let (link, generation) = (self.link.clone(), self.generation);
+        let task = self.link.runtime.spawn(async move {
+            let written = tokio::task::spawn_blocking(move || checkpoint::write(&layout, &state));
+            let files = written.await.expect("a state can always be written into memory");
+            let parts = parts(&link, generation, step, files);
+            let mut client = link.client.clone();
+            Ok(client.publish_checkpoint(tokio_stream::iter(parts)).await?.into_inner().checkpoint)
+        });
+        Upload { step, task }
+    }
+
+    fn finish(&self, upload: Upload) -> Result<(), WorkerError> {
+        let step = upload.step;
+        let joined =
+            async { upload.task.await.unwrap_or_else(|error| Err(tonic::Status::from_error(error.into()))) };
+        match self.link.wait(PUBLISH_LIMIT, joined) {
+            Ok(checkpoint) => {
+                tracing::info!(step, checkpoint, "published");
+                Ok(())
+            }
+            Err(status) => Err(WorkerError::Publish { step, problem: status.message().to_string() }),
+        }
+    }
+}
+
+/// The files cut into messages. Each part is a view of its file, not a copy.
+fn parts(
+    link: &Link,
+    generation: u64,
+    step: u64,
+    files: Vec<(&'static str, Vec<u8>)>,
+) -> Vec<v1::CheckpointPart> {
+    let mut parts = Vec::new();
+    for (file, content) in files {
+        let mut rest = Bytes::from(content);
+        while !rest.is_empty() {
+            let data = rest.split_to(rest.len().min(PART_BYTES));
+            let part = Some(v1::FilePart { file: file.to_string(), data });
+            parts.push(v1::CheckpointPart { worker_id: link.worker.0, generation, step, part });
+        }
+    }
+    parts
+}
+
+/// When the next checkpoint is due.
+#[derive(Debug)]
+struct Due {
+    every_steps: Option<u64>,
+    every: Option<Duration>,
+    saved_step: u64,
+    saved_at: Instant,
+}
+
+impl Due {
+    fn new(recipe: &recipe::Checkpoint, step: u64, now: Instant) -> Due {
+        let every = recipe.every_minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
+        Due { every_steps: recipe.every_steps, every, saved_step: step, saved_at: now }
+    }
+
+    /// Steps count from the run's beginning, so that a run which was resumed saves the same ones.
+    fn is_due(&self, step: u64, now: Instant) -> bool {
+        let by_steps = self.every_steps.is_some_and(|every| step / every > self.saved_step / every);
+        let by_time = self.every.is_some_and(|every| now.duration_since(self.saved_at) >= every);
+        step > self.saved_step && (by_steps || by_time)
+    }
+
+    fn saved(&mut self, step: u64, now: Instant) {
+        (self.saved_step, self.saved_at) = (step, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_due_by_steps_or_by_time() {
+        let start = Instant::now();
+        let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let recipe = |every_steps, every_minutes| recipe::Checkpoint { every_steps, every_minutes, keep: 3 };
+        for (recipe, saved, step, now, expected) in [
+            (recipe(Some(40), None), 0, 39, minutes(99), false),
+            (recipe(Some(40), None), 0, 40, start, true),
+            (recipe(Some(40), None), 40, 79, start, false),
+            // One that could not be published is made up for at once.
+            (recipe(Some(40), None), 40, 81, start, true),
+            (recipe(Some(40), None), 50, 80, start, true),
+            (recipe(None, Some(10.0)), 0, 5, minutes(9), false),
+            (recipe(None, Some(10.0)), 0, 5, minutes(10), true),
+            // Nothing new to save.
+            (recipe(None, Some(10.0)), 5, 5, minutes(10), false),
+            (recipe(Some(40), Some(10.0)), 0, 5, minutes(10), true),
+            (recipe(None, None), 0, 5000, minutes(5000), false),
+        ] {
+            let due = Due::new(&recipe, saved, start);
+            assert_eq!(due.is_due(step, now), expected, "{recipe:?}, saved {saved}, step {step}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A worker's part in one generation: its shards, their views, and the others.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective::{Collective, CollectiveError, Group, Limits, SubtreeSums};
+use dataset::BlockStore;
+use protocol::{WorkerId, v1};
+use recipe::Recipe;
+
+use crate::WorkerError;
+use crate::batches::{Batches, ShardBatch};
+use crate::transport::Transport;
+
+/// One generation, assembled: the others are connected and the first views are being made.
+pub(crate) struct Session {
+    generation: u64,
+    lease: Range<u32>,
+    /// In order of rank.
+    members: Vec<WorkerId>,
+    batches: Batches,
+    collective: Box<dyn Collective>,
+}
+
+/// What a session needs to know of the run, whatever its generation.
+pub(crate) struct RunParts<'a> {
+    pub(crate) run_id: [u8; 16],
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) store: &'a Arc<BlockStore>,
+    pub(crate) transport: &'a Transport,
+    /// Floats in a bucket.
+    pub(crate) bucket_len: usize,
+    /// How long the slowest worker may take for a step.
+    pub(crate) step_limit: Duration,
+}
+
+impl Session {
+    /// Takes the place that `order` gives, for the steps `steps`.
+    pub(crate) fn assemble(
+        order: &v1::Assemble,
+        run: &RunParts,
+        steps: Range<u64>,
+    ) -> Result<Session, WorkerError> {
+        let leases: Vec<Range<u32>> = order.members.iter().map(lease).collect();
+        let rank = order.rank as usize;
+        let group = Group::new(run.run_id, order.generation, rank, leases, run.recipe.training.shards)
+            .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?;
+        let lease = group.lease();
+        // Started before the others are waited for, so that the first views are ready when they come.
+        let batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
+        let members: Vec<WorkerId> = order.members.iter().map(|member| WorkerId(member.worker_id)).collect();
+        let addresses: Vec<String> =
+            order.members.iter().map(|member| member.collective_address.clone()).collect();
+        let limits = Limits {
+            bucket_len: run.bucket_len,
+            connect_deadline: Duration::from_millis(order.deadline_ms),
+            step_deadline: run.step_limit,
+        };
+        let collective = run
+            .transport
+            .assemble(group, &addresses, limits)
+            .map_err(|source| collective_error(&members, source))?;
+        Ok(Session { generation: order.generation, lease, members, batches, collective })
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The shards of this worker.
+    pub(crate) fn lease(&self) -> Range<u32> {
+        self.lease.clone()
+    }
+
+    /// The views of a shard's part of a step. Steps and shards must be asked for in order.
+    pub(crate) fn next_batch(&self, step: u64, shard: u32) -> Result<ShardBatch, WorkerError> {
+        let batch = self.batches.next()?;
+        assert_eq!((batch.step, batch.shard), (step, shard), "batches are made in the order of their use");
+        Ok(batch)
+    }
+
+    /// The sum over all shards of the run.
+    pub(crate) fn fold(
+        &mut self,
+        step: u64,
+        sums: &SubtreeSums,
+        folded: &mut [f32],
+    ) -> Result<(), WorkerError> {
+        self.collective.fold(step, sums, folded).map_err(|source| collective_error(&self.members, source))
+    }
+}
+
+fn lease(member: &v1::Member) -> Range<u32> {
+    // Numbers that overflow do not make a group, which says so.
+    member.first_shard..member.first_shard.saturating_add(member.shard_count)
+}
+
+fn collective_error(members: &[WorkerId], source: CollectiveError) -> WorkerError {
+    let suspect = source.peer().and_then(|rank| members.get(rank)).copied();
+    WorkerError::Collective { source, suspect }
+}

@@ -1,0 +1,166 @@
+//! The single-process loopback: a coordinator and workers that share nothing but gRPC and their collective.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective::loopback::Hub;
+use coordinator::{Outcome, Progress, Run, RunDirectory, StepMetrics, Timeouts, serve};
+use dataset::{BlockCache, Deal, Images};
+use recipe::{QUICKSTART, Recipe};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use worker::{Device, Settings, Transport};
+
+const VERSION: &str = "end-to-end";
+
+/// The quickstart with changes.
+pub(crate) fn quickstart(changes: &[&str]) -> Recipe {
+    let changes: Vec<String> = changes.iter().map(|change| (*change).to_string()).collect();
+    Recipe::from_toml(QUICKSTART, &changes).unwrap()
+}
+
+/// How the workers of a test reach each other and their images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wiring {
+    /// Gradients through memory, images from the coordinator's own files.
+    Loopback,
+    /// Gradients over TCP, images over gRPC into a cache.
+    Sockets,
+}
+
+/// What a test does to a run that is under way, told of each committed step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disturbance {
+    None,
+    /// Asks for a stop once this step is committed.
+    StopAfter(u64),
+    /// Drops the last worker once this step is committed: its connections break as if it had been killed.
+    LoseWorkerAfter(u64),
+}
+
+/// A run directory in a folder of its own.
+pub(crate) struct TestRun {
+    folder: tempfile::TempDir,
+    recipe: Recipe,
+}
+
+/// How a run ended, and what was seen of it.
+pub(crate) struct Trained {
+    pub(crate) outcome: Outcome,
+    pub(crate) steps: Vec<StepMetrics>,
+}
+
+impl TestRun {
+    pub(crate) fn new(recipe: Recipe) -> TestRun {
+        TestRun { folder: tempfile::tempdir().unwrap(), recipe }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    /// Runs it with this many workers, from its last checkpoint if it has one.
+    pub(crate) async fn train(&self, workers: u32, wiring: Wiring, disturbance: Disturbance) -> Trained {
+        let directory = match self.path().exists() {
+            true => RunDirectory::open(&self.path()).unwrap(),
+            false => RunDirectory::create(&self.path(), &self.recipe, VERSION).unwrap(),
+        };
+        // Drawn once for all tests: the cache lies in the build folder.
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        let images = Images::open(&self.recipe.data, &cache).unwrap();
+        let deal = Deal::new(Arc::new(images), self.recipe.training.shards, &cache).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let run = Run {
+            manifest_json: deal.manifest().to_json(),
+            total_steps: self.recipe.total_steps(deal.manifest().images),
+            directory,
+            workers,
+            timeouts: Timeouts::default(),
+            program_version: VERSION.to_string(),
+            local_workers: None,
+        };
+
+        let mut started = JoinSet::new();
+        let hub = Hub::default();
+        let mut last = None;
+        for index in 0..workers {
+            let settings = self.settings(&address, index, wiring, &hub);
+            last = Some(started.spawn(worker::run(settings)));
+        }
+        let (stop, stops) = mpsc::channel(2);
+        let (sender, mut steps) = mpsc::unbounded_channel();
+        let observer = move |progress: &Progress| {
+            let Progress::Step(metrics) = progress else { return };
+            match disturbance {
+                Disturbance::StopAfter(step) if step == metrics.step => stop.try_send(()).unwrap(),
+                Disturbance::LoseWorkerAfter(step) if step == metrics.step => last.as_ref().unwrap().abort(),
+                _ => {}
+            }
+            sender.send(metrics.clone()).unwrap();
+        };
+        let blocks = Arc::new(move |shard, block| deal.block(shard, block).ok());
+        let outcome = serve(listener, run, blocks, observer, stops).await.unwrap();
+        let failed = matches!(outcome, Outcome::Failed { .. });
+        while let Some(ended) = started.join_next().await {
+            match ended {
+                Ok(Ok(())) => assert!(!failed, "a worker did not hear of {outcome:?}"),
+                Ok(Err(error)) => assert!(failed, "{outcome:?}, but a worker failed: {error}"),
+                Err(error) => assert!(error.is_cancelled(), "a worker panicked: {error}"),
+            }
+        }
+        let mut seen = Vec::new();
+        while let Ok(metrics) = steps.try_recv() {
+            seen.push(metrics);
+        }
+        Trained { outcome, steps: seen }
+    }
+
+    fn settings(&self, coordinator: &str, index: u32, wiring: Wiring, hub: &Hub) -> Settings {
+        let blocks = self.folder.path().join(format!("blocks-{index}"));
+        let (transport, cache) = match wiring {
+            Wiring::Loopback => (Transport::Loopback(hub.clone()), None),
+            Wiring::Sockets => {
+                let transport = Transport::listen("127.0.0.1:0").unwrap();
+                (transport, Some(BlockCache::open(&blocks, 1 << 30).unwrap()))
+            }
+        };
+        Settings {
+            coordinator: coordinator.to_string(),
+            connect_limit: Duration::from_secs(30),
+            device: Device::flex(),
+            transport,
+            cache,
+            maps_local_files: wiring == Wiring::Loopback,
+            program_version: VERSION.to_string(),
+            description: format!("thread {index}"),
+        }
+    }
+
+    /// The names of the checkpoints, oldest first.
+    pub(crate) fn checkpoints(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.path().join("checkpoints"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Every file of a checkpoint but the manifest, which names the run: model, optimizer and position.
+    pub(crate) fn files(&self, checkpoint: &str) -> Vec<(String, Vec<u8>)> {
+        let folder = self.path().join("checkpoints").join(checkpoint);
+        ["model.safetensors", "optimizer.safetensors", "progress.json"]
+            .map(|name| (name.to_string(), fs::read(folder.join(name)).unwrap()))
+            .to_vec()
+    }
+
+    /// The lines of a file of the run directory.
+    pub(crate) fn lines(&self, name: &str) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.path().join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}

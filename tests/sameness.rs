@@ -1,0 +1,90 @@
+//! A run is a function of its recipe: not of its workers, their wiring, or interruptions.
+
+use coordinator::Outcome;
+
+use crate::cluster::{Disturbance, TestRun, Wiring, quickstart};
+
+/// 15 steps in 3 epochs, with checkpoints in the middle of each.
+const SHORT: &[&str] = &[
+    "data.images=80",
+    "training.batch=16",
+    "training.shards=8",
+    "training.epochs=3",
+    "views.crop_px=24",
+    "model.width=4",
+    "model.projector_dim=16",
+    "model.predictor_dim=8",
+    "checkpoint.every_steps=2",
+    "checkpoint.keep=100",
+];
+
+const LAST: &str = "step-000015";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_workers_and_their_wiring_change_no_bit() {
+    let alone = TestRun::new(quickstart(SHORT));
+    let trained = alone.train(1, Wiring::Loopback, Disturbance::None).await;
+    assert!(matches!(trained.outcome, Outcome::Completed { step: 15, .. }), "{:?}", trained.outcome);
+    assert_eq!(trained.steps.len(), 15);
+    for (workers, wiring) in
+        [(2, Wiring::Loopback), (3, Wiring::Sockets), (4, Wiring::Sockets), (8, Wiring::Loopback)]
+    {
+        let run = TestRun::new(quickstart(SHORT));
+        let other = run.train(workers, wiring, Disturbance::None).await;
+        assert_eq!(other.outcome, trained.outcome, "{workers} workers, {wiring:?}");
+        assert!(run.files(LAST) == alone.files(LAST), "{workers} workers, {wiring:?}");
+        // What people see is folded too.
+        let folded = |run: &crate::cluster::Trained| -> Vec<_> {
+            run.steps.iter().map(|step| (step.loss, step.collapse_level, step.gradient_norm)).collect()
+        };
+        assert_eq!(folded(&other), folded(&trained), "{workers} workers, {wiring:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_ends_as_one_that_was_not() {
+    let whole = TestRun::new(quickstart(SHORT));
+    whole.train(2, Wiring::Loopback, Disturbance::None).await;
+
+    let run = TestRun::new(quickstart(SHORT));
+    let stopped = run.train(2, Wiring::Loopback, Disturbance::StopAfter(6)).await;
+    let Outcome::Stopped { step } = stopped.outcome else { panic!("{:?}", stopped.outcome) };
+    assert!((6..15).contains(&step), "the step in hand was finished, and no more than a few");
+    let saved = format!("step-{step:06}");
+    assert_eq!(run.checkpoints().last(), Some(&saved), "a stop saves");
+    assert_eq!(stopped.steps.len() as u64, step);
+
+    // Now without a word: a worker disappears, and the rest of the run is lost back to its last checkpoint.
+    let lost = run.train(4, Wiring::Sockets, Disturbance::LoseWorkerAfter(step + 3)).await;
+    let Outcome::Failed { reason } = lost.outcome else { panic!("{:?}", lost.outcome) };
+    for phrase in ["(thread 3) was lost", "--resume", "the last checkpoint is step-"] {
+        assert!(reason.contains(phrase), "{reason}");
+    }
+
+    let ended = run.train(3, Wiring::Loopback, Disturbance::None).await;
+    assert!(matches!(ended.outcome, Outcome::Completed { step: 15, .. }), "{:?}", ended.outcome);
+    assert!(run.files(LAST) == whole.files(LAST), "resumed is uninterrupted");
+
+    // Each step once, whatever happened in between; with the same loss.
+    let column = |run: &TestRun, name: &str| -> Vec<serde_json::Value> {
+        run.lines("metrics.jsonl").iter().map(|line| line[name].clone()).collect()
+    };
+    for name in ["step", "epoch", "loss", "collapse_level", "learning_rate", "gradient_norm"] {
+        assert_eq!(column(&run, name), column(&whole, name), "{name}");
+    }
+    let events = column_of_events(&run);
+    assert_eq!(events.iter().filter(|event| *event == "opened").count(), 3, "{events:?}");
+}
+
+fn column_of_events(run: &TestRun) -> Vec<String> {
+    run.lines("journal.jsonl").iter().map(|line| line["event"].as_str().unwrap().to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_last_checkpoints_are_kept() {
+    let keep: Vec<&str> = SHORT.iter().copied().chain(["checkpoint.keep=2"]).collect();
+    let run = TestRun::new(quickstart(&keep));
+    run.train(2, Wiring::Loopback, Disturbance::None).await;
+    assert_eq!(run.checkpoints().len(), 2);
+    assert_eq!(run.checkpoints().last().map(String::as_str), Some(LAST));
+}
