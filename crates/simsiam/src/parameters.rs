@@ -112,10 +112,13 @@ pub(crate) enum Kind {
     Statistic,
 }
 
+/// Gives the numbers at a place, in a shape.
+type Values<'a> = Box<dyn FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a>;
+
 /// Hands a network under construction its tensors, and remembers the order.
 pub(crate) struct Parameters<'a> {
     device: &'a Device,
-    values: Box<dyn FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a>,
+    values: Values<'a>,
     pub(crate) layout: Layout,
     /// The parameters in order, to ask for their gradients after a backward pass.
     pub(crate) leaves: Vec<Leaf>,

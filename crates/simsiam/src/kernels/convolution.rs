@@ -236,7 +236,7 @@ impl Grid {
             (to * self.stride + tap).checked_sub(self.padding)?
         } else {
             let place = (to + self.padding).checked_sub(tap)?;
-            if place % self.stride != 0 {
+            if !place.is_multiple_of(self.stride) {
                 return None;
             }
             place / self.stride

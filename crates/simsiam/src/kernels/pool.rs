@@ -116,5 +116,5 @@ fn source(to: usize, tap: usize, length: usize) -> Option<usize> {
 /// The output place that reads input place `from` through a tap.
 fn target(from: usize, tap: usize, length: usize) -> Option<usize> {
     let place = (from + PADDING).checked_sub(tap)?;
-    (place % STRIDE == 0 && place / STRIDE < length).then_some(place / STRIDE)
+    (place.is_multiple_of(STRIDE) && place / STRIDE < length).then_some(place / STRIDE)
 }
