@@ -1,8 +1,9 @@
 //! Result cards: a figure with everything that it takes to believe it and to compute it again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use recipe::Data;
@@ -92,6 +93,8 @@ pub enum Measurement {
     Quality {
         /// How they were measured.
         settings: QualitySettings,
+        /// How the views of the alignment were made, but for their size, which is the input's.
+        views: recipe::Views,
         /// The figures.
         quality: Quality,
     },
@@ -150,13 +153,13 @@ impl Card {
             Measurement::LinearFolds { settings, folds_blake3, .. } => {
                 ("linear-folds", to_json(&(settings, folds_blake3)))
             }
-            Measurement::Quality { settings, .. } => ("quality", to_json(settings)),
+            Measurement::Quality { settings, views, .. } => ("quality", to_json(&(settings, views))),
         };
         let key = [to_json(&self.weights), to_json(&self.data.parts), to_json(&self.input), protocol];
         let hash = blake3::hash(Value::from(key.to_vec()).to_string().as_bytes()).to_hex();
         let plain = |character: char| if character.is_ascii_alphanumeric() { character } else { '-' };
         let data: String = self.data.name.chars().map(plain).take(40).collect();
-        let weights = self.weights.checkpoint.as_deref().unwrap_or("random");
+        let weights = self.weights.short_name();
         format!("{kind}-{weights}-{data}-{}.json", &hash[..8])
     }
 
@@ -259,7 +262,11 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), EvaluationE
     };
     let write = || -> io::Result<()> {
         fs::create_dir_all(folder)?;
-        let mut aside = tempfile::Builder::new().prefix(".aside-").tempfile_in(folder)?;
+        let mut aside = tempfile::Builder::new()
+            .prefix(".aside-")
+            // Others may read results, as far as the umask lets them.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
         aside.write_all(content)?;
         aside.as_file().sync_all()?;
         aside.persist(path).map_err(|error| error.error)?;

@@ -110,6 +110,17 @@ impl Encoder {
         Ok(Self::random(&read_recipe(&run.join(RECIPE))?))
     }
 
+    /// The weights that a card speaks of, from their run.
+    ///
+    /// # Errors
+    /// As [`Encoder::open`]; the checkpoint may have been deleted since.
+    pub fn reopen(run: &Path, weights: &WeightsIdentity) -> Result<Encoder, EvaluationError> {
+        match &weights.checkpoint {
+            Some(name) => Self::open(run, Some(name)),
+            None => Self::random_of(run),
+        }
+    }
+
     fn open_named(recipe: &Recipe, checkpoints: &Path, name: &str) -> Result<Encoder, EvaluationError> {
         // The name comes from outside: only what is a checkpoint's name becomes part of a path.
         let path = step_of(name).map(|_| checkpoints.join(name)).filter(|path| path.is_dir());
@@ -211,10 +222,12 @@ impl Encoder {
     pub fn identity(&self) -> &WeightsIdentity {
         &self.identity
     }
+}
 
-    /// For the name of a result: the checkpoint's name, or `random`.
+impl WeightsIdentity {
+    /// For people: the checkpoint's name, or `random`.
     pub fn short_name(&self) -> &str {
-        self.identity.checkpoint.as_deref().unwrap_or("random")
+        self.checkpoint.as_deref().unwrap_or("random")
     }
 }
 
@@ -304,7 +317,14 @@ mod tests {
         let (random, written) = (Encoder::random_of(&run).unwrap(), Encoder::open(&run, None).unwrap());
         assert_eq!(random.state(), written.state());
         assert_eq!(random.identity().model_file_blake3, written.identity().model_file_blake3);
-        assert_eq!((random.short_name(), written.short_name()), ("random", "step-000000"));
+        assert_eq!(
+            (random.identity().short_name(), written.identity().short_name()),
+            ("random", "step-000000")
+        );
+        for encoder in [random, written] {
+            let again = Encoder::reopen(&run, encoder.identity()).unwrap();
+            assert_eq!(again.identity(), encoder.identity());
+        }
     }
 
     /// What is done to a checkpoint, and phrases that the error must hold.

@@ -72,7 +72,7 @@ pub enum EvaluationError {
         /// Steps committed in the weights.
         step: u64,
     },
-    /// A frozen weight or statistic changed while features were computed: a fault of this program.
+    /// The frozen network changed while features were computed: a fault of this program.
     #[error("the frozen network moved: expected {expected}, found {found}; please report this fault")]
     Moved {
         /// Before.

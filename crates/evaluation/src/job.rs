@@ -50,6 +50,8 @@ pub enum Phase {
     Neighbours,
     /// The fits of the probe; counts fits.
     Probe,
+    /// Features of images whose labels nobody asks for; counts images.
+    Features,
     /// Features of two views of each image; counts images.
     ViewFeatures,
 }
@@ -193,7 +195,7 @@ impl Job<'_> {
         let indices: Vec<u64> = (0..count).map(|place| place * all / count).collect();
         let start = Instant::now();
         let extractor = Extractor::new(self.encoder, &images, self.input, self.device);
-        let mut plain_progress = |done| progress(Phase::TestFeatures, done, count);
+        let mut plain_progress = |done| progress(Phase::Features, done, count);
         let (features, frozen) = extractor.features(images.name(), &indices, &mut plain_progress)?;
         let mut view_progress = |done| progress(Phase::ViewFeatures, done, count);
         let views = extractor.view_features(&indices, settings.seed, &mut view_progress);
@@ -201,7 +203,8 @@ impl Job<'_> {
 
         let start = Instant::now();
         let quality = Quality::of(&features, views);
-        let measurement = Measurement::Quality { settings: settings.clone(), quality };
+        let views = self.encoder.recipe().views.clone();
+        let measurement = Measurement::Quality { settings: settings.clone(), views, quality };
         let data = DataIdentity {
             source: self.data.clone(),
             name: images.name().to_owned(),
@@ -337,6 +340,7 @@ impl fmt::Display for Phase {
             Phase::TestFeatures => "features of the test part",
             Phase::Neighbours => "nearest neighbours",
             Phase::Probe => "linear probe",
+            Phase::Features => "features of the images",
             Phase::ViewFeatures => "features of two views",
         })
     }

@@ -1,6 +1,8 @@
 //! The classifiers and the label-free figures beside scikit-learn's and NumPy's, from files that
 //! `fixtures/make_references.py` wrote.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use std::path::Path;
 
 use evaluation::{

@@ -44,8 +44,7 @@ impl Layout {
     pub fn of(model: &recipe::Model) -> Layout {
         // The network is built once from zeros, only to see what it asks for.
         let device = Device::flex();
-        let mut parameters =
-            Parameters::new(&device, |_, _, shape| TensorData::zeros::<f32, _>(shape.to_vec()));
+        let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
         crate::SimSiam::new(&mut parameters, model);
         parameters.layout
     }
@@ -112,17 +111,17 @@ pub(crate) enum Kind {
     Statistic,
 }
 
-/// Gives the numbers at a place, in a shape.
-type Values<'a> = Box<dyn FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a>;
-
 /// Hands a network under construction its tensors, and remembers the order.
 pub(crate) struct Parameters<'a> {
     device: &'a Device,
-    values: Values<'a>,
+    values: Box<Values<'a>>,
     pub(crate) layout: Layout,
     /// The parameters in order, to ask for their gradients after a backward pass.
     pub(crate) leaves: Vec<Leaf>,
 }
+
+/// Gives the numbers at a place, flat.
+type Values<'a> = dyn FnMut(Kind, Range<usize>) -> TensorData + 'a;
 
 /// Takes the gradient of one parameter out of a backward pass. The parameter is held as the network uses it,
 /// without an operation between: burn consumes what it recorded in the first backward pass, and one network
@@ -130,11 +129,8 @@ pub(crate) struct Parameters<'a> {
 pub(crate) type Leaf = Box<dyn Fn(&mut Gradients) -> Option<TensorData>>;
 
 impl<'a> Parameters<'a> {
-    /// `values` gives the numbers at a place, in a shape.
-    pub(crate) fn new(
-        device: &'a Device,
-        values: impl FnMut(Kind, Range<usize>, &[usize]) -> TensorData + 'a,
-    ) -> Self {
+    /// `values` gives the numbers at a place.
+    pub(crate) fn new(device: &'a Device, values: impl FnMut(Kind, Range<usize>) -> TensorData + 'a) -> Self {
         Parameters { device, values: Box::new(values), layout: Layout::default(), leaves: Vec::new() }
     }
 
@@ -146,9 +142,9 @@ impl<'a> Parameters<'a> {
         initial: Initial,
     ) -> Tensor<D> {
         let range = next_range(&self.layout.parameters, &shape);
-        let values = (self.values)(Kind::Parameter, range.clone(), &shape);
+        let values = (self.values)(Kind::Parameter, range.clone());
         self.layout.parameters.push(Entry { name, shape: shape.to_vec(), range, initial });
-        let mut parameter = Tensor::from_data(values, self.device);
+        let mut parameter = Tensor::<1>::from_data(values, self.device).reshape(shape);
         if self.device.is_autodiff() {
             parameter = parameter.require_grad();
         }
@@ -160,7 +156,7 @@ impl<'a> Parameters<'a> {
     /// The next running statistic. No gradient flows into it.
     pub(crate) fn statistic(&mut self, name: String, length: usize) -> Tensor<1> {
         let range = next_range(&self.layout.statistics, &[length]);
-        let values = (self.values)(Kind::Statistic, range.clone(), &[length]);
+        let values = (self.values)(Kind::Statistic, range.clone());
         let initial = Initial::Constant(0.0);
         self.layout.statistics.push(Entry { name, shape: vec![length], range, initial });
         Tensor::from_data(values, self.device)

@@ -164,9 +164,9 @@ impl Trainer {
 
 /// The recipe's network with the state's weights, for evaluation: no gradients, running statistics.
 pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
-    let mut parameters = Parameters::new(device, |kind, range, shape| match kind {
-        Kind::Parameter => kernels::tensor_data(&state.weights[range], shape),
-        Kind::Statistic => kernels::tensor_data(&state.statistics[range], shape),
+    let mut parameters = Parameters::new(device, |kind, range| match kind {
+        Kind::Parameter => kernels::tensor_data(&state.weights[range]),
+        Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
     });
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.leaves)

@@ -70,7 +70,7 @@ impl Classifier {
     /// What this classifier says of each row, `truth` being the labels.
     ///
     /// # Panics
-    /// As [`Classifier::fit`].
+    /// If there is not one label below the number of classes for each row, or rows have another length.
     pub fn answers(&self, x: &Matrix, truth: &[u8]) -> Vec<Answer> {
         assert_eq!((x.rows(), x.columns()), (truth.len(), self.features), "one label for each row");
         let rows = x.values().par_chunks(BLOCK_ROWS * self.features).zip(truth.par_chunks(BLOCK_ROWS));

@@ -84,21 +84,32 @@ pub struct Probe {
 }
 
 impl Default for ProbeSettings {
-    /// Half powers of ten from far too strong to far too weak for standardised features, a fifth of the
-    /// training set for choosing, and a gradient a hundred times smaller than scikit-learn asks for.
     fn default() -> Self {
+        ProbeSettings::usual(Preparation::Standardise)
+    }
+}
+
+impl ProbeSettings {
+    /// The usual protocol: half powers of ten from far too strong to far too weak, a fifth of the training
+    /// set for choosing, and a gradient a hundred times smaller than scikit-learn asks for.
+    pub fn usual(preparation: Preparation) -> ProbeSettings {
+        let strongest = match preparation {
+            Preparation::Standardise => 1.0,
+            // A standardised image has a squared length of about its number of features, often 512 to
+            // 2,048. At length 1 the same logits take a `|W|²` that is greater by as much.
+            Preparation::UnitLength => 1e-3,
+        };
+        let half_powers = [1e0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5];
         ProbeSettings {
-            preparation: Preparation::Standardise,
-            l2_grid: vec![1e0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5],
+            preparation,
+            l2_grid: half_powers.map(|power| strongest * power).to_vec(),
             validation_one_in: 5,
             seed: 0,
             gradient_tolerance: 1e-6,
             most_iterations: 2000,
         }
     }
-}
 
-impl ProbeSettings {
     /// Refuses values out of range.
     pub(crate) fn check(&self) -> Result<(), EvaluationError> {
         let refuse = |name, expected: &str, found: String| {

@@ -176,11 +176,11 @@ pub(crate) fn max_pool(x: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Kernels>::max_pool(x.into_dispatch()))
 }
 
-/// These numbers in this shape, in memory that is used again.
-pub(crate) fn tensor_data(values: &[f32], shape: &[usize]) -> TensorData {
+/// These numbers, in memory that is used again.
+pub(crate) fn tensor_data(values: &[f32]) -> TensorData {
     let mut buffer = buffer::Buffer::new(values.len());
     copy(values, &mut buffer);
-    TensorData::from_bytes(buffer.into_bytes(), shape.to_vec(), DType::F32)
+    TensorData::from_bytes(buffer.into_bytes(), [values.len()], DType::F32)
 }
 
 /// Copies with every thread: one alone does not fill the way to the memory.
