@@ -27,7 +27,7 @@ fn recipe(side: usize, stem: &str) -> Recipe {
         format!("training.batch={BATCH}"),
         "training.shards=1".into(),
     ];
-    Recipe::from_toml(recipe::QUICKSTART, &set).unwrap()
+    Recipe::from_toml(recipe::QUICKSTART, &set).expect("the quickstart recipe takes these settings")
 }
 
 fn noise(side: usize, view: u64) -> Vec<f32> {
@@ -49,7 +49,7 @@ fn benchmark(criterion: &mut Criterion) {
                 trainer.forward_backward(&trainer.bind(&state), 0, views.clone(), &mut bucket);
                 let folded = trainer.bucket().read(&bucket);
                 let rates = trainer.schedule().at(0);
-                trainer.commit(&mut state, &folded, rates).unwrap();
+                trainer.commit(&mut state, &folded, rates).expect("a step on noise is finite");
             });
         });
         let network = SimSiam::from_state(&recipe.model, &state, &Device::flex());

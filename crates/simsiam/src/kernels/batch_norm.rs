@@ -167,7 +167,7 @@ pub(crate) fn apply(
             Some(residual) => {
                 blocks.zip(residual[values].par_chunks(length)).for_each(|((y, x), residual)| {
                     arch.dispatch(ScaleAndAdd { x, residual, scale, shift, floor, y });
-                })
+                });
             }
         }
     }

@@ -103,7 +103,7 @@ impl Pool {
     /// The last returned buffer of `count` lines or up to an eighth more.
     fn take(&mut self, count: usize) -> Option<Vec<Line>> {
         self.taken += 1;
-        if self.taken % PATIENCE == 0 {
+        if self.taken.is_multiple_of(PATIENCE) {
             self.free_the_idle();
         }
         let mut sizes = self.free.range_mut(count..=count + count / 8);

@@ -32,7 +32,7 @@ const TRANSPOSED: usize = 64;
 const MOST_WIDTH: usize = 64;
 
 /// The same for the weight gradient, whose tiles all go over these pixels: their gradients fit the first level.
-const CORRELATED_PIXELS: usize = 128;
+const CORRELATED_PIXELS: usize = 96;
 
 /// With fewer channels than this, the taps of a kernel row are joined into one run of channels: a tap then
 /// costs more in set-up than in multiplication.
@@ -236,7 +236,7 @@ impl Grid {
             (to * self.stride + tap).checked_sub(self.padding)?
         } else {
             let place = (to + self.padding).checked_sub(tap)?;
-            if place % self.stride != 0 {
+            if !place.is_multiple_of(self.stride) {
                 return None;
             }
             place / self.stride
@@ -511,19 +511,18 @@ impl Multiply<'_> {
         let width = if WHOLE { VECTORS * S::F32_LANES } else { self.pitch - column };
         let mut rows = [&self.from[..0]; TILE];
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; TILE];
-        for tile_row in 0..TILE {
+        for (tile_row, (row, sums)) in rows.iter_mut().zip(&mut sums).enumerate() {
             // A short tile repeats its last pixel and drops the result.
             let pair = pairs[tile_row.min(pairs.len() - 1)];
-            rows[tile_row] = &self.from[pair.from as usize..][..weights.len()];
+            *row = &self.from[pair.from as usize..][..weights.len()];
             let to = &self.to[pair.to as usize + column..][..width];
-            sums[tile_row] = load::<S, VECTORS, WHOLE>(simd, to);
+            *sums = load::<S, VECTORS, WHOLE>(simd, to);
         }
         for (depth, weights) in weights.iter().enumerate() {
-            for tile_row in 0..TILE {
-                let value = simd.splat_f32s(rows[tile_row][depth]);
-                for vector in 0..VECTORS {
-                    sums[tile_row][vector] =
-                        simd.mul_add_e_f32s(value, weights[vector], sums[tile_row][vector]);
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let value = simd.splat_f32s(row[depth]);
+                for (sum, &weight) in sums.iter_mut().zip(weights) {
+                    *sum = simd.mul_add_e_f32s(value, weight, *sum);
                 }
             }
         }
@@ -569,7 +568,7 @@ fn correlate(grid: &Grid, x: &[f32], dy: &[f32], shape: [usize; 3], gradient: &m
     let [outputs, inputs, taps] = shape;
     let width = panel_width();
     let tiles_of_inputs = inputs.div_ceil(TILE);
-    // [panel][tap][tile of inputs], each TILE by width numbers.
+    // [panel][tile of inputs][tap], each TILE by width numbers: the taps of a tile read the same inputs.
     let tiles = outputs.div_ceil(width) * taps * tiles_of_inputs;
     let mut values = Buffer::new(tiles * TILE * width);
 
@@ -590,7 +589,8 @@ fn correlate(grid: &Grid, x: &[f32], dy: &[f32], shape: [usize; 3], gradient: &m
             let places = start..row_length.min(start + TRANSPOSED);
             for (place, values) in places.clone().zip(block.chunks_exact_mut(width)) {
                 let (input, tap) = (place / taps, place % taps);
-                values.copy_from_slice(&panel[(tap * tiles_of_inputs * TILE + input) * width..][..width]);
+                let row = (input / TILE * taps + tap) * TILE + input % TILE;
+                values.copy_from_slice(&panel[row * width..][..width]);
             }
             for (column, row) in rows.chunks_exact_mut(row_length).enumerate() {
                 for (place, value) in row[places.clone()].iter_mut().enumerate() {
@@ -628,28 +628,27 @@ impl Correlate<'_> {
         let rows_of_chunk = CORRELATED_PIXELS.div_ceil(self.grid.to[1]);
         let row_length = self.grid.to[1] * self.grid.to_pitch;
         let columns = (0..self.grid.kernel[1]).map(|tap| self.grid.column_pairs(tap)).collect::<Vec<_>>();
-        let mut pairs = Vec::new();
+        let mut pairs = vec![Vec::new(); self.taps];
         for start in (0..self.grid.rows()).step_by(rows_of_chunk) {
             let rows = start..self.grid.rows().min(start + rows_of_chunk);
             let dy = &self.dy[start * row_length..rows.end * row_length];
-            let mut pairs_of = None;
+            for (tap, pairs) in pairs.iter_mut().enumerate() {
+                let [row_tap, column_tap] = [tap / self.grid.kernel[1], tap % self.grid.kernel[1]];
+                self.grid.pairs(row_tap, &columns[column_tap], &rows, pairs);
+            }
             for index in 0..self.sums.len() / (TILE * VECTORS * S::F32_LANES) {
                 let tile = self.first_tile + index;
-                let (rest, tile_of_inputs) = (tile / self.tiles_of_inputs, tile % self.tiles_of_inputs);
-                let (panel, tap) = (rest / self.taps, rest % self.taps);
-                if pairs_of != Some(tap) {
-                    let [row_tap, column_tap] = [tap / self.grid.kernel[1], tap % self.grid.kernel[1]];
-                    self.grid.pairs(row_tap, &columns[column_tap], &rows, &mut pairs);
-                    pairs_of = Some(tap);
-                }
+                let (rest, tap) = (tile / self.taps, tile % self.taps);
+                let (panel, tile_of_inputs) = (rest / self.tiles_of_inputs, rest % self.tiles_of_inputs);
+                let pairs = &pairs[tap];
                 let (column, input) = (panel * VECTORS * S::F32_LANES, tile_of_inputs * TILE);
                 let place = Place { column, input, index };
                 let has_all_columns = column + VECTORS * S::F32_LANES <= self.outputs;
                 match (has_all_columns, input + TILE <= self.inputs) {
-                    (true, true) => self.tile::<S, VECTORS, true, true>(simd, &pairs, dy, place),
-                    (true, false) => self.tile::<S, VECTORS, true, false>(simd, &pairs, dy, place),
-                    (false, true) => self.tile::<S, VECTORS, false, true>(simd, &pairs, dy, place),
-                    (false, false) => self.tile::<S, VECTORS, false, false>(simd, &pairs, dy, place),
+                    (true, true) => self.tile::<S, VECTORS, true, true>(simd, pairs, dy, place),
+                    (true, false) => self.tile::<S, VECTORS, true, false>(simd, pairs, dy, place),
+                    (false, true) => self.tile::<S, VECTORS, false, true>(simd, pairs, dy, place),
+                    (false, false) => self.tile::<S, VECTORS, false, false>(simd, pairs, dy, place),
                 }
             }
         }
@@ -675,11 +674,11 @@ impl Correlate<'_> {
         for pair in pairs {
             let dy = load::<S, VECTORS, ALL_COLUMNS>(simd, &dy[pair.to as usize + column..][..width]);
             let x = &self.x[pair.from as usize + input..][..inputs];
-            for tile_row in 0..TILE {
+            for (tile_row, sums) in sums.iter_mut().enumerate() {
                 // A short tile repeats its last input; nobody reads the result.
                 let value = simd.splat_f32s(x[if ALL_INPUTS { tile_row } else { tile_row.min(inputs - 1) }]);
-                for vector in 0..VECTORS {
-                    sums[tile_row][vector] = simd.mul_add_e_f32s(value, dy[vector], sums[tile_row][vector]);
+                for (sum, dy) in sums.iter_mut().zip(dy) {
+                    *sum = simd.mul_add_e_f32s(value, dy, *sum);
                 }
             }
         }

@@ -72,6 +72,7 @@ pub(crate) trait EvaluationKernels: Backend {
 }
 
 /// What follows a normalisation, in the same pass.
+#[expect(clippy::large_enum_variant, reason = "it lives from one call to the next and is never stored")]
 pub(crate) enum Then<const D: usize> {
     /// Nothing.
     Nothing,
@@ -119,7 +120,7 @@ pub(crate) fn batch_norm<const D: usize>(
     then: Then<D>,
 ) -> Normalised<D> {
     if !is_flex(&x.device()) {
-        return twin::batch_norm(x, gamma, beta, groups, then);
+        return twin::batch_norm(x, &gamma, &beta, groups, then);
     }
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
     let (output, mean, variance) = match then {

@@ -26,45 +26,44 @@ impl Sizes {
 /// Fills `y` with the greatest values, and `winners` with the places in the 3x3 window that they came from.
 pub(crate) fn forward(sizes: &Sizes, x: &[f32], y: &mut [f32], winners: &mut [u8]) {
     let arch = Arch::new();
-    let channels = sizes.channels;
-    let [height, width] = sizes.output();
-    let row_length = width * channels;
-    y.par_chunks_mut(row_length).zip(winners.par_chunks_mut(row_length)).enumerate().for_each(
-        |(row, (y, winners))| {
-            let (image, to_y) = (row / height, row % height);
-            y.fill(f32::NEG_INFINITY);
-            for tap in 0..KERNEL * KERNEL {
-                let Some(from_y) = source(to_y, tap / KERNEL, sizes.height) else { continue };
-                for to_x in 0..width {
-                    let Some(from_x) = source(to_x, tap % KERNEL, sizes.width) else { continue };
-                    let from = ((image * sizes.height + from_y) * sizes.width + from_x) * channels;
-                    let to = to_x * channels..(to_x + 1) * channels;
-                    let x = &x[from..from + channels];
-                    let (y, winners) = (&mut y[to.clone()], &mut winners[to]);
-                    arch.dispatch(TakeGreater { x, tap: tap as u8, y, winners });
-                }
-            }
-        },
-    );
+    let row_length = sizes.output()[1] * sizes.channels;
+    y.par_chunks_mut(row_length)
+        .zip(winners.par_chunks_mut(row_length))
+        .enumerate()
+        .for_each(|(row, (y, winners))| arch.dispatch(OutputRow { sizes, x, row, y, winners }));
 }
 
-struct TakeGreater<'a> {
+/// One row of the output, counted through all images.
+struct OutputRow<'a> {
+    sizes: &'a Sizes,
     x: &'a [f32],
-    tap: u8,
+    row: usize,
     y: &'a mut [f32],
     winners: &'a mut [u8],
 }
 
-impl NullaryFnOnce for TakeGreater<'_> {
+impl NullaryFnOnce for OutputRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        for ((&x, y), winner) in self.x.iter().zip(self.y).zip(self.winners) {
-            // NaN is greater than everything, as in PyTorch.
-            let wins = x > *y || x.is_nan();
-            *y = if wins { x } else { *y };
-            *winner = if wins { self.tap } else { *winner };
+        let Sizes { height, width, channels, .. } = *self.sizes;
+        let output_height = self.sizes.output()[0];
+        let (image, to_y) = (self.row / output_height, self.row % output_height);
+        self.y.fill(f32::NEG_INFINITY);
+        let pixels = self.y.chunks_exact_mut(channels).zip(self.winners.chunks_exact_mut(channels));
+        for (to_x, (y, winners)) in pixels.enumerate() {
+            for tap in 0..KERNEL * KERNEL {
+                let Some(from_y) = source(to_y, tap / KERNEL, height) else { continue };
+                let Some(from_x) = source(to_x, tap % KERNEL, width) else { continue };
+                let x = &self.x[((image * height + from_y) * width + from_x) * channels..][..channels];
+                for ((&x, y), winner) in x.iter().zip(y.iter_mut()).zip(winners.iter_mut()) {
+                    // NaN is greater than everything, as in PyTorch.
+                    let wins = x > *y || x.is_nan();
+                    *y = if wins { x } else { *y };
+                    *winner = if wins { tap as u8 } else { *winner };
+                }
+            }
         }
     }
 }
@@ -72,37 +71,39 @@ impl NullaryFnOnce for TakeGreater<'_> {
 /// `dx` of `dy`: every output's gradient goes to its winner.
 pub(crate) fn gradient(sizes: &Sizes, winners: &[u8], dy: &[f32], dx: &mut [f32]) {
     let arch = Arch::new();
-    let channels = sizes.channels;
-    let [height, width] = sizes.output();
-    dx.par_chunks_mut(sizes.width * channels).enumerate().for_each(|(row, dx)| {
-        let (image, from_y) = (row / sizes.height, row % sizes.height);
-        dx.fill(0.0);
-        for tap in 0..KERNEL * KERNEL {
-            let Some(to_y) = target(from_y, tap / KERNEL, height) else { continue };
-            for (from_x, dx) in dx.chunks_exact_mut(channels).enumerate() {
-                let Some(to_x) = target(from_x, tap % KERNEL, width) else { continue };
-                let to = ((image * height + to_y) * width + to_x) * channels;
-                let (dy, winners) = (&dy[to..to + channels], &winners[to..to + channels]);
-                arch.dispatch(AddIfWon { dy, winners, tap: tap as u8, dx });
-            }
-        }
-    });
+    dx.par_chunks_mut(sizes.width * sizes.channels)
+        .enumerate()
+        .for_each(|(row, dx)| arch.dispatch(InputRow { sizes, winners, dy, row, dx }));
 }
 
-struct AddIfWon<'a> {
-    dy: &'a [f32],
+/// The gradient of one row of the input, counted through all images.
+struct InputRow<'a> {
+    sizes: &'a Sizes,
     winners: &'a [u8],
-    tap: u8,
+    dy: &'a [f32],
+    row: usize,
     dx: &'a mut [f32],
 }
 
-impl NullaryFnOnce for AddIfWon<'_> {
+impl NullaryFnOnce for InputRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        for ((dx, &dy), &winner) in self.dx.iter_mut().zip(self.dy).zip(self.winners) {
-            *dx += if winner == self.tap { dy } else { 0.0 };
+        let Sizes { height, channels, .. } = *self.sizes;
+        let [output_height, output_width] = self.sizes.output();
+        let (image, from_y) = (self.row / height, self.row % height);
+        self.dx.fill(0.0);
+        for (from_x, dx) in self.dx.chunks_exact_mut(channels).enumerate() {
+            for tap in 0..KERNEL * KERNEL {
+                let Some(to_y) = target(from_y, tap / KERNEL, output_height) else { continue };
+                let Some(to_x) = target(from_x, tap % KERNEL, output_width) else { continue };
+                let to = ((image * output_height + to_y) * output_width + to_x) * channels;
+                let (dy, winners) = (&self.dy[to..to + channels], &self.winners[to..to + channels]);
+                for ((dx, &dy), &winner) in dx.iter_mut().zip(dy).zip(winners) {
+                    *dx += if winner == tap as u8 { dy } else { 0.0 };
+                }
+            }
         }
     }
 }
@@ -115,5 +116,5 @@ fn source(to: usize, tap: usize, length: usize) -> Option<usize> {
 /// The output place that reads input place `from` through a tap.
 fn target(from: usize, tap: usize, length: usize) -> Option<usize> {
     let place = (from + PADDING).checked_sub(tap)?;
-    (place % STRIDE == 0 && place / STRIDE < length).then_some(place / STRIDE)
+    (place.is_multiple_of(STRIDE) && place / STRIDE < length).then_some(place / STRIDE)
 }

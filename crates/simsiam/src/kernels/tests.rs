@@ -73,7 +73,7 @@ fn batch_norms_match_their_twin() {
                 &format!("batch norm {case:?} rectify {rectify}"),
                 leaves(),
                 |[x, gamma, beta]| joined(super::batch_norm(x, flat(gamma), flat(beta), groups, then())),
-                |[x, gamma, beta]| joined(twin::batch_norm(x, flat(gamma), flat(beta), groups, then())),
+                |[x, gamma, beta]| joined(twin::batch_norm(x, &flat(gamma), &flat(beta), groups, then())),
             );
         }
         let [x, gamma, beta] = leaves();
@@ -87,7 +87,7 @@ fn batch_norms_match_their_twin() {
             },
             |[x, gamma, beta, shortcut]| {
                 let then = Then::AddAndRectify(shortcut);
-                joined(twin::batch_norm(x, flat(gamma), flat(beta), groups, then))
+                joined(twin::batch_norm(x, &flat(gamma), &flat(beta), groups, then))
             },
         );
     }
@@ -202,8 +202,7 @@ fn check<const N: usize>(
     kernel: impl Fn([Tensor<4>; N]) -> Tensor<4>,
     twin: impl Fn([Tensor<4>; N]) -> Tensor<4>,
 ) {
-    let leaves = || leaves.clone();
-    let (found, expected) = (evaluate(leaves(), kernel), evaluate(leaves(), twin));
+    let (found, expected) = (evaluate(leaves.clone(), kernel), evaluate(leaves, twin));
     for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
         let what = if index == 0 { "output".into() } else { format!("gradient {}", index - 1) };
         assert_close(&format!("{name}, {what}"), found, expected);

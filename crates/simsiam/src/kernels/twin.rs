@@ -26,8 +26,8 @@ pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 
 pub(super) fn batch_norm<const D: usize>(
     x: Tensor<D>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
+    gamma: &Tensor<1>,
+    beta: &Tensor<1>,
     groups: usize,
     then: Then<D>,
 ) -> Normalised<D> {
