@@ -1,5 +1,7 @@
 //! The programs as a person runs them: real processes, real signals, on a network that trains in seconds.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -171,6 +171,8 @@ struct Control<O> {
     observer: O,
     /// The workers that listen.
     orders: HashMap<WorkerId, OrderSender>,
+    /// Checkpoints that wait for the reports of their steps.
+    awaited_steps: Vec<(u64, oneshot::Sender<()>)>,
     workers_expected: u32,
     total_steps: u64,
     started_at: Instant,
@@ -196,6 +198,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             local_workers: run.local_workers,
             observer,
             orders: HashMap::new(),
+            awaited_steps: Vec::new(),
             workers_expected: run.workers,
             total_steps: run.total_steps,
             started_at: Instant::now(),
@@ -218,6 +221,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         if let Err(error) = &ended {
             self.dismiss_all(&error.to_string());
         }
+        // No more steps will be committed: who waits for one is told no.
+        self.awaited_steps.clear();
         // The last order is on its way; a stream ends when its sender is dropped and all was received.
         let mut listening: Vec<WorkerId> = self.orders.drain().map(|(worker, _)| worker).collect();
         let farewell = async {
@@ -283,6 +288,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             Input::Publishes { worker, generation, reply } => {
                 let _ = reply.send(self.membership.publishes(worker, generation));
             }
+            Input::Committed { step, reply } => {
+                self.awaited_steps.push((step, reply));
+                self.answer_awaited_steps();
+            }
             Input::Event(event) => {
                 self.act(event)?;
             }
@@ -299,7 +308,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
                 let _ = reply.send(false);
             }
-            Input::Detached { .. } | Input::Event(_) => {}
+            Input::Committed { .. } | Input::Detached { .. } | Input::Event(_) => {}
         }
     }
 
@@ -351,6 +360,16 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             tracing::error!(step = report.step, "{error}");
         }
         (self.observer)(&Progress::Step(metrics));
+        self.answer_awaited_steps();
+    }
+
+    /// Tells those who wait for a step that it is committed and its metrics are written.
+    fn answer_awaited_steps(&mut self) {
+        let committed_step = self.membership.committed_step();
+        for (_, reply) in self.awaited_steps.extract_if(.., |(step, _)| *step <= committed_step) {
+            // Who asked and went away needs no answer.
+            let _ = reply.send(());
+        }
     }
 
     fn watch_processes(&mut self) -> Result<(), CoordinatorError> {

@@ -26,6 +26,9 @@ const ORDERS_UNDER_WAY: usize = 16;
 /// How long a new stream may stay silent. What opens one has its first message at hand.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a checkpoint waits for the reports of its steps, which were sent before it.
+const REPORTS_LIMIT: Duration = Duration::from_secs(5);
+
 /// What the control loop hears.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -39,6 +42,8 @@ pub(crate) enum Input {
     Knows { worker: WorkerId, reply: oneshot::Sender<bool> },
     /// May this worker publish?
     Publishes { worker: WorkerId, generation: Generation, reply: oneshot::Sender<bool> },
+    /// Tell me once this step is committed and its metrics are written.
+    Committed { step: u64, reply: oneshot::Sender<()> },
     /// Something happened that membership is to know.
     Event(Event),
 }
@@ -220,13 +225,19 @@ impl Coordinator for Service {
                 "worker {worker} was not told to publish the checkpoints of generation {generation}"
             )));
         }
+        let step = first.step;
         let partial = self.receive_checkpoint(first, &mut parts).await?;
+        // The steps of a checkpoint are not made again, so their metrics must be written before it counts. They
+        // were reported before it, on another stream. Where a report was dropped, the checkpoint is worth more.
+        if let Ok(answer) = timeout(REPORTS_LIMIT, self.ask(|reply| Input::Committed { step, reply })).await {
+            answer?;
+        }
         let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
         let published = spawn_blocking(move || checkpoints.publish(partial, keep))
             .await
             .map_err(|error| internal(&error))?
             .map_err(|error| checkpoint_status(&error))?;
-        let (checkpoint, step) = (published.name(), published.step());
+        let checkpoint = published.name();
         let event = Event::Published { checkpoint: checkpoint.clone(), step };
         self.inputs.send(Input::Event(event)).await.map_err(|_| ended())?;
         Ok(Response::new(v1::PublishCheckpointReply { checkpoint }))

@@ -1,5 +1,7 @@
 //! The coordinator as workers see it: real gRPC on port 0, in this process, with workers that only pretend.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -464,6 +466,7 @@ async fn only_whole_checkpoints_of_the_publisher_are_taken() {
     let checkpoints = folder.path().join("run/checkpoints");
     let is_empty = || fs::read_dir(&checkpoints).unwrap().count() == 0;
 
+    workers[0].step_done(5).await;
     let parts = workers[1].checkpoint(5);
     refusal(workers[1].publish(parts).await, Code::FailedPrecondition, &["worker 2 was not told to publish"]);
     let stale: Vec<_> = workers[0]
@@ -514,4 +517,34 @@ async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words
     let local_workers = LocalWorkers::spawn(&settings).unwrap();
     let cluster = Cluster::start_with(directory, 2, |run| run.local_workers = Some(local_workers)).await;
     cluster.fails_with(&["worker-", "exit status: 1", "no device is free"]).await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_waits_for_the_metrics_of_its_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let mut worker = cluster.training(1).await.remove(0);
+    let run = folder.path().join("run");
+    let publishing = tokio::spawn({
+        let (mut client, parts) = (worker.client.clone(), worker.checkpoint(1));
+        async move { client.publish_checkpoint(tokio_stream::iter(parts)).await }
+    });
+    let partial = run.join("checkpoints/.step-000001.partial");
+    let received = timeout(Duration::from_secs(20), async {
+        while !partial.join("progress.json").exists() {
+            tokio::task::yield_now().await;
+        }
+    });
+    received.await.unwrap();
+    // The run ends before the step was reported: the checkpoint must not count either.
+    worker
+        .report(Event::Failed(v1::Failed { step: 1, reason: "gone".to_string(), ..v1::Failed::default() }))
+        .await;
+    assert!(worker.dismissed().await.contains("gone"));
+    refusal(publishing.await.unwrap(), Code::Unavailable, &["ended"]);
+    drop(worker);
+    cluster.fails_with(&["gone"]).await;
+    let left: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -1,5 +1,7 @@
 //! Checkpoints: what was written is read, and nothing else is taken for it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use proptest::prelude::*;
 use recipe::Recipe;
 use simsiam::checkpoint::{MODEL, OPTIMIZER, PROGRESS, read, write};

@@ -1,6 +1,8 @@
 //! Numerical parity with PyTorch: same weights and inputs, then loss, every gradient, and weights and running
 //! statistics after three steps, from files that `fixtures/make_parity.py` wrote in f64.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use std::path::Path;
 
 use recipe::Recipe;

@@ -1,5 +1,7 @@
 //! What a step promises beyond its numbers: shards are independent, and nothing is applied unless all is finite.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
 use recipe::{Draws, Purpose, Recipe};
 use simsiam::{Device, LearningRates, State, Trainer};
 

@@ -105,6 +105,11 @@ impl Membership {
         self.generation
     }
 
+    /// Steps that are known to be committed.
+    pub fn committed_step(&self) -> u64 {
+        self.committed_step
+    }
+
     /// How many workers are admitted and not lost.
     pub fn workers(&self) -> usize {
         self.members.len()
