@@ -1,5 +1,6 @@
 //! Where images that were drawn, packed or fetched are kept between runs.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -12,7 +13,7 @@ pub(crate) struct CacheArguments {
     #[arg(long, value_name = "FOLDER", env = "SIMSIAM_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
     /// How much of fetched images is kept, in GiB
-    #[arg(long, value_name = "GIB", default_value_t = 20)]
+    #[arg(long, value_name = "GIB", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     cache_limit_gib: u64,
 }
 
@@ -36,8 +37,8 @@ impl CacheArguments {
     }
 
     /// The same, as arguments for another process.
-    pub(crate) fn to_arguments(&self) -> Vec<String> {
-        let folder = self.folder().to_string_lossy().into_owned();
-        vec![format!("--cache-dir={folder}"), format!("--cache-limit-gib={}", self.cache_limit_gib)]
+    pub(crate) fn to_arguments(&self) -> Vec<OsString> {
+        let limit = format!("--cache-limit-gib={}", self.cache_limit_gib);
+        vec!["--cache-dir".into(), self.folder().into_os_string(), limit.into()]
     }
 }

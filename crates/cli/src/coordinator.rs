@@ -67,6 +67,13 @@ struct TrainArguments {
     cache: CacheArguments,
 }
 
+impl TrainArguments {
+    /// Those of this machine and those that join. Too many are refused later, with a sentence.
+    fn all_workers(&self) -> u32 {
+        self.workers.saturating_add(self.remote_workers)
+    }
+}
+
 #[derive(Debug, clap::Args)]
 struct CheckArguments {
     #[command(flatten)]

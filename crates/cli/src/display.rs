@@ -9,7 +9,7 @@ use coordinator::{Outcome, Progress, StepMetrics};
 pub(crate) use screen::Screen;
 
 /// Between two plain lines: few enough for a log, often enough to see that it goes on.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Steps that the shown speed and shares are averaged over: long enough to be calm.
 const SMOOTHED_STEPS: f64 = 20.0;
@@ -79,7 +79,7 @@ impl Display {
         let average = self.average.unwrap_or_else(|| Average::after(None, metrics));
         let share = |seconds: f64| 100.0 * seconds / average.step;
         let images_per_second = metrics.images_per_second * metrics.seconds.step / average.step;
-        let remaining_s = (metrics.total_steps - metrics.step) as f64 * average.step;
+        let remaining_s = metrics.total_steps.saturating_sub(metrics.step) as f64 * average.step;
         format!(
             "epoch {}/{}  {} left  loss {:+.4}  collapse level {:.2}  lr {:.4}  \
              {images_per_second:.0} images/s  data {:.0}% forward {:.0}% backward {:.0}% all-reduce {:.0}%",

@@ -168,7 +168,7 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Command::Verify(arguments) => arguments.run(progress),
     };
     screen.finish();
-    println!("{}", outcome?);
+    exit::answer(&outcome?);
     Ok(Ending::Done)
 }
 

@@ -1,5 +1,6 @@
 //! How the programs end, as documented in the README.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// A run failed, or something that it needs is not as it must be.
@@ -18,6 +19,11 @@ pub(crate) enum Ending {
     Interrupted,
     /// SIGTERM: the state is saved.
     Terminated,
+}
+
+/// Writes an answer to standard output. A reader who has gone away, as `head` does, needs no more of it.
+pub(crate) fn answer(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// The exit code, after an error was told to the person.

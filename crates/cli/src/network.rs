@@ -23,6 +23,16 @@ pub(crate) fn listen_addresses(text: &str, insecure_network: bool) -> Result<Vec
     Ok(addresses)
 }
 
+/// Refuses an address that means "all of this machine's": others are told it, and cannot connect to it.
+pub(crate) fn refuse_unspecified(text: &str, addresses: &[SocketAddr]) -> Result<()> {
+    if addresses.iter().any(|address| address.ip().is_unspecified()) {
+        bail!(
+            "--listen {text}: others are told this address, so give the one at which they reach this machine"
+        );
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,11 @@
 //! The program `worker`, and the worker's role of the program `coordinator`.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use worker::{Device, Settings, Transport};
 
@@ -28,7 +29,7 @@ pub struct WorkerArguments {
     #[arg(long)]
     insecure_network: bool,
     /// How long to look for the coordinator, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_timeout_s: u64,
     /// Fetch all images from the coordinator, even where this machine sees the same files
     #[arg(long)]
@@ -45,10 +46,23 @@ pub fn main() -> ExitCode {
     exit::code(run(&WorkerArguments::parse()))
 }
 
-/// The arguments with which a coordinator at `address` starts a worker of its own.
-pub(crate) fn arguments_for_local(address: &str, cache: &CacheArguments) -> Vec<String> {
-    let own = ["worker", "--join", address, "--end-with-stdin"].map(str::to_string);
-    own.into_iter().chain(cache.to_arguments()).collect()
+/// The arguments with which a coordinator at `address` starts a worker of its own. It listens where the
+/// coordinator does, so that workers of other machines reach it as they reach the coordinator.
+pub(crate) fn arguments_for_local(
+    address: &str,
+    insecure_network: bool,
+    cache: &CacheArguments,
+) -> Vec<OsString> {
+    let own = ["worker", "--join", address, "--end-with-stdin"].map(OsString::from);
+    let network = network_flags(address, insecure_network).into_iter().map(OsString::from);
+    own.into_iter().chain(network).chain(cache.to_arguments()).collect()
+}
+
+/// The flags of a worker in the network of `address`.
+pub(crate) fn network_flags(address: &str, insecure_network: bool) -> Vec<String> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let flag = insecure_network.then(|| "--insecure-network".to_string());
+    [format!("--listen={host}:0")].into_iter().chain(flag).collect()
 }
 
 /// Works until the coordinator dismisses this worker.
@@ -72,11 +86,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
 
 fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
-    ensure!(
-        addresses.iter().all(|address| !address.ip().is_unspecified()),
-        "--listen {}: other workers are told this address, so give the one at which they reach this machine",
-        arguments.listen
-    );
+    network::refuse_unspecified(&arguments.listen, &addresses)?;
     Ok(Settings {
         coordinator: arguments.join.clone(),
         connect_limit: Duration::from_secs(arguments.connect_timeout_s),

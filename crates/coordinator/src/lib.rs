@@ -21,7 +21,7 @@ mod service;
 mod supervisor;
 mod wire;
 
-pub use membership::{Outcome, SettingsError, StepSeconds, Timeouts, check_workers};
+pub use membership::{Lease, Outcome, SettingsError, StepSeconds, Timeouts, check_workers, lease};
 pub use progress::{Progress, StepMetrics};
 pub use run::{CoordinatorError, Run, serve};
 pub use run_directory::{RunDirectory, RunDirectoryError};

@@ -362,7 +362,9 @@ fn internal(error: &tokio::task::JoinError) -> Status {
     Status::internal(format!("a task of the coordinator failed: {error}"))
 }
 
+/// The answer to a worker whose checkpoint cannot be kept or read; the person is told too.
 fn checkpoint_status(error: &CheckpointError) -> Status {
+    tracing::warn!("{error}");
     let code = match error {
         CheckpointError::Damaged { .. } => tonic::Code::DataLoss,
         CheckpointError::Refused { .. } => tonic::Code::InvalidArgument,

@@ -3,6 +3,7 @@
 //! Each child's standard input is a pipe that nobody writes to. A worker ends when it closes, so a worker
 //! cannot outlive its coordinator, however that ends: the system closes the pipe even after `kill -9`.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -30,7 +31,7 @@ pub struct LocalWorkerSettings {
     /// The program.
     pub executable: PathBuf,
     /// Its arguments, the same for all: `worker --join ADDRESS`, say.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
     /// How many.
     pub count: u32,
     /// `RAYON_NUM_THREADS` of each, so that together they do not ask for more than the machine has.
@@ -211,7 +212,7 @@ mod tests {
     fn shell(folder: &Path, script: &str) -> LocalWorkerSettings {
         LocalWorkerSettings {
             executable: PathBuf::from("/bin/sh"),
-            arguments: vec!["-c".to_string(), script.to_string()],
+            arguments: vec!["-c".into(), script.into()],
             count: 2,
             threads_per_worker: 3,
             logs: folder.to_path_buf(),

@@ -376,7 +376,11 @@ async fn who_does_not_fit_may_not_join() {
     let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
     refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
     let mut first = join(join_request(1)).await.unwrap();
-    refusal(join(join_request(2)).await, Code::FailedPrecondition, &["1 workers already", "--workers 2"]);
+    refusal(
+        join(join_request(2)).await,
+        Code::FailedPrecondition,
+        &["1 workers already", "--remote-workers"],
+    );
     // Nobody can listen in another's place.
     first.attend().await.unwrap();
     let mut intruder = first.with_id(first.joined.worker_id);
@@ -509,7 +513,7 @@ async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words
     let directory = create(folder.path());
     let settings = LocalWorkerSettings {
         executable: "/bin/sh".into(),
-        arguments: vec!["-c".to_string(), "echo no device is free >&2; exit 1".to_string()],
+        arguments: vec!["-c".into(), "echo no device is free >&2; exit 1".into()],
         count: 2,
         threads_per_worker: 1,
         logs: directory.logs(),

@@ -80,7 +80,8 @@ impl Training {
             );
         }
         if !self.batch.is_multiple_of(self.shards) {
-            let lower = self.batch / self.shards * self.shards;
+            // At least 2 images for each shard, which the next rule asks for.
+            let lower = (self.batch / self.shards).max(2) * self.shards;
             return refuse(
                 "training.batch",
                 format!(

@@ -68,23 +68,29 @@ pub struct Training {
 
 /// When the weights, the momentum and the position are saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// Save after this many steps; absent: not by steps.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
     /// Save after this many minutes; absent: not by time. The last step is always saved.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_minutes: Option<f64>,
     /// How many to keep; older ones are deleted.
+    #[serde(default = "kept_checkpoints")]
     pub keep: u32,
 }
 
 impl Default for Checkpoint {
-    /// Ten minutes of lost work is little, and three checkpoints are a safety net for a damaged disk.
+    /// For recipes that say nothing: ten minutes of lost work is little.
     fn default() -> Self {
-        Checkpoint { every_steps: None, every_minutes: Some(10.0), keep: 3 }
+        Checkpoint { every_steps: None, every_minutes: Some(10.0), keep: kept_checkpoints() }
     }
+}
+
+/// Three are a safety net for a damaged disk.
+fn kept_checkpoints() -> u32 {
+    3
 }
 
 impl Recipe {

@@ -43,7 +43,7 @@ pub struct PhaseSeconds {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "step {step}: loss or gradient is not finite in shard(s) {shards:?}; the weights are those of the step \
-     before. A lower optimizer.base_learning_rate or a longer warmup usually helps"
+     before. Start a new run with a lower optimizer.base_learning_rate or a longer warmup"
 )]
 pub struct NonFinite {
     /// The step that was not committed, counted from 0.
@@ -162,7 +162,7 @@ impl Trainer {
     }
 }
 
-/// The recipe's network with the state's weights, for evaluation: no gradients, running statistics.
+/// The recipe's network with the state's weights. Parameters have gradients if the device records them.
 pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
     let mut parameters = Parameters::new(device, |kind, range| match kind {
         Kind::Parameter => kernels::tensor_data(&state.weights[range]),

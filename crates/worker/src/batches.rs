@@ -19,6 +19,8 @@ pub(crate) struct ShardBatch {
 /// The parts of all steps from `start` on, step by step and shard by shard.
 pub(crate) struct Batches {
     receiver: Receiver<Result<ShardBatch, DatasetError>>,
+    /// Received already, by [`Batches::wait_for_first`].
+    first: Option<ShardBatch>,
 }
 
 impl Batches {
@@ -35,11 +37,21 @@ impl Batches {
             .name("views".into())
             .spawn(move || maker.make(steps, &sender))
             .expect("the system has room for one more thread");
-        Batches { receiver }
+        Batches { receiver, first: None }
+    }
+
+    /// Waits until the first part is made, so that images which cannot be had are found now.
+    pub(crate) fn wait_for_first(&mut self) -> Result<(), DatasetError> {
+        // A run that has no more steps has no first part.
+        self.first = self.receiver.recv().ok().transpose()?;
+        Ok(())
     }
 
     /// The next shard's part.
-    pub(crate) fn next(&self) -> Result<ShardBatch, DatasetError> {
+    pub(crate) fn next(&mut self) -> Result<ShardBatch, DatasetError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         self.receiver.recv().expect("the maker ends only after the last step or an error")
     }
 }

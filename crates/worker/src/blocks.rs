@@ -1,6 +1,7 @@
 //! Blocks of images from the coordinator, for the shards that this worker leases.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dataset::{FetchBlock, Manifest};
@@ -8,13 +9,13 @@ use protocol::v1;
 
 use crate::link::Link;
 
-/// How long one block may take: 4 MiB arrive in it even at half a megabit a second.
+/// How long one block may take: 4 MiB arrive in it even at a megabit a second.
 const BLOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Fetches blocks over gRPC. The caller verifies their hashes.
 pub(crate) struct RemoteBlocks {
     pub(crate) link: Link,
-    pub(crate) manifest: std::sync::Arc<Manifest>,
+    pub(crate) manifest: Arc<Manifest>,
 }
 
 impl FetchBlock for RemoteBlocks {

@@ -15,7 +15,7 @@ use recipe::Recipe;
 use simsiam::Device;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -69,7 +69,8 @@ pub struct Settings {
 pub async fn run(settings: Settings) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
     let mut client = protocol::connect(&settings.coordinator, deadline).await?;
-    let joined = join(&mut client, &settings).await?;
+    let joined =
+        timeout_at(deadline, join(&mut client, &settings)).await.unwrap_or_else(|_| Err(no_answer()))?;
     let worker = WorkerId(joined.worker_id);
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
@@ -78,7 +79,8 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
     let link = Link { client: client.clone(), worker, runtime: Handle::current() };
     let training = describe(joined, settings, link, reports.clone())?;
     reports.attending();
-    let orders = client.attend(ReceiverStream::new(receiver)).await.map_err(refused)?.into_inner();
+    let attended = timeout_at(deadline, client.attend(ReceiverStream::new(receiver))).await;
+    let orders = attended.map_err(|_| no_answer())?.map_err(|status| refused(&status))?.into_inner();
 
     let (commands, commanded) = mpsc::channel();
     let (ended, end) = oneshot::channel();
@@ -105,7 +107,7 @@ async fn join(
         // The system seeds `RandomState`.
         incarnation: RandomState::new().hash_one(std::process::id()),
     };
-    Ok(client.join(request).await.map_err(refused)?.into_inner())
+    Ok(client.join(request).await.map_err(|status| refused(&status))?.into_inner())
 }
 
 /// Parses what the coordinator answered, once and completely.
@@ -187,8 +189,11 @@ async fn dismissed(
     }
     // A thread that has ended needs no word.
     let _ = commands.send(Command::Dismiss);
-    if timeout(GRACE, end).await.is_err() {
-        tracing::warn!("the training thread is still in its step, and is left behind");
+    match timeout(GRACE, end).await {
+        Ok(Ok(Err(panic))) => resume_unwind(panic),
+        Ok(Ok(Ok(Err(error)))) if !matches!(error, WorkerError::Dismissed(_)) => return Err(error),
+        Ok(_) => {}
+        Err(_) => tracing::warn!("the training thread is still at work, and is left behind"),
     }
     if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
 }
@@ -210,8 +215,12 @@ fn lost(failure: Option<(WorkerError, Instant)>, reason: &str) -> WorkerError {
     failure.map_or_else(|| WorkerError::CoordinatorLost(reason.to_string()), |(error, _)| error)
 }
 
-fn refused(status: tonic::Status) -> WorkerError {
+fn refused(status: &tonic::Status) -> WorkerError {
     WorkerError::Refused(status.message().to_string())
+}
+
+fn no_answer() -> WorkerError {
+    WorkerError::CoordinatorLost("it took the connection, but did not answer in time".to_string())
 }
 
 /// A day is longer than any wait here.

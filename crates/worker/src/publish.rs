@@ -10,8 +10,12 @@ use tokio::task::JoinHandle;
 use crate::WorkerError;
 use crate::link::Link;
 
-/// How long a checkpoint may take to reach the disk: a gigabyte at two megabytes a second.
-const PUBLISH_LIMIT: Duration = Duration::from_secs(500);
+/// How long a checkpoint may take to reach the disk: half a gigabyte at two megabytes a second. Two of them fit
+/// into the coordinator's patience with a run that stops.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(250);
+
+/// Until a checkpoint that failed is tried again: a full disk is seldom free a step later.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// Publishes the state when the recipe says so. At most one checkpoint is on its way; training goes on.
 pub(crate) struct Publisher {
@@ -41,14 +45,17 @@ impl Publisher {
         Publisher { link, generation, layout: layout.clone(), due, under_way: None }
     }
 
-    /// Begins to publish `state` if it is time. A checkpoint that failed is warned of and made up for at the
-    /// next step: the one before it is still whole.
+    /// Begins to publish `state` if it is time. A checkpoint that failed is warned of and made up for after a
+    /// pause: the one before it is still whole.
     pub(crate) fn publish_if_due(&mut self, state: &State, now: Instant) {
         if let Some(upload) = self.under_way.take_if(|upload| upload.task.is_finished()) {
             let step = upload.step;
             match self.finish(upload) {
                 Ok(()) => self.due.saved(step, now),
-                Err(error) => tracing::warn!("{error}; training goes on"),
+                Err(error) => {
+                    tracing::warn!("{error}; training goes on");
+                    self.due.failed(now);
+                }
             }
         }
         if self.under_way.is_none() && self.due.is_due(state.step, now) {
@@ -93,6 +100,7 @@ impl Publisher {
 
     fn finish(&self, upload: Upload) -> Result<(), WorkerError> {
         let step = upload.step;
+        let abort = upload.task.abort_handle();
         let joined =
             async { upload.task.await.unwrap_or_else(|error| Err(tonic::Status::from_error(error.into()))) };
         match self.link.wait(PUBLISH_LIMIT, joined) {
@@ -100,7 +108,11 @@ impl Publisher {
                 tracing::info!(step, checkpoint, "published");
                 Ok(())
             }
-            Err(status) => Err(WorkerError::Publish { step, problem: status.message().to_string() }),
+            Err(status) => {
+                // If it only took too long, the next attempt must not meet it.
+                abort.abort();
+                Err(WorkerError::Publish { step, problem: status.message().to_string() })
+            }
         }
     }
 }
@@ -131,23 +143,29 @@ struct Due {
     every: Option<Duration>,
     saved_step: u64,
     saved_at: Instant,
+    /// Not before, after one that failed.
+    retry_at: Instant,
 }
 
 impl Due {
     fn new(recipe: &recipe::Checkpoint, step: u64, now: Instant) -> Due {
         let every = recipe.every_minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
-        Due { every_steps: recipe.every_steps, every, saved_step: step, saved_at: now }
+        Due { every_steps: recipe.every_steps, every, saved_step: step, saved_at: now, retry_at: now }
     }
 
     /// Steps count from the run's beginning, so that a run which was resumed saves the same ones.
     fn is_due(&self, step: u64, now: Instant) -> bool {
         let by_steps = self.every_steps.is_some_and(|every| step / every > self.saved_step / every);
         let by_time = self.every.is_some_and(|every| now.duration_since(self.saved_at) >= every);
-        step > self.saved_step && (by_steps || by_time)
+        step > self.saved_step && now >= self.retry_at && (by_steps || by_time)
     }
 
     fn saved(&mut self, step: u64, now: Instant) {
         (self.saved_step, self.saved_at) = (step, now);
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.retry_at = now + RETRY_PAUSE;
     }
 }
 
@@ -177,5 +195,8 @@ mod tests {
             let due = Due::new(&recipe, saved, start);
             assert_eq!(due.is_due(step, now), expected, "{recipe:?}, saved {saved}, step {step}");
         }
+        let mut due = Due::new(&recipe(Some(40), None), 0, start);
+        due.failed(start);
+        assert_eq!([start, start + RETRY_PAUSE].map(|now| due.is_due(41, now)), [false, true]);
     }
 }

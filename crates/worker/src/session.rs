@@ -48,7 +48,7 @@ impl Session {
             .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?;
         let lease = group.lease();
         // Started before the others are waited for, so that the first views are ready when they come.
-        let batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
+        let mut batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
         let members: Vec<WorkerId> = order.members.iter().map(|member| WorkerId(member.worker_id)).collect();
         let addresses: Vec<String> =
             order.members.iter().map(|member| member.collective_address.clone()).collect();
@@ -61,6 +61,7 @@ impl Session {
             .transport
             .assemble(group, &addresses, limits)
             .map_err(|source| collective_error(&members, source))?;
+        batches.wait_for_first()?;
         Ok(Session { generation: order.generation, lease, members, batches, collective })
     }
 
@@ -74,7 +75,7 @@ impl Session {
     }
 
     /// The views of a shard's part of a step. Steps and shards must be asked for in order.
-    pub(crate) fn next_batch(&self, step: u64, shard: u32) -> Result<ShardBatch, WorkerError> {
+    pub(crate) fn next_batch(&mut self, step: u64, shard: u32) -> Result<ShardBatch, WorkerError> {
         let batch = self.batches.next()?;
         assert_eq!((batch.step, batch.shard), (step, shard), "batches are made in the order of their use");
         Ok(batch)

@@ -1,12 +1,13 @@
 //! `coordinator check`: what a run would be, before anything starts.
 
 use anyhow::{Result, ensure};
-use coordinator::check_workers;
+use collective::subtrees;
+use coordinator::{check_workers, lease};
 use recipe::{Data, Recipe};
 use simsiam::{BucketLayout, Layout, Schedule, SimSiam};
 
 use super::CheckArguments;
-use crate::exit::Ending;
+use crate::exit::{Ending, answer};
 
 /// Validates the recipe and prints it, then its schedule, memory and communication.
 pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
@@ -18,9 +19,9 @@ pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
         "{images} images do not fill one batch of {}; lower training.batch, or give more images",
         recipe.training.batch
     );
-    println!("{}", recipe.to_toml());
-    println!("{}", schedule(&recipe, images));
-    println!("{}", costs(&recipe, arguments.workers));
+    answer(&recipe.to_toml());
+    answer(&schedule(&recipe, images));
+    answer(&costs(&recipe, arguments.workers));
     Ok(Ending::Done)
 }
 
@@ -51,29 +52,34 @@ fn schedule(recipe: &Recipe, images: u64) -> String {
     lines.join("\n")
 }
 
-/// Memory and bytes that follow from the numbers of parameters, shards and workers alone.
+/// Memory and bytes that follow from parameters, shards and workers alone, of the worker that has most.
 fn costs(recipe: &Recipe, workers: u32) -> String {
     let layout = Layout::of(&recipe.model);
     let bucket = BucketLayout::new(&layout, recipe.model.projector_dim as usize, recipe.training.shards);
     let bucket_mb = megabytes(bucket.values());
-    let shards_per_worker = recipe.training.shards.div_ceil(workers);
-    // What `SubtreeSums` holds for an aligned lease, and the folded one.
-    let buckets_held = 2 + shards_per_worker.next_power_of_two().ilog2() + 1;
+    let leases = lease(recipe.training.shards, workers);
+    let shards = leases.iter().map(|lease| lease.shard_count).max().unwrap_or(1);
+    let sums =
+        leases.iter().map(|lease| subtrees(lease.first_shard..lease.first_shard + lease.shard_count).len());
+    let sums = sums.max().unwrap_or(1);
+    // The sums that are sent, one for each level below them while shards are added up, the next shard's bucket,
+    // and the folded one.
+    let buckets_held = sums as u32 + shards.ilog2() + 2;
     let side = recipe.views.crop_px as usize;
-    let batch = recipe.training.batch as usize / recipe.training.shards as usize;
-    let views_mb = megabytes(2 * batch * 3 * side * side) * f64::from(shards_per_worker + 1);
-    // Each worker folds one slice: it sends the others' slices of its sums, and its folded slice to each.
-    let sent_mb = 2.0 * bucket_mb * f64::from(workers - 1) / f64::from(workers);
-    // The backward pass holds, beside them, the gradients of the layer at work.
-    let activations_mb = megabytes(SimSiam::activation_floats(&recipe.model, batch, side));
+    let images = recipe.shard_batch() as usize;
+    // Those that wait for the step, one that is made, one that is in use.
+    let views_mb = megabytes(2 * images * 3 * side * side) * f64::from(shards + 2);
+    let activations_mb = megabytes(SimSiam::activation_floats(&recipe.model, images, side));
+    // Each worker folds one slice of the bucket: it sends the others' slices of its sums, then its own to each.
+    let sent_mb = (sums + 1) as f64 * bucket_mb * f64::from(workers - 1) / f64::from(workers);
     format!(
         "# network: {} parameters, {} running statistics\n\
-         # a worker: {shards_per_worker} shards of {batch} images, weights and momentum {:.1} MB, \
+         # a worker: {shards} shards of {images} images; weights twice, gradients and momentum {:.1} MB, \
          {buckets_held} buckets of {bucket_mb:.1} MB, views {views_mb:.1} MB, activations {activations_mb:.1} MB\n\
-         # a step: each of {workers} workers sends {sent_mb:.1} MB to the others, and as much arrives",
+         # a step: each of {workers} workers sends {sent_mb:.1} MB to the others, and about as much arrives",
         layout.parameter_count(),
         layout.statistic_count(),
-        megabytes(2 * layout.parameter_count()),
+        megabytes(4 * layout.parameter_count()),
     )
 }
 

@@ -1,13 +1,14 @@
 //! `coordinator fetch`: downloads a public data set.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use dataset::fetch::{Archive, Event, Patience, Phase, fetch};
 
 use super::{DataSet, FetchArguments};
-use crate::display::Screen;
-use crate::exit::Ending;
+use crate::display::{PLAIN_INTERVAL, Screen};
+use crate::exit::{Ending, answer};
 use crate::logging;
 
 /// Makes the folder of the data set, from wherever an earlier call was interrupted.
@@ -25,9 +26,15 @@ pub(super) fn run(arguments: &FetchArguments) -> Result<Ending> {
         folder if folder.as_os_str().is_empty() => Path::new("."),
         folder => folder,
     };
+    let mut told_at = Instant::now();
     let mut report = |event: Event| match event {
         Event::Progress { phase, done_bytes, total_bytes } => {
-            screen.position(done_bytes, total_bytes, describe(phase, done_bytes, total_bytes));
+            let text = describe(phase, done_bytes, total_bytes);
+            if !screen.is_terminal() && told_at.elapsed() >= PLAIN_INTERVAL {
+                told_at = Instant::now();
+                screen.line(&text);
+            }
+            screen.position(done_bytes, total_bytes, text);
         }
         Event::Interrupted { reason, pause } => {
             screen.line(&format!("interrupted: {reason}; tried again in {} s", pause.as_secs()));
@@ -38,7 +45,7 @@ pub(super) fn run(arguments: &FetchArguments) -> Result<Ending> {
     let fetched = fetched.with_context(|| format!("fetch {}", archive.folder))?;
     let how =
         if fetched.was_there { "was there already, whole and right" } else { "is fetched, whole and right" };
-    println!("{} {how}", fetched.folder.display());
+    answer(&format!("{} {how}", fetched.folder.display()));
     Ok(Ending::Done)
 }
 

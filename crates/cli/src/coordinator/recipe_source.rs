@@ -38,6 +38,11 @@ impl RecipeArguments {
     pub(super) fn are_given(&self) -> bool {
         self.config.is_some() || !self.set.is_empty()
     }
+
+    /// Whether the run was named apart from its recipe.
+    pub(super) fn name_is_given(&self) -> bool {
+        self.name.is_some()
+    }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -130,6 +135,6 @@ mod tests {
         let found =
             difference(&saved, &load(&["training.epochs=7", "checkpoint.every_minutes=1.0"])).unwrap();
         assert!(found.contains("training.epochs is 10, not 7"), "{found}");
-        assert!(found.contains("checkpoint.every_minutes is 10.0, not 1.0"), "{found}");
+        assert!(found.contains("checkpoint.every_minutes is absent, not 1.0"), "{found}");
     }
 }

@@ -39,13 +39,16 @@ struct Prepared {
 }
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
-    network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    if arguments.remote_workers > 0 {
+        network::refuse_unspecified(&arguments.listen, &addresses)?;
+    }
     let resumed = arguments.resume.as_ref().map(|folder| resume(arguments, folder.as_deref())).transpose()?;
     let recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
     };
-    check_workers(arguments.workers + arguments.remote_workers, recipe.training.shards)?;
+    check_workers(arguments.all_workers(), recipe.training.shards)?;
     let path = arguments.out.join(&recipe.name);
     if resumed.is_none() {
         RunDirectory::refuse_unless_free(&path)?;
@@ -64,12 +67,17 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => RunDirectory::create(&path, &recipe, PROGRAM_VERSION)?,
     };
     log.open(&directory.logs().join("coordinator.log"))?;
+    warn_of_pictures(&deal);
     Ok(Prepared { directory, deal, total_steps })
 }
 
 /// Opens the run to go on with, whose own recipe counts.
 fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirectory> {
     let asked = arguments.recipe.load()?;
+    ensure!(
+        folder.is_none() || !arguments.recipe.name_is_given(),
+        "--resume FOLDER says which run, and --name too: leave one of them out"
+    );
     let path = folder.map_or_else(|| arguments.out.join(&asked.name), PathBuf::from);
     let directory = RunDirectory::open(&path)?;
     if arguments.recipe.are_given()
@@ -84,6 +92,13 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
     Ok(directory)
 }
 
+/// Pictures that were left out, for the person and the log.
+pub(super) fn warn_of_pictures(deal: &Deal) {
+    for warning in deal.images().warnings() {
+        tracing::warn!("{warning}");
+    }
+}
+
 /// The images, dealt to shards.
 pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> Result<Deal> {
     let folder = cache.folder();
@@ -93,9 +108,6 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
     let images = Images::open_with_progress(&recipe.data, &folder, &mut progress);
     screen.finish();
     let images = images?;
-    for warning in images.warnings() {
-        tracing::warn!("{warning}");
-    }
     Ok(Deal::new(Arc::new(images), recipe.training.shards, &folder)?)
 }
 
@@ -119,15 +131,16 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest.shards
     ));
     if arguments.remote_workers > 0 {
+        let flags = worker::network_flags(&address, arguments.insecure_network).join(" ");
         screen.line(&format!(
-            "waiting for {} workers: start each with `worker --join {address}`",
+            "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}`",
             arguments.remote_workers
         ));
     }
     let run = Run {
         manifest_json: manifest.to_json(),
         total_steps,
-        workers: arguments.workers + arguments.remote_workers,
+        workers: arguments.all_workers(),
         timeouts: Timeouts::default(),
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(&address, &directory, arguments)?,
@@ -136,9 +149,16 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let (stops, mut stopped_by) = stops()?;
     let mut display = Display::new(screen.clone());
     let observer = move |progress: &coordinator::Progress| display.show(progress, Instant::now());
-    let outcome =
-        serve(listener, run, Arc::new(move |shard, block| deal.block(shard, block).ok()), observer, stops)
-            .await?;
+    let outcome = serve(
+        listener,
+        run,
+        Arc::new(move |shard, block| {
+            deal.block(shard, block).inspect_err(|error| tracing::warn!("a worker asked: {error}")).ok()
+        }),
+        observer,
+        stops,
+    )
+    .await?;
     match outcome {
         Outcome::Completed { .. } => {
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));
@@ -161,7 +181,7 @@ fn start_workers(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: std::env::current_exe().context("find this program's own file")?,
-        arguments: worker::arguments_for_local(address, &arguments.cache),
+        arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
         count: arguments.workers,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
         logs: directory.logs(),

@@ -68,26 +68,38 @@ impl Checkpoints {
         Ok(published)
     }
 
-    /// The newest checkpoint whose files are what its manifest says, with a warning in the log for each one
-    /// that is passed over; `None` if there is none.
+    /// The newest checkpoint whose files are what its manifest says, with a warning for each one that is
+    /// passed over; `None` if there are none at all.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// [`CheckpointError::Damaged`] if there are some and none of them is whole: to begin anew would throw away
+    /// what a person may still save. Those of the disk, which say nothing of the checkpoint.
     pub fn latest_valid(&self) -> Result<Option<CheckpointDirectory>, CheckpointError> {
+        let mut passed_over = None;
         for step in self.steps()? {
-            match CheckpointDirectory::open(&self.path.join(checkpoint_name(step))) {
-                Ok(checkpoint) if checkpoint.step() != step => {
-                    tracing::warn!(
-                        step,
-                        found = checkpoint.step(),
-                        "checkpoint passed over: wrong step inside"
-                    );
-                }
+            match self.open_own(step) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
-                Err(error) => tracing::warn!(step, "checkpoint passed over: {error}"),
+                Err(error @ CheckpointError::Damaged { .. }) => {
+                    tracing::warn!(step, "checkpoint passed over: {error}");
+                    passed_over.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        passed_over.map_or(Ok(None), Err)
+    }
+
+    /// The checkpoint of `step`, if it is one of this run's.
+    fn open_own(&self, step: u64) -> Result<CheckpointDirectory, CheckpointError> {
+        let path = self.path.join(checkpoint_name(step));
+        let checkpoint = CheckpointDirectory::open(&path)?;
+        let manifest = checkpoint.manifest();
+        if (manifest.step, &manifest.run_id) != (step, &self.run_id) {
+            let expected = format!("step {step} of run {}", self.run_id);
+            let found = format!("step {} of run {}", manifest.step, manifest.run_id);
+            return Err(CheckpointError::Damaged { path, expected, found });
+        }
+        Ok(checkpoint)
     }
 
     /// The checkpoint called `name`, verified; `None` if there is none of that name.
@@ -96,8 +108,8 @@ impl Checkpoints {
     /// [`CheckpointError::Damaged`].
     pub fn find(&self, name: &str) -> Result<Option<CheckpointDirectory>, CheckpointError> {
         // The name comes from outside: only what is a checkpoint's name becomes part of a path.
-        match step_of(name).map(|step| self.path.join(checkpoint_name(step))) {
-            Some(path) if path.is_dir() => CheckpointDirectory::open(&path).map(Some),
+        match step_of(name) {
+            Some(step) if self.path.join(name).is_dir() => self.open_own(step).map(Some),
             _ => Ok(None),
         }
     }
@@ -213,8 +225,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
         let published = publish(&checkpoints, 10, 3);
+        publish(&checkpoints, 5, 3);
         fs::rename(published.path(), folder.path().join("step-000030")).unwrap();
-        assert_eq!(checkpoints.latest_valid().unwrap(), None);
+        assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 5);
+        // And so is one of another run; where there is no other, that is said.
+        let others = Checkpoints::open(folder.path(), "11ff").unwrap();
+        let error = others.latest_valid().unwrap_err().to_string();
+        assert!(error.contains("step 30 of run 11ff") && error.contains("step 10 of run 00ff"), "{error}");
     }
 
     #[test]

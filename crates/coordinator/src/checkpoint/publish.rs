@@ -118,11 +118,12 @@ impl PartialCheckpoint {
         let path = self.checkpoints.join(checkpoint_name(self.manifest.step));
         match CheckpointDirectory::open(&path) {
             // The same step of the same run, published before: it stays, and the partial folder goes.
-            Ok(present) => return Ok(present),
-            Err(_) if path.exists() => {
+            Ok(present) if present.manifest().run_id == self.manifest.run_id => return Ok(present),
+            Ok(_) | Err(CheckpointError::Damaged { .. }) if path.exists() => {
                 fs::remove_dir_all(&path).map_err(CheckpointError::io("replace the damaged", &path))?;
             }
-            Err(_) => {}
+            Ok(_) | Err(CheckpointError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
         }
         fs::rename(&self.path, &path).map_err(CheckpointError::io("create", &path))?;
         self.is_complete = true;

@@ -2,14 +2,16 @@
 
 /// Shards that follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lease {
-    pub(super) first_shard: u32,
-    pub(super) shard_count: u32,
+pub struct Lease {
+    /// The first of them.
+    pub first_shard: u32,
+    /// How many there are.
+    pub shard_count: u32,
 }
 
 /// Deals `shards` to `workers` ranks: contiguous, in order of rank, and as evenly as possible: the first
 /// `shards % workers` ranks get one more. `workers` is at least 1.
-pub(super) fn lease(shards: u32, workers: u32) -> Vec<Lease> {
+pub fn lease(shards: u32, workers: u32) -> Vec<Lease> {
     let (each, with_one_more) = (shards / workers, shards % workers);
     let mut first_shard = 0;
     (0..workers)

@@ -24,10 +24,10 @@ use protocol::{Generation, Rank, WorkerId};
 pub use events::{
     Action, Candidate, Digest, Event, Holding, Order, Outcome, Phase, Place, StepReport, StepSeconds,
 };
+pub use lease::{Lease, lease};
 pub use settings::{Settings, SettingsError, Timeouts, check_workers};
 
 use crate::journal::Record;
-use lease::lease;
 
 /// How long a second-hand verdict waits for the word of the one that knows: the worker that others suspect,
 /// or the process behind a connection that ended. Longer than a process takes to print a panic and end.
@@ -179,9 +179,9 @@ impl Membership {
         }
         if self.members.len() >= self.settings.workers as usize || self.phase != Phase::Gathering {
             return vec![refuse(&format!(
-                "this run has its {} workers already: start the coordinator with --workers {} for one more",
-                self.settings.workers,
-                self.settings.workers + 1
+                "this run has its {} workers already: start the coordinator for one more with --workers or \
+                 --remote-workers",
+                self.settings.workers
             ))];
         }
         self.workers_admitted += 1;
@@ -274,7 +274,7 @@ impl Membership {
 
     /// All workers report the same values, so the first rank's word stands for all.
     fn step_done(&mut self, worker: WorkerId, report: StepReport, now: Duration) -> Vec<Action> {
-        let known = report.step <= self.committed_step;
+        let known = report.step <= self.committed_step || report.step > self.settings.total_steps;
         if known || !self.is_under_way() || report.generation != self.generation {
             return Vec::new();
         }
@@ -418,7 +418,13 @@ impl Membership {
         let reason = format!("nothing was heard of it for {:.1} s", limit.as_secs_f64());
         if self.phase == Phase::Gathering {
             self.members.remove(&worker);
-            return vec![Action::Record(Record::Lost { worker: worker.0, reason })];
+            // It may only have been suspended: then it must learn that its place is gone.
+            let failure = Some(format!("{reason}, and its place was given away: start it again"));
+            let order = Order::Dismiss { failure };
+            return vec![
+                Action::Send { worker, order },
+                Action::Record(Record::Lost { worker: worker.0, reason }),
+            ];
         }
         let how_to_go_on = self.how_to_go_on();
         self.fail(format!("{} was lost: {reason}; {how_to_go_on}", self.describe(worker)))

@@ -185,6 +185,7 @@ pub(crate) fn tensor_data(values: &[f32]) -> TensorData {
 
 /// Copies with every thread: one alone does not fill the way to the memory.
 pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "what is copied has its place's length");
     to.par_chunks_mut(SHARE).zip(from.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
