@@ -4,7 +4,7 @@
 //! file, so that every course of events can be tested. A run goes
 //! `Gathering -> Assembling -> Training -> (Stopping ->) Finished`, and from anywhere to `Failed`.
 //!
-//! A worker that is lost once a generation is formed ends the run, in [`Membership::lose`]: the one place to
+//! A worker that is lost once a generation is formed ends the run, in `Membership::lose`: the one place to
 //! change when generations learn to follow each other. Everything else is already counted by generation.
 
 mod agreement;
