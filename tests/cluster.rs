@@ -89,7 +89,7 @@ impl TestRun {
         let mut last = None;
         for index in 0..workers {
             let settings = self.settings(&address, index, wiring, &hub);
-            last = Some(started.spawn(worker::run(settings)));
+            last = Some(started.spawn(worker::run(settings, std::future::pending())));
         }
         let (stop, stops) = mpsc::channel(2);
         let (sender, mut steps) = mpsc::unbounded_channel();

@@ -1,12 +1,15 @@
 //! The program `worker`, and the worker's role of the program `coordinator`.
 
 use std::ffi::OsString;
+use std::future::pending;
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use worker::{Device, Settings, Transport};
 
 use crate::cache::CacheArguments;
@@ -77,7 +80,9 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
         .enable_all()
         .build()
         .context("start the asynchronous half")?;
-    let result = runtime.block_on(worker::run(settings(arguments)?));
+    let settings = settings(arguments)?;
+    let result =
+        runtime.block_on(async { worker::run(settings, drain()?).await.map_err(anyhow::Error::from) });
     // A training thread that waits for a lost peer must not hold up the end of the process.
     runtime.shutdown_background();
     result?;
@@ -96,6 +101,33 @@ fn settings(arguments: &WorkerArguments) -> Result<Settings> {
         maps_local_files: !arguments.no_local_files,
         program_version: PROGRAM_VERSION.to_string(),
         description: description(),
+    })
+}
+
+/// Resolves at the first Ctrl-C or SIGTERM, which lets the workers finish their step. The second ends this
+/// process at once.
+fn drain() -> Result<impl Future<Output = ()>> {
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let mut terminations = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let (asked, first) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut asked = Some(asked);
+        loop {
+            tokio::select! {
+                _ = interrupts.recv() => {}
+                _ = terminations.recv() => {}
+            }
+            match asked.take() {
+                // A worker that has ended needs no drain.
+                Some(asked) => drop(asked.send(())),
+                None => std::process::exit(1),
+            }
+        }
+    });
+    Ok(async {
+        if first.await.is_err() {
+            pending::<()>().await;
+        }
     })
 }
 

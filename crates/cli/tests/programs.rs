@@ -178,6 +178,19 @@ fn a_stopped_run_goes_on_to_the_same_end() {
 }
 
 #[test]
+fn a_drained_worker_stops_the_run_in_order() {
+    let place = Place::new();
+    let child = place.train("drained", "3", &[]).spawn().unwrap();
+    place.wait_for_steps("drained", 6);
+    signal(place.workers("drained", 3)[2], Signal::TERM);
+    expect(&child.wait_with_output().unwrap(), 143, &["stopped after step", "go on with --resume"]);
+    let resumed = place.coordinator(&["--resume", "runs/drained", "--workers", "2"]).output().unwrap();
+    expect(&resumed, 0, &["goes on from step-", "all 96 steps are done"]);
+    expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
+    assert_eq!(place.state_hash("drained"), place.state_hash("whole"));
+}
+
+#[test]
 fn a_killed_worker_ends_the_run_with_a_sentence_and_a_valid_checkpoint() {
     let place = Place::new();
     let child = place.train("killed", "3", &[]).spawn().unwrap();

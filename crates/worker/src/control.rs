@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -59,14 +60,15 @@ pub struct Settings {
     pub description: String,
 }
 
-/// Takes part in a run from the join to the dismissal.
+/// Takes part in a run from the join to the dismissal. Once `drain` resolves, this worker wants to leave: while
+/// it trains, all workers then finish the step in hand together, and save.
 ///
 /// # Errors
 /// Whatever keeps this worker from going on, or [`WorkerError::Dismissed`] if the run failed elsewhere.
 ///
 /// # Panics
 /// If the training thread panics, with its panic.
-pub async fn run(settings: Settings) -> Result<(), WorkerError> {
+pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
     let mut client = protocol::connect(&settings.coordinator, deadline).await?;
     let joined =
@@ -92,7 +94,7 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
             let _ = ended.send(outcome);
         })
         .expect("the system has room for one more thread");
-    attend(orders, commands, end, &reports).await
+    attend(orders, commands, end, drain, &reports).await
 }
 
 async fn join(
@@ -149,8 +151,11 @@ async fn attend(
     mut orders: Streaming<v1::Order>,
     commands: mpsc::Sender<Command>,
     mut end: ThreadEnd,
+    drain: impl Future<Output = ()>,
     reports: &Reports,
 ) -> Result<(), WorkerError> {
+    let mut drain = pin!(drain);
+    let mut is_draining = false;
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failure: Option<(WorkerError, Instant)> = None;
@@ -167,6 +172,11 @@ async fn attend(
                 Err(status) => return Err(lost(failure, status.message())),
             },
             _ = heartbeat.tick() => reports.heartbeat(),
+            () = &mut drain, if !is_draining => {
+                is_draining = true;
+                // The thread that is gone has no step in hand.
+                let _ = commands.send(Command::Stop);
+            }
             ended = &mut end, if failure.is_none() => match ended.expect("the thread sends how it ended") {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => failure = Some((error, Instant::now() + LAST_WORD_LIMIT)),

@@ -164,7 +164,11 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));
             Ok(Ending::Done)
         }
-        Outcome::Stopped { .. } => Ok(*stopped_by.borrow_and_update()),
+        Outcome::Stopped { .. } => match *stopped_by.borrow_and_update() {
+            // Nobody stopped the coordinator: a worker was drained.
+            Ending::Done => Ok(Ending::Terminated),
+            ending => Ok(ending),
+        },
         Outcome::Failed { reason } => bail!(reason),
     }
 }

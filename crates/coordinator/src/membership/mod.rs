@@ -311,14 +311,11 @@ impl Membership {
         }
         self.committed_step = step;
         let (_, step, state_hash) = ends.into_iter().next().expect("a run has at least one worker");
-        match (step == self.settings.total_steps, self.phase) {
-            (true, _) => self.end(Outcome::Completed { step, state_hash }),
-            (false, Phase::Stopping) => self.end(Outcome::Stopped { step }),
-            (false, _) => self.fail(format!(
-                "all workers finished after step {step} of {} though nobody asked them to stop; {}",
-                self.settings.total_steps,
-                self.how_to_go_on()
-            )),
+        // Before the last step, they were asked to: all of them by a stop, or one by a drain, which it passed on
+        // to the others with its bucket.
+        match step == self.settings.total_steps {
+            true => self.end(Outcome::Completed { step, state_hash }),
+            false => self.end(Outcome::Stopped { step }),
         }
     }
 
