@@ -87,8 +87,8 @@ impl SimSiam {
 
 /// `[2n, d]` into twice `[n, d]`.
 fn halves(x: Tensor<2>) -> [Tensor<2>; 2] {
-    let [rows, d] = x.dims();
-    x.split(rows / 2, 0).try_into().unwrap_or_else(|_| panic!("an even number of rows, not [{rows}, {d}]"))
+    let n = x.dims()[0] / 2;
+    x.split(n, 0).try_into().expect("both views have the same number of rows")
 }
 
 /// Scales every row to length 1.
