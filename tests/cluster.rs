@@ -82,6 +82,7 @@ impl TestRun {
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
             local_workers: None,
+            evaluations: None,
         };
 
         let mut started = JoinSet::new();

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cache::CacheArguments;
+use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
 use crate::worker::{self, WorkerArguments};
 use recipe_source::RecipeArguments;
@@ -39,6 +40,8 @@ enum Command {
     Views(ViewsArguments),
     /// Take part in a run, as the program `worker` does
     Worker(WorkerArguments),
+    /// Judge an encoder, as the program `evaluate` does
+    Evaluate(EvaluateArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -134,5 +137,6 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Some(Command::Fetch(arguments)) => fetch::run(&arguments),
         Some(Command::Views(arguments)) => views::run(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),
+        Some(Command::Evaluate(arguments)) => evaluate::run(arguments),
     }
 }

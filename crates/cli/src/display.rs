@@ -4,7 +4,7 @@ mod screen;
 
 use std::time::{Duration, Instant};
 
-use coordinator::{Outcome, Progress, StepMetrics};
+use coordinator::{Evaluated, Outcome, Progress, StepMetrics};
 
 pub(crate) use screen::Screen;
 
@@ -148,6 +148,12 @@ fn sentence(progress: &Progress) -> Option<String> {
             format!("generation {generation} trains from step {step} on")
         }
         Progress::CheckpointPublished { checkpoint, .. } => format!("saved {checkpoint}"),
+        Progress::Evaluated(Evaluated { evaluation, step, figures, .. }) => {
+            let figures: Vec<String> =
+                figures.iter().map(|(name, value)| format!("{name} {:.1} %", 100.0 * value)).collect();
+            format!("{evaluation} at step {step}: {}", figures.join(", "))
+        }
+        Progress::EvaluationFailed(reason) => reason.clone(),
         Progress::Stopping { step } => {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }

@@ -1,14 +1,16 @@
 //! The program `evaluate`: figures of a checkpoint, as result cards.
 
+mod beside_training;
 mod table;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use evaluation::{Card, Encoder, Input, Job, Names, Phase, ProbeSettings, QualitySettings, Votes, export};
-use recipe::Data;
+use evaluation::{Card, Encoder, Input, Job, Names, Phase, ProbeSettings, QualitySettings, Summary, export};
+use recipe::{Data, Votes};
 use simsiam::Device;
 
 use crate::cache::CacheArguments;
@@ -22,7 +24,7 @@ use crate::logging;
 /// hashes of weights and data.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version)]
-struct Arguments {
+pub struct EvaluateArguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -48,12 +50,21 @@ struct SubjectArguments {
     run: PathBuf,
     #[command(flatten)]
     weights: WeightsArguments,
-    /// Images that the run was not trained on, such as cifar10:data/cifar-10-batches-bin
+    /// Other labelled images than the recipe's, such as cifar10:data/cifar-10-batches-bin
     #[arg(long, value_name = "SOURCE:FOLDER", value_parser = parse_data)]
     data: Option<DataSource>,
     /// Leave images at their own size, instead of the training crop's
     #[arg(long)]
     native: bool,
+    /// Evaluate each checkpoint as it is published, until the run has ended
+    #[arg(long, conflicts_with_all = ["checkpoint", "random"])]
+    watch: bool,
+    /// Print the figures as a line of JSON
+    #[arg(long)]
+    json: bool,
+    /// Give way to the workers of this machine, and end with the coordinator that started this process
+    #[arg(long, hide = true)]
+    beside_training: bool,
     #[command(flatten)]
     cache: CacheArguments,
 }
@@ -72,7 +83,7 @@ struct WeightsArguments {
 struct KnnArguments {
     #[command(flatten)]
     subject: SubjectArguments,
-    /// Neighbours that vote [default: both usual settings, 200 with 0.1 and 20 with 0.07]
+    /// Neighbours that vote [default: the recipe's settings, usually 200 with 0.1 and 20 with 0.07]
     #[arg(long, requires = "temperature")]
     k: Option<usize>,
     /// How fast a vote's weight falls with distance
@@ -139,21 +150,24 @@ fn parse_data(text: &str) -> Result<DataSource, String> {
 
 /// The program `evaluate`.
 pub fn main() -> ExitCode {
-    exit::code(run(Arguments::parse()))
+    exit::code(run(EvaluateArguments::parse()))
 }
 
-fn run(arguments: Arguments) -> Result<Ending> {
+/// Does what the arguments ask for.
+pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
     let screen = Screen::stderr();
     logging::start(&screen);
     let progress = &mut |phase, done, total| screen.position(done, total, describe(phase).to_string());
     let outcome = match arguments.command {
         Command::Knn(arguments) => {
             let own =
-                arguments.k.zip(arguments.temperature).map(|(k, temperature)| [Votes { k, temperature }]);
-            let votes = own.as_ref().map_or(Votes::USUAL.as_slice(), |own| own.as_slice());
-            arguments.subject.evaluate(|job| Ok(job.knn(votes, progress)?))
+                arguments.k.zip(arguments.temperature).map(|(k, temperature)| vec![Votes { k, temperature }]);
+            arguments.subject.evaluate(&screen, |job| {
+                let votes = own.as_ref().unwrap_or(&job.encoder.recipe().evaluation.knn);
+                Ok(job.knn(votes, progress)?)
+            })
         }
-        Command::Linear(arguments) => arguments.subject.evaluate(|job| {
+        Command::Linear(arguments) => arguments.subject.evaluate(&screen, |job| {
             let settings = ProbeSettings::default();
             Ok(if arguments.folds {
                 job.linear_folds(&settings, progress)?
@@ -162,13 +176,13 @@ fn run(arguments: Arguments) -> Result<Ending> {
             })
         }),
         Command::Quality(subject) => {
-            subject.evaluate(|job| Ok(job.quality(&QualitySettings::default(), progress)?))
+            subject.evaluate(&screen, |job| Ok(job.quality(&QualitySettings::default(), progress)?))
         }
         Command::Export(arguments) => arguments.run(),
-        Command::Verify(arguments) => arguments.run(progress),
+        Command::Verify(arguments) => arguments.run(&screen, progress),
     };
     screen.finish();
-    exit::answer(&outcome?);
+    outcome?;
     Ok(Ending::Done)
 }
 
@@ -184,12 +198,28 @@ fn describe(phase: Phase) -> &'static str {
 }
 
 impl SubjectArguments {
-    /// Runs a job, writes its card and tells its figures.
-    fn evaluate(&self, job: impl FnOnce(&Job) -> Result<Card>) -> Result<String> {
-        let encoder = self.weights.open(&self.run)?;
+    /// Runs a job on the weights that are asked for; for each writes the card and tells its figures.
+    fn evaluate(&self, screen: &Screen, mut job: impl FnMut(&Job) -> Result<Card>) -> Result<()> {
+        if self.beside_training {
+            beside_training::begin()?;
+        }
+        if !self.watch {
+            return self.evaluate_one(screen, &self.weights.open(&self.run)?, &mut job);
+        }
+        watch::each_checkpoint(&self.run, |name| {
+            self.evaluate_one(screen, &Encoder::open(&self.run, Some(name))?, &mut job)
+        })
+    }
+
+    fn evaluate_one(
+        &self,
+        screen: &Screen,
+        encoder: &Encoder,
+        job: &mut impl FnMut(&Job) -> Result<Card>,
+    ) -> Result<()> {
         let recipe = encoder.recipe();
         let data = match &self.data {
-            None => recipe.data.clone(),
+            None => recipe.evaluation.data.clone().unwrap_or_else(|| recipe.data.clone()),
             Some(DataSource::Stl10(path)) => Data::Stl10 { path: path.clone(), include_train: false },
             Some(DataSource::Cifar10(path)) => Data::Cifar10 { path: path.clone() },
             Some(DataSource::Folder(path)) => {
@@ -197,14 +227,21 @@ impl SubjectArguments {
             }
         };
         let card = job(&Job {
-            encoder: &encoder,
+            encoder,
             data: &data,
             input: if self.native { Input::Native } else { Input::Crop },
             cache_dir: &self.cache.folder(),
             device: &Device::flex(),
         })?;
+        screen.finish();
         let path = card.write(&run_folder(&self.run)?.join("evaluations"))?;
-        Ok(format!("{}\n{}", table::of(&card), path.display()))
+        exit::answer(&match self.json {
+            true => {
+                serde_json::to_string(&Summary::new(&card, &path)).context("write the figures as JSON")?
+            }
+            false => format!("{}\n{}", table::of(&card), path.display()),
+        });
+        Ok(())
     }
 }
 
@@ -228,19 +265,20 @@ fn run_folder(path: &Path) -> Result<PathBuf> {
 }
 
 impl ExportArguments {
-    fn run(&self) -> Result<String> {
+    fn run(&self) -> Result<()> {
         let encoder = self.weights.open(&self.run)?;
         let names = match self.names {
             NamesArgument::Torchvision => Names::Torchvision,
             NamesArgument::Simsiam => Names::Simsiam,
         };
         export(&encoder, names, &self.file)?;
-        Ok(format!("{} as {}", encoder.identity().short_name(), self.file.display()))
+        exit::answer(&format!("{} as {}", encoder.identity().short_name(), self.file.display()));
+        Ok(())
     }
 }
 
 impl VerifyArguments {
-    fn run(&self, progress: &mut evaluation::Progress<'_>) -> Result<String> {
+    fn run(&self, screen: &Screen, progress: &mut evaluation::Progress<'_>) -> Result<()> {
         let card = Card::read(&self.card)?;
         let run = run_folder(&self.card)?;
         let encoder = Encoder::reopen(&run, &card.weights)?;
@@ -252,8 +290,10 @@ impl VerifyArguments {
             device: &Device::flex(),
         };
         let differences = job.verify(&card, progress)?;
+        screen.finish();
         if differences.is_empty() {
-            return Ok(format!("{}: equal", self.card.display()));
+            exit::answer(&format!("{}: equal", self.card.display()));
+            return Ok(());
         }
         let lines: Vec<String> = differences
             .iter()

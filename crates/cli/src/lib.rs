@@ -14,6 +14,7 @@ mod display;
 mod exit;
 mod logging;
 mod network;
+mod parent;
 
 /// Coordinator and workers must have the same.
 pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::future::pending;
-use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use worker::{Device, Settings, Transport};
 
 use crate::cache::CacheArguments;
 use crate::exit::{self, Ending};
-use crate::{PROGRAM_VERSION, logging, network};
+use crate::{PROGRAM_VERSION, logging, network, parent};
 
 /// Takes part in a run: trains on the shards that the coordinator leases to it.
 ///
@@ -72,7 +71,7 @@ pub(crate) fn network_flags(address: &str, insecure_network: bool) -> Vec<String
 pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
     logging::start_plain();
     if arguments.end_with_stdin {
-        end_with_stdin()?;
+        parent::end_with_stdin()?;
     }
     // Two threads: one may be held up by a checkpoint while the other keeps up the heartbeat.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,16 +134,4 @@ fn drain() -> Result<impl Future<Output = ()>> {
 fn description() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{host}, process {}", std::process::id())
-}
-
-/// The system closes standard input when the coordinator ends, even after `kill -9`.
-fn end_with_stdin() -> Result<()> {
-    let wait = || {
-        // Nobody writes to it, so whatever is returned means the end.
-        let _ = std::io::stdin().read(&mut [0]);
-        tracing::info!("standard input is closed: the coordinator is gone or has dismissed this worker");
-        std::process::exit(0);
-    };
-    std::thread::Builder::new().name("stdin".to_string()).spawn(wait).context("watch standard input")?;
-    Ok(())
 }

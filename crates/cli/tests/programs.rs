@@ -21,6 +21,7 @@ const SMALL: &[&str] = &[
     "model.predictor_dim=8",
     "checkpoint.every_steps=4",
     "checkpoint.keep=100",
+    "evaluation.every_checkpoints=0",
 ];
 
 /// `SMALL` has 96 steps.
@@ -304,4 +305,58 @@ fn a_recipe_is_checked_and_its_views_are_drawn_without_a_run() {
     let picture = fs::read(place.0.path().join("views.png")).unwrap();
     assert!(picture.starts_with(b"\x89PNG"));
     assert!(!place.0.path().join("runs").exists());
+}
+
+#[test]
+fn a_run_is_evaluated_while_it_goes_on() {
+    let place = Place::new();
+    let changes = ["evaluation.every_checkpoints=6", "evaluation.knn=[{k=20,temperature=0.07}]"];
+    let mut child = place.train("judged", "2", &changes).spawn().unwrap();
+    place.wait_for_steps("judged", 1);
+    // A watcher of its own, which ends with the run.
+    let evaluate = env!("CARGO_BIN_EXE_evaluate");
+    let watched = place.command(evaluate, &["knn", "runs/judged", "--watch", "--json"]).output().unwrap();
+    expect(&watched, 0, &[r#""evaluation":"knn","step":96,"figures":{"top1_k20_t0.07":"#]);
+    assert!(String::from_utf8_lossy(&watched.stdout).lines().count() > 1, "{}", words(&watched));
+
+    assert!(child.wait().unwrap().success());
+    let metrics = fs::read_to_string(place.run("judged").join("metrics.jsonl")).unwrap();
+    let evaluations: Vec<serde_json::Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["evaluation"] == "knn")
+        .collect();
+    assert_eq!(metrics.lines().count() - evaluations.len(), 96, "a line for each step");
+    let steps: Vec<u64> = evaluations.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!((steps.first(), steps.last()), (Some(&0), Some(&96)), "from random weights to the end");
+    for evaluation in &evaluations {
+        assert!(place.0.path().join(evaluation["card"].as_str().unwrap()).is_file());
+    }
+}
+
+#[test]
+fn an_evaluation_that_fails_costs_the_run_nothing() {
+    let place = Place::new();
+    let elsewhere = r#"evaluation.data={source="cifar10",path="nowhere"}"#;
+    let output =
+        place.train("unjudged", "1", &["evaluation.every_checkpoints=96", elsewhere]).output().unwrap();
+    let phrases = ["evaluation of the random weights failed", "nowhere", "all 96 steps are done"];
+    expect(&output, 0, &phrases);
+}
+
+#[test]
+fn an_evaluation_beside_training_ends_with_its_coordinator() {
+    let place = Place::new();
+    expect(&place.train("short", "1", &["training.epochs=1"]).output().unwrap(), 0, &[]);
+    // Watching a run whose journal is not at its end would go on for ever.
+    let journal = place.run("short").join("journal.jsonl");
+    let begun = fs::read_to_string(&journal).unwrap().lines().next().unwrap().to_string();
+    fs::write(&journal, begun + "\n").unwrap();
+    let evaluate = env!("CARGO_BIN_EXE_evaluate");
+    let mut command = place.command(evaluate, &["quality", "runs/short", "--watch", "--beside-training"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    wait_for(|| fs::read_dir(place.run("short").join("evaluations")).ok()?.next());
+    assert!(!has_ended(pid(&child)), "it watches on");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
 }

@@ -7,11 +7,13 @@
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
 //! - [`LocalWorkers`]: worker processes on this machine
+//! - [`Evaluations`]: evaluation processes beside them
 //! - [`Progress`]: what a person who watches is told
 //!
 //! This crate never sees a tensor, an image or a gradient: blocks and checkpoints are bytes to it.
 
 pub mod checkpoint;
+mod evaluations;
 pub mod journal;
 pub mod membership;
 mod progress;
@@ -21,6 +23,7 @@ mod service;
 mod supervisor;
 mod wire;
 
+pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
 pub use membership::{Lease, Outcome, SettingsError, StepSeconds, Timeouts, check_workers, lease};
 pub use progress::{Progress, StepMetrics};
 pub use run::{CoordinatorError, Run, serve};

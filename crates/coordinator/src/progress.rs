@@ -3,6 +3,7 @@
 use recipe::Recipe;
 use serde::Serialize;
 
+use crate::evaluations::Evaluated;
 use crate::journal::Record;
 use crate::membership::{Outcome, StepReport, StepSeconds};
 
@@ -57,6 +58,10 @@ pub enum Progress {
         /// Steps committed in it.
         step: u64,
     },
+    /// An evaluation has ended.
+    Evaluated(Evaluated),
+    /// An evaluation failed, for a reason that a person can read; the run goes on.
+    EvaluationFailed(String),
     /// A stop was asked for; the workers finish the step in hand and save.
     Stopping {
         /// Steps committed by then.

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::server::TcpIncoming;
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError};
+use crate::evaluations::Evaluations;
 use crate::journal::Record;
 use crate::membership::{
     Action, Event, Membership, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
@@ -53,6 +54,8 @@ pub struct Run {
     pub program_version: String,
     /// Workers that were started with it; `None` if they come from elsewhere.
     pub local_workers: Option<LocalWorkers>,
+    /// What judges the encoder meanwhile, if anything does.
+    pub evaluations: Option<Evaluations>,
 }
 
 /// Why a coordinator cannot go on. A run that fails is not among these: that is an [`Outcome`].
@@ -93,7 +96,7 @@ pub async fn serve(
     run: Run,
     blocks: Arc<dyn Blocks>,
     observer: impl FnMut(&Progress) + Send,
-    stops: mpsc::Receiver<()>,
+    mut stops: mpsc::Receiver<()>,
 ) -> Result<Outcome, CoordinatorError> {
     let start = {
         let checkpoints = run.directory.checkpoints().clone();
@@ -106,8 +109,11 @@ pub async fn serve(
     let mut control = Control::new(run, start.as_ref(), observer)?;
     let mut server = Server::start(listener, Service { facts, blocks, inputs });
 
-    let result = control.run(received, stops, &mut server).await;
+    let result = control.run(received, &mut stops, &mut server).await;
     server.end().await;
+    if matches!(result, Ok(Outcome::Completed { .. })) {
+        control.finish_evaluations(&mut stops).await;
+    }
     if let Some(local_workers) = control.local_workers.take() {
         // Waits for the processes to end; a panic in there is no reason to lose the outcome.
         let _ = spawn_blocking(move || drop(local_workers)).await;
@@ -168,6 +174,7 @@ struct Control<O> {
     membership: Membership,
     directory: RunDirectory,
     local_workers: Option<LocalWorkers>,
+    evaluations: Option<Evaluations>,
     observer: O,
     /// The workers that listen.
     orders: HashMap<WorkerId, OrderSender>,
@@ -196,6 +203,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             membership: Membership::new(settings, Duration::ZERO)?,
             directory: run.directory,
             local_workers: run.local_workers,
+            evaluations: run.evaluations,
             observer,
             orders: HashMap::new(),
             awaited_steps: Vec::new(),
@@ -207,6 +215,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         control.directory.forget_metrics_after(first_step)?;
         let program_version = run.program_version;
         control.record(&Record::Opened { program_version, checkpoint, step: first_step })?;
+        if let (0, Some(evaluations)) = (first_step, &mut control.evaluations) {
+            evaluations.begin();
+        }
         Ok(control)
     }
 
@@ -214,10 +225,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     async fn run(
         &mut self,
         mut inputs: mpsc::Receiver<Input>,
-        mut stops: mpsc::Receiver<()>,
+        stops: &mut mpsc::Receiver<()>,
         server: &mut Server,
     ) -> Result<Outcome, CoordinatorError> {
-        let ended = self.until_the_end(&mut inputs, &mut stops, server).await;
+        let ended = self.until_the_end(&mut inputs, stops, server).await;
         if let Err(error) = &ended {
             self.dismiss_all(&error.to_string());
         }
@@ -257,6 +268,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 () = requested(stops) => self.act(Event::StopRequested).map(drop)?,
                 _ = ticks.tick() => {
                     self.watch_processes()?;
+                    self.watch_evaluations();
                     self.act(Event::Tick)?;
                 }
                 ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
@@ -346,6 +358,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     fn record(&mut self, record: &Record) -> Result<(), CoordinatorError> {
         tracing::info!(generation = self.membership.generation().0, ?record, "run");
         self.directory.record(record)?;
+        if let (Record::Checkpoint { checkpoint, step, .. }, Some(evaluations)) =
+            (record, &mut self.evaluations)
+        {
+            evaluations.published(checkpoint, *step == self.total_steps);
+        }
         let workers = self.membership.workers() as u32;
         if let Some(progress) = Progress::from_record(record, workers, self.workers_expected) {
             (self.observer)(&progress);
@@ -369,6 +386,34 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         for (_, reply) in self.awaited_steps.extract_if(.., |(step, _)| *step <= committed_step) {
             // Who asked and went away needs no answer.
             let _ = reply.send(());
+        }
+    }
+
+    fn watch_evaluations(&mut self) {
+        let Some(evaluations) = &mut self.evaluations else { return };
+        for result in evaluations.look() {
+            let progress = match result {
+                Ok(evaluated) => {
+                    if let Err(error) = self.directory.metric(&evaluated) {
+                        tracing::error!(step = evaluated.step, "{error}");
+                    }
+                    Progress::Evaluated(evaluated)
+                }
+                Err(reason) => Progress::EvaluationFailed(reason),
+            };
+            tracing::info!(?progress, "evaluation");
+            (self.observer)(&progress);
+        }
+    }
+
+    /// Waits for the evaluations that are left, unless a stop is asked for.
+    async fn finish_evaluations(&mut self, stops: &mut mpsc::Receiver<()>) {
+        let mut ticks = interval(TICK);
+        while self.evaluations.as_ref().is_some_and(Evaluations::are_left) {
+            tokio::select! {
+                () = requested(stops) => return,
+                _ = ticks.tick() => self.watch_evaluations(),
+            }
         }
     }
 

@@ -199,7 +199,8 @@ impl RunDirectory {
         self.metrics.write_all(&text).map_err(failed("write", &self.path.join(METRICS)))
     }
 
-    /// Removes the metrics of steps after `step`: they are made again, and are not to be there twice.
+    /// Removes the metrics of steps after `step`: they are made again, and are not to be there twice. From step
+    /// 0 on, everything is.
     pub(crate) fn forget_metrics_after(&mut self, step: u64) -> Result<(), RunDirectoryError> {
         #[derive(Deserialize)]
         struct Line {
@@ -208,7 +209,7 @@ impl RunDirectory {
         let path = self.path.join(METRICS);
         let text = fs::read(&path).map_err(failed("read", &path))?;
         let kept = text.split_inclusive(|byte| *byte == b'\n').filter(|line| {
-            let is_kept = |line: Line| line.step.is_none_or(|line_step| line_step <= step);
+            let is_kept = |line: Line| step > 0 && line.step.is_none_or(|line_step| line_step <= step);
             line.ends_with(b"\n") && serde_json::from_slice(line).is_ok_and(is_kept)
         });
         write_whole(&path, &kept.collect::<Vec<_>>().concat())?;

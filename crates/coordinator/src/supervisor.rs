@@ -195,7 +195,7 @@ impl Drop for LocalWorkers {
 }
 
 /// The last of a log, from `start` on.
-fn tail(path: &Path, start: u64) -> io::Result<String> {
+pub(crate) fn tail(path: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL_BYTES))))?;

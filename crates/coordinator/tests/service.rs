@@ -75,6 +75,7 @@ impl Cluster {
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
             local_workers: None,
+            evaluations: None,
         };
         change(&mut run);
         let (stops, requests) = mpsc::channel(2);

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use recipe::Data;
+use recipe::{Data, Votes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,7 +14,6 @@ use crate::encoder::WeightsIdentity;
 use crate::error::EvaluationError;
 use crate::features::{Frozen, InputIdentity};
 use crate::job::QualitySettings;
-use crate::knn::Votes;
 use crate::labelled::ImagesIdentity;
 use crate::probe::{Fit, ProbeSettings};
 use crate::quality::Quality;
@@ -141,19 +140,30 @@ pub struct Difference {
     pub found: String,
 }
 
+impl Measurement {
+    /// Its name, as in the card's `evaluation`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Measurement::Knn { .. } => "knn",
+            Measurement::Linear { .. } => "linear",
+            Measurement::LinearFolds { .. } => "linear-folds",
+            Measurement::Quality { .. } => "quality",
+        }
+    }
+}
+
 impl Card {
     /// A file name that says what the card is about. Its last part is a hash over weights, data and protocol:
     /// the same evaluation has the same name, and another one never takes its place.
     pub fn file_name(&self) -> String {
-        let (kind, protocol) = match &self.measurement {
+        let kind = self.measurement.kind();
+        let protocol = match &self.measurement {
             Measurement::Knn { results } => {
-                ("knn", to_json(&results.iter().map(|result| result.votes).collect::<Vec<_>>()))
+                to_json(&results.iter().map(|result| result.votes).collect::<Vec<_>>())
             }
-            Measurement::Linear { settings, .. } => ("linear", to_json(settings)),
-            Measurement::LinearFolds { settings, folds_blake3, .. } => {
-                ("linear-folds", to_json(&(settings, folds_blake3)))
-            }
-            Measurement::Quality { settings, views, .. } => ("quality", to_json(&(settings, views))),
+            Measurement::Linear { settings, .. } => to_json(settings),
+            Measurement::LinearFolds { settings, folds_blake3, .. } => to_json(&(settings, folds_blake3)),
+            Measurement::Quality { settings, views, .. } => to_json(&(settings, views)),
         };
         let key = [to_json(&self.weights), to_json(&self.data.parts), to_json(&self.input), protocol];
         let hash = blake3::hash(Value::from(key.to_vec()).to_string().as_bytes()).to_hex();

@@ -13,7 +13,7 @@ use crate::error::EvaluationError;
 
 // The layout of a run directory, as the coordinator writes it.
 const RECIPE: &str = "recipe.toml";
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 3] = [checkpoint::MODEL, checkpoint::OPTIMIZER, checkpoint::PROGRESS];
 
@@ -265,7 +265,7 @@ fn read_verified(path: &Path, entry: &FileEntry) -> Result<Vec<u8>, EvaluationEr
 }
 
 /// The steps of all checkpoints, whole or not, oldest first.
-fn steps(checkpoints: &Path) -> Result<Vec<u64>, EvaluationError> {
+pub(crate) fn steps(checkpoints: &Path) -> Result<Vec<u64>, EvaluationError> {
     let entries = match fs::read_dir(checkpoints) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(EvaluationError::io("list", checkpoints))?,
@@ -279,7 +279,7 @@ fn steps(checkpoints: &Path) -> Result<Vec<u64>, EvaluationError> {
     Ok(steps)
 }
 
-fn checkpoint_name(step: u64) -> String {
+pub(crate) fn checkpoint_name(step: u64) -> String {
     format!("step-{step:06}")
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use dataset::{Images, Split};
-use recipe::Data;
+use recipe::{Data, Votes};
 use serde::{Deserialize, Serialize};
 use simsiam::Device;
 
@@ -17,7 +17,7 @@ use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::features::{Extractor, Frozen, Input, InputIdentity};
 use crate::folds::{Folds, mean_and_std};
-use crate::knn::{Neighbours, Votes};
+use crate::knn::{self, Neighbours};
 use crate::labelled::{ImagesIdentity, Labelled, identify};
 use crate::matrix::Matrix;
 use crate::probe::{self, ProbeSettings};
@@ -84,7 +84,7 @@ impl Job<'_> {
     pub fn knn(&self, votes: &[Votes], progress: &mut Progress<'_>) -> Result<Card, EvaluationError> {
         let parts = self.open_parts()?;
         let name = parts.train_name();
-        votes.iter().try_for_each(|votes| votes.check(parts.train.labels().len(), &name))?;
+        votes.iter().try_for_each(|votes| knn::check(votes, parts.train.labels().len(), &name))?;
         let Some(k) = votes.iter().map(|votes| votes.k).max() else {
             let (expected, found) = ("at least one pair of k and temperature".into(), "none".into());
             return Err(EvaluationError::Setting { name: "votes", expected, found });
@@ -99,7 +99,7 @@ impl Job<'_> {
         let neighbours = Neighbours::search(bank, queries, k, &mut search_progress);
         let (labels, truth, names) = (parts.train.labels(), parts.test.labels(), parts.test.class_names());
         let result = |votes: &Votes| {
-            let answers = votes.answers(&neighbours, labels, truth, names.len());
+            let answers = neighbours.answers(votes, labels, truth, names.len());
             VotesScores { votes: *votes, scores: Scores::new(&answers, truth, names) }
         };
         let measurement = Measurement::Knn { results: votes.iter().map(result).collect() };

@@ -7,69 +7,28 @@
 use std::cmp::Ordering;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use recipe::Votes;
 
 use crate::error::EvaluationError;
 use crate::matrix::{Lies, Matrix, multiply};
 use crate::scores::Answer;
 
-/// How neighbours vote.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Votes {
-    /// How many neighbours vote.
-    pub k: usize,
-    /// How fast a vote's weight falls with distance: the smaller, the faster.
-    pub temperature: f64,
-}
-
-impl Votes {
-    /// The two settings in use: that of most CIFAR-10 results, and DINO's for ImageNet. Numbers of different
-    /// settings differ by points, so both are always given.
-    pub const USUAL: [Votes; 2] = [Votes { k: 200, temperature: 0.1 }, Votes { k: 20, temperature: 0.07 }];
-
-    /// Refuses settings that cannot be used with `bank` labelled images.
-    pub(crate) fn check(&self, bank: usize, name: &str) -> Result<(), EvaluationError> {
-        if self.k == 0 {
-            let (expected, found) = ("at least 1".into(), "0".into());
-            return Err(EvaluationError::Setting { name: "k", expected, found });
-        }
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            let (expected, found) = ("a number above 0".into(), self.temperature.to_string());
-            return Err(EvaluationError::Setting { name: "temperature", expected, found });
-        }
-        if self.k > bank {
-            let expected = format!("at least k = {} labelled images to choose neighbours from", self.k);
-            let advice = "give a smaller k, or more images";
-            return Err(EvaluationError::images(name, expected, bank.to_string(), advice));
-        }
-        Ok(())
+/// Refuses votes that cannot be taken among `bank` labelled images.
+pub(crate) fn check(votes: &Votes, bank: usize, name: &str) -> Result<(), EvaluationError> {
+    if votes.k == 0 {
+        let (expected, found) = ("at least 1".into(), "0".into());
+        return Err(EvaluationError::Setting { name: "k", expected, found });
     }
-
-    /// The neighbours' answer for each query, `labels` being the bank's and `truth` the queries'.
-    ///
-    /// # Panics
-    /// If fewer than `k` neighbours were searched for, or labels do not go with bank and queries.
-    pub fn answers(
-        &self,
-        neighbours: &Neighbours,
-        labels: &[u8],
-        truth: &[u8],
-        classes: usize,
-    ) -> Vec<Answer> {
-        assert!(self.k <= neighbours.k, "as many neighbours as vote");
-        let answer = |(neighbours, label): (&[Neighbour], &u8)| {
-            let nearest = f64::from(neighbours[0].similarity);
-            let mut scores = vec![0.0; classes];
-            for neighbour in &neighbours[..self.k] {
-                // All weights are divided by the greatest, which keeps the order and every power finite.
-                let weight = ((f64::from(neighbour.similarity) - nearest) / self.temperature).exp();
-                scores[usize::from(labels[neighbour.index as usize])] += weight;
-            }
-            Answer::from_scores(&scores, *label)
-        };
-        neighbours.all.par_chunks_exact(neighbours.k).zip_eq(truth).map(answer).collect()
+    if !(votes.temperature.is_finite() && votes.temperature > 0.0) {
+        let (expected, found) = ("a number above 0".into(), votes.temperature.to_string());
+        return Err(EvaluationError::Setting { name: "temperature", expected, found });
     }
+    if votes.k > bank {
+        let expected = format!("at least k = {} labelled images to choose neighbours from", votes.k);
+        let advice = "give a smaller k, or more images";
+        return Err(EvaluationError::images(name, expected, bank.to_string(), advice));
+    }
+    Ok(())
 }
 
 /// One image of the bank, seen from a query.
@@ -123,6 +82,25 @@ impl Neighbours {
     /// If there is no such query.
     pub fn of(&self, query: usize) -> &[Neighbour] {
         &self.all[query * self.k..(query + 1) * self.k]
+    }
+
+    /// The class that the neighbours of each query vote for, `labels` being the bank's and `truth` the queries'.
+    ///
+    /// # Panics
+    /// If fewer than `votes.k` neighbours were searched for, or labels do not go with bank and queries.
+    pub fn answers(&self, votes: &Votes, labels: &[u8], truth: &[u8], classes: usize) -> Vec<Answer> {
+        assert!(votes.k <= self.k, "as many neighbours as vote");
+        let answer = |(neighbours, label): (&[Neighbour], &u8)| {
+            let nearest = f64::from(neighbours[0].similarity);
+            let mut scores = vec![0.0; classes];
+            for neighbour in &neighbours[..votes.k] {
+                // All weights are divided by the greatest, which keeps the order and every power finite.
+                let weight = ((f64::from(neighbour.similarity) - nearest) / votes.temperature).exp();
+                scores[usize::from(labels[neighbour.index as usize])] += weight;
+            }
+            Answer::from_scores(&scores, *label)
+        };
+        self.all.par_chunks_exact(self.k).zip_eq(truth).map(answer).collect()
     }
 }
 
@@ -264,7 +242,7 @@ mod tests {
         let neighbours = Neighbours { k: 3, all: neighbours };
         let labels = [0, 1, 1];
         for (k, temperature, class) in [(3, 0.07, 0), (3, 1e-9, 0), (3, 10.0, 1), (1, 10.0, 0)] {
-            let answers = Votes { k, temperature }.answers(&neighbours, &labels, &[0], 2);
+            let answers = neighbours.answers(&Votes { k, temperature }, &labels, &[0], 2);
             assert_eq!(answers[0].class, class, "k {k} temperature {temperature}");
         }
     }
@@ -278,9 +256,9 @@ mod tests {
             (1, f64::NAN, 5, "NaN"),
             (1, f64::INFINITY, 5, "inf"),
         ] {
-            let error = Votes { k, temperature }.check(bank, "set").unwrap_err().to_string();
+            let error = check(&Votes { k, temperature }, bank, "set").unwrap_err().to_string();
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
         }
-        Votes { k: 5, temperature: 0.1 }.check(5, "set").unwrap();
+        check(&Votes { k: 5, temperature: 0.1 }, 5, "set").unwrap();
     }
 }

@@ -22,7 +22,9 @@ mod labelled;
 mod matrix;
 mod probe;
 mod quality;
+mod run;
 mod scores;
+mod summary;
 #[cfg(test)]
 mod testing;
 
@@ -32,9 +34,12 @@ pub use error::EvaluationError;
 pub use export::{Names, export};
 pub use features::{Frozen, Input, InputIdentity};
 pub use job::{Job, Phase, Progress, QualitySettings};
-pub use knn::{Neighbour, Neighbours, Votes};
+pub use knn::{Neighbour, Neighbours};
 pub use labelled::ImagesIdentity;
 pub use matrix::Matrix;
 pub use probe::{Classifier, Fit, GridPoint, Preparation, Probe, ProbeSettings, Split, fit};
 pub use quality::Quality;
+pub use recipe::Votes;
+pub use run::{checkpoints, has_ended};
 pub use scores::{Answer, ClassScore, Proportion, Scores};
+pub use summary::Summary;

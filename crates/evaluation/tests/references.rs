@@ -31,7 +31,7 @@ fn neighbours_are_those_of_scikit_learn() {
             assert_eq!(&found[..expected.len()], expected, "query {query}");
         }
 
-        let answers = votes.answers(&neighbours, &labels, &truth, CLASSES);
+        let answers = neighbours.answers(&votes, &labels, &truth, CLASSES);
         let (classes, ranks) = (file.bytes(&format!("knn.{k}.class")), file.bytes(&format!("knn.{k}.rank")));
         let expected: Vec<Answer> =
             classes.iter().zip(&ranks).map(|(class, rank)| Answer { class: *class, rank: *rank }).collect();

@@ -1,6 +1,6 @@
 //! The rules that a recipe must meet, each with the sentence for the one who broke it.
 
-use crate::{Checkpoint, Data, Model, Optimizer, Recipe, Training, Views};
+use crate::{Checkpoint, Data, Evaluation, Model, Optimizer, Recipe, Training, Views};
 
 /// Why a recipe was refused, in a sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,8 @@ impl Recipe {
         self.model.check()?;
         self.optimizer.check(self.training.epochs)?;
         self.data.check(&self.training)?;
-        self.checkpoint.check()
+        self.checkpoint.check()?;
+        self.evaluation.check(&self.training)
     }
 }
 
@@ -192,5 +193,23 @@ impl Checkpoint {
             within("checkpoint.every_minutes", minutes, 0.01, 100_000.0)?;
         }
         Ok(())
+    }
+}
+
+impl Evaluation {
+    fn check(&self, training: &Training) -> Checked {
+        if self.knn.is_empty() {
+            return refuse(
+                "evaluation.knn",
+                "needs one or more pairs, such as [{ k = 20, temperature = 0.07 }]",
+            );
+        }
+        for votes in &self.knn {
+            if votes.k == 0 {
+                return refuse("evaluation.knn", "at least 1 neighbour must vote, but k is 0");
+            }
+            within("evaluation.knn.temperature", votes.temperature, 1e-3, 1e3)?;
+        }
+        self.data.as_ref().map_or(Ok(()), |data| data.check(training))
     }
 }

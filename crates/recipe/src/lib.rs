@@ -9,6 +9,7 @@
 
 mod check;
 mod data;
+mod evaluation;
 mod model;
 mod optimizer;
 mod overrides;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::RecipeError;
 pub use data::Data;
+pub use evaluation::{Evaluation, Votes};
 pub use model::{Backbone, Model, Stem};
 pub use optimizer::Optimizer;
 pub use presets::{PRESETS, QUICKSTART};
@@ -48,6 +50,9 @@ pub struct Recipe {
     /// When the weights are saved.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+    /// How the encoder is judged.
+    #[serde(default)]
+    pub evaluation: Evaluation,
 }
 
 /// How long a run is, and in what portions.
@@ -167,6 +172,9 @@ mod tests {
             (vec!["model.backbone=resnet19"], "resnet19"),
             (vec!["model.projector_layers=4"], "model.projector_layers"),
             (vec!["checkpoint.keep=0"], "checkpoint.keep"),
+            (vec!["evaluation.knn=[]"], "evaluation.knn"),
+            (vec!["evaluation.knn=[{k=0,temperature=0.1}]"], "at least 1 neighbour"),
+            (vec!["evaluation.knn=[{k=9,temperature=0}]"], "temperature"),
             (vec!["data.source=imagenet"], "imagenet"),
             (vec!["name=../x"], "name"),
             (vec!["training"], "key=value"),

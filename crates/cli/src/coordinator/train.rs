@@ -1,12 +1,14 @@
 //! A run from the recipe to its outcome.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    LocalWorkerSettings, LocalWorkers, Outcome, Run, RunDirectory, Timeouts, check_workers, serve,
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, Outcome, Run, RunDirectory, Timeouts,
+    check_workers, serve,
 };
 use dataset::{Deal, Images};
 use recipe::Recipe;
@@ -144,6 +146,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         timeouts: Timeouts::default(),
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(&address, &directory, arguments)?,
+        evaluations: evaluations(&directory, &arguments.cache)?,
         directory,
     };
     let (stops, mut stopped_by) = stops()?;
@@ -191,6 +194,22 @@ fn start_workers(
         logs: directory.logs(),
     };
     Ok(Some(LocalWorkers::spawn(&settings)?))
+}
+
+/// This program again, in the role of `evaluate`, whenever the recipe asks for it.
+fn evaluations(directory: &RunDirectory, cache: &CacheArguments) -> Result<Option<Evaluations>> {
+    let every_checkpoints = directory.recipe().evaluation.every_checkpoints;
+    if every_checkpoints == 0 {
+        return Ok(None);
+    }
+    let own = ["evaluate", "knn", "--json", "--beside-training"].map(OsString::from);
+    let run = directory.path().as_os_str().to_owned();
+    Ok(Some(Evaluations::new(EvaluationSettings {
+        executable: std::env::current_exe().context("find this program's own file")?,
+        arguments: own.into_iter().chain(cache.to_arguments()).chain([run]).collect(),
+        every_checkpoints,
+        log: directory.logs().join("evaluation.log"),
+    })))
 }
 
 /// Ctrl-C and SIGTERM as requests to stop, and which of them came first.
