@@ -8,6 +8,7 @@
 //! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
 //! - [`LocalWorkers`]: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
+//! - `tensorboard.rs`: the run's curves as TensorBoard reads them
 //! - [`Progress`]: what a person who watches is told
 //!
 //! This crate never sees a tensor, an image or a gradient: blocks and checkpoints are bytes to it.
@@ -21,6 +22,7 @@ mod run;
 mod run_directory;
 mod service;
 mod supervisor;
+mod tensorboard;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};

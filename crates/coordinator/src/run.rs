@@ -20,9 +20,10 @@ use crate::membership::{
     Action, Event, Membership, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
 };
 use crate::progress::{Progress, StepMetrics};
-use crate::run_directory::{RunDirectory, RunDirectoryError};
+use crate::run_directory::{RunDirectory, RunDirectoryError, unix_time};
 use crate::service::{Facts, Input, OrderSender, Service};
 use crate::supervisor::LocalWorkers;
+use crate::tensorboard::TensorBoard;
 use crate::{Blocks, wire};
 
 /// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
@@ -173,6 +174,7 @@ impl Server {
 struct Control<O> {
     membership: Membership,
     directory: RunDirectory,
+    curves: TensorBoard,
     local_workers: Option<LocalWorkers>,
     evaluations: Option<Evaluations>,
     observer: O,
@@ -201,6 +203,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         };
         let mut control = Control {
             membership: Membership::new(settings, Duration::ZERO)?,
+            curves: run.directory.begin_curves(first_step)?,
             directory: run.directory,
             local_workers: run.local_workers,
             evaluations: run.evaluations,
@@ -372,9 +375,12 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn committed(&mut self, report: &StepReport) {
         let metrics = StepMetrics::new(report, self.directory.recipe(), self.total_steps);
+        // The step counts all the same if it cannot be written down.
         if let Err(error) = self.directory.metric(&metrics) {
-            // The step counts all the same.
             tracing::error!(step = report.step, "{error}");
+        }
+        if let Err(error) = self.curves.step(&metrics, unix_time()) {
+            tracing::error!(step = report.step, "write the curves for TensorBoard: {error}");
         }
         (self.observer)(&Progress::Step(metrics));
         self.answer_awaited_steps();
@@ -396,6 +402,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 Ok(evaluated) => {
                     if let Err(error) = self.directory.metric(&evaluated) {
                         tracing::error!(step = evaluated.step, "{error}");
+                    }
+                    if let Err(error) = self.curves.evaluated(&evaluated, unix_time()) {
+                        tracing::error!(step = evaluated.step, "write the curves for TensorBoard: {error}");
                     }
                     Progress::Evaluated(evaluated)
                 }

@@ -4,19 +4,21 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use recipe::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::journal::{Created, Record};
+use crate::tensorboard::TensorBoard;
 
 const RECIPE: &str = "recipe.toml";
 const JOURNAL: &str = "journal.jsonl";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const LOGS: &str = "logs";
+const TENSORBOARD: &str = "tensorboard";
 /// Held as long as the coordinator lives; the system lets go of it, however the process ends.
 const LOCK: &str = "coordinator.lock";
 
@@ -184,6 +186,13 @@ impl RunDirectory {
         self.path.join(LOGS)
     }
 
+    /// Begins the curves for TensorBoard, of steps after `first_step`.
+    pub(crate) fn begin_curves(&self, first_step: u64) -> Result<TensorBoard, RunDirectoryError> {
+        let folder = self.path.join(TENSORBOARD);
+        TensorBoard::begin(&folder, &self.recipe.to_toml(), first_step, unix_time())
+            .map_err(failed("write", &folder))
+    }
+
     /// Writes a line into the journal, with the time, and syncs it.
     pub(crate) fn record(&mut self, record: &Record) -> Result<(), RunDirectoryError> {
         self.journal
@@ -263,6 +272,11 @@ fn write_whole(path: &Path, content: &[u8]) -> Result<(), RunDirectoryError> {
     write().map_err(failed("write", path))
 }
 
+/// The time since 1970.
+pub(crate) fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A record as a line of JSON, with the time in milliseconds since 1970.
 fn line(record: &Record) -> Vec<u8> {
     #[derive(Serialize)]
@@ -271,8 +285,7 @@ fn line(record: &Record) -> Vec<u8> {
         #[serde(flatten)]
         record: &'a Record,
     }
-    let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let line = Line { unix_time_ms: unix_time.as_millis() as u64, record };
+    let line = Line { unix_time_ms: unix_time().as_millis() as u64, record };
     let mut text = serde_json::to_vec(&line).expect("a record can be written as JSON");
     text.push(b'\n');
     text
