@@ -22,6 +22,11 @@ pub(crate) fn quickstart(changes: &[&str]) -> Recipe {
     Recipe::from_toml(QUICKSTART, &changes).unwrap()
 }
 
+/// Where images are drawn once for all tests: in the build folder.
+pub(crate) fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
+}
+
 /// How the workers of a test reach each other and their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wiring {
@@ -68,8 +73,7 @@ impl TestRun {
             true => RunDirectory::open(&self.path()).unwrap(),
             false => RunDirectory::create(&self.path(), &self.recipe, VERSION).unwrap(),
         };
-        // Drawn once for all tests: the cache lies in the build folder.
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        let cache = cache();
         let images = Images::open(&self.recipe.data, &cache).unwrap();
         let deal = Deal::new(Arc::new(images), self.recipe.training.shards, &cache).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

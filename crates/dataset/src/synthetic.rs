@@ -17,7 +17,7 @@ use crate::seal::ContentHash;
 use crate::stl10::CLASS_NAMES_FILE;
 
 /// A change to the drawings needs a new number, so that old drawings are not used for it.
-const DRAWING_VERSION: u32 = 1;
+const DRAWING_VERSION: u32 = 2;
 
 /// The labelled parts: 100 and 50 for each class, enough for a probe that says something.
 const TRAIN_IMAGES: u32 = 1_000;
