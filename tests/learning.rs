@@ -11,6 +11,7 @@ const CHANGES: &[&str] = &[
     "training.batch=64",
     "training.shards=2",
     "training.epochs=40",
+    "optimizer.warmup_epochs=0.5",
     "views.crop_px=24",
     "model.width=8",
     "model.projector_dim=64",

@@ -285,7 +285,11 @@ fn bad_input_gets_a_sentence() {
 #[test]
 fn another_recipe_does_not_go_on_with_a_run() {
     let place = Place::new();
-    expect(&place.train("first", "1", &["training.epochs=1"]).output().unwrap(), 0, &[]);
+    expect(
+        &place.train("first", "1", &["training.epochs=1", "optimizer.warmup_epochs=0.0"]).output().unwrap(),
+        0,
+        &[],
+    );
     let arguments = ["--resume", "runs/first", "--set", "training.epochs=9"];
     let output = place.coordinator(&arguments).output().unwrap();
     expect(&output, 1, &["training.epochs is 1, not 9", "another --name"]);

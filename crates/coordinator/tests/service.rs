@@ -47,8 +47,15 @@ impl Blocks for TwoBlocks {
 }
 
 fn recipe() -> Recipe {
-    Recipe::from_toml(QUICKSTART, &["training.epochs=2".to_string(), format!("training.shards={SHARDS}")])
-        .unwrap()
+    Recipe::from_toml(
+        QUICKSTART,
+        &[
+            "training.epochs=2".to_string(),
+            "optimizer.warmup_epochs=0.0".to_string(),
+            format!("training.shards={SHARDS}"),
+        ],
+    )
+    .unwrap()
 }
 
 /// A coordinator at work in this process.
