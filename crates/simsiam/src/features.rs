@@ -23,10 +23,15 @@ impl FrozenBackbone {
     /// # Panics
     /// If `images` does not hold a whole number of such images, at least one.
     pub fn features(&self, images: Vec<f32>, side_px: usize) -> Vec<f32> {
-        let image = 3 * side_px * side_px;
-        assert!(!images.is_empty() && images.len().is_multiple_of(image), "a batch is made of whole images");
-        let shape = [images.len() / image, 3, side_px, side_px];
-        let x = Tensor::from_data(TensorData::new(images, shape), &self.device); // [n, 3, side, side]
+        let x = image_tensor(images, side_px, &self.device); // [n, 3, side, side]
         self.network.features(x).into_data().try_into_vec().expect("features are f32") // [n, features]
     }
+}
+
+/// Images as a tensor, `[n, 3, side_px, side_px]`.
+pub(crate) fn image_tensor(images: Vec<f32>, side_px: usize, device: &Device) -> Tensor<4> {
+    let image = 3 * side_px * side_px;
+    assert!(!images.is_empty() && images.len().is_multiple_of(image), "a batch is made of whole images");
+    let shape = [images.len() / image, 3, side_px, side_px];
+    Tensor::from_data(TensorData::new(images, shape), device)
 }

@@ -55,6 +55,16 @@ impl Linear {
         }
     }
 
+    /// The classifier of images by their features: near zero, so that every class starts as likely, as in the
+    /// official linear evaluation.
+    pub(crate) fn classifier(p: &mut Parameters, name: &str, lengths: [usize; 2]) -> Self {
+        let [input, output] = lengths;
+        let initial = Initial::Normal { std: 0.01 };
+        let weight = p.parameter(format!("{name}.weight"), [output, input], initial);
+        let bias = p.parameter(format!("{name}.bias"), [output], Initial::Constant(0.0));
+        Linear { weight, bias: Some(bias) }
+    }
+
     /// `x: [n, in] -> [n, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = kernels::linear(x, self.weight.clone()); // [n, out]

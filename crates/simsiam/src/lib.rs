@@ -11,6 +11,7 @@ pub mod checkpoint;
 
 mod bucket;
 mod features;
+mod fine_tuning;
 mod heads;
 mod kernels;
 mod layers;
@@ -25,6 +26,7 @@ mod step;
 pub use bucket::{BucketLayout, Folded};
 pub use burn::tensor::Device;
 pub use features::FrozenBackbone;
+pub use fine_tuning::{Diverged, FineTuner, FrozenClassifier, TuningRates};
 pub use layers::{BatchStatistics, Statistics};
 pub use parameters::{Entry, Layout};
 pub use schedule::{LearningRates, Schedule};

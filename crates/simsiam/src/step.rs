@@ -13,7 +13,7 @@ use crate::state::State;
 use crate::{kernels, layers, sgd};
 
 /// PyTorch's default share of a new batch in the running statistics.
-const STATISTICS_MOMENTUM: f32 = 0.1;
+pub(crate) const STATISTICS_MOMENTUM: f32 = 0.1;
 
 /// The recipe's network and optimizer on one device.
 pub struct Trainer {
