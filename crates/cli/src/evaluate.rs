@@ -1,6 +1,8 @@
 //! The program `evaluate`: figures of a checkpoint, as result cards.
 
 mod beside_training;
+mod finetune;
+mod linear;
 mod table;
 mod watch;
 
@@ -9,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use evaluation::{Card, Encoder, Input, Job, Names, Phase, ProbeSettings, QualitySettings, Summary, export};
+use evaluation::{Card, Encoder, Input, Job, Names, Phase, QualitySettings, Summary, export};
 use recipe::{Data, Votes};
 use simsiam::Device;
 
@@ -18,7 +20,7 @@ use crate::display::Screen;
 use crate::exit::{self, Ending};
 use crate::logging;
 
-/// Evaluates the frozen encoder of a run.
+/// Evaluates the encoder of a run, frozen or fine-tuned.
 ///
 /// Each result is printed, and written into the run's folder `evaluations` with its whole protocol and the
 /// hashes of weights and data.
@@ -33,8 +35,10 @@ pub struct EvaluateArguments {
 enum Command {
     /// Classify the test images by their nearest neighbours among the labelled training images
     Knn(KnnArguments),
-    /// Classify the test images by a linear probe, fitted to convergence on the training images' features
-    Linear(LinearArguments),
+    /// Classify the test images by a linear probe of the frozen features
+    Linear(linear::Arguments),
+    /// Train the whole network on with labels, then classify the test images: not a measure of frozen features
+    Finetune(finetune::Arguments),
     /// Judge the features without labels: effective rank, alignment, uniformity, spread
     Quality(SubjectArguments),
     /// Write the weights as safetensors under the names of another program
@@ -89,15 +93,6 @@ struct KnnArguments {
     /// How fast a vote's weight falls with distance
     #[arg(long, requires = "k")]
     temperature: Option<f64>,
-}
-
-#[derive(Debug, clap::Args)]
-struct LinearArguments {
-    #[command(flatten)]
-    subject: SubjectArguments,
-    /// STL-10's official protocol: ten folds of 1,000 training images, mean and standard deviation
-    #[arg(long)]
-    folds: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -167,14 +162,8 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
                 Ok(job.knn(votes, progress)?)
             })
         }
-        Command::Linear(arguments) => arguments.subject.evaluate(&screen, |job| {
-            let settings = ProbeSettings::default();
-            Ok(if arguments.folds {
-                job.linear_folds(&settings, progress)?
-            } else {
-                job.linear(&settings, progress)?
-            })
-        }),
+        Command::Linear(arguments) => arguments.run(&screen, progress),
+        Command::Finetune(arguments) => arguments.run(&screen, progress),
         Command::Quality(subject) => {
             subject.evaluate(&screen, |job| Ok(job.quality(&QualitySettings::default(), progress)?))
         }
@@ -194,6 +183,9 @@ fn describe(phase: Phase) -> &'static str {
         Phase::Probe => "fits of the probe",
         Phase::Features => "features",
         Phase::ViewFeatures => "features of views",
+        Phase::LinearTraining => "training of the linear layer",
+        Phase::FineTuning => "fine-tuning",
+        Phase::TestAnswers => "answers on the test images",
     }
 }
 

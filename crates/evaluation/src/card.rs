@@ -13,8 +13,10 @@ use serde_json::Value;
 use crate::encoder::WeightsIdentity;
 use crate::error::EvaluationError;
 use crate::features::{Frozen, InputIdentity};
+use crate::finetune::{FinetuneFit, FinetuneSettings};
 use crate::job::QualitySettings;
 use crate::labelled::ImagesIdentity;
+use crate::official::{OfficialFit, OfficialSettings};
 use crate::probe::{Fit, ProbeSettings};
 use crate::quality::Quality;
 use crate::scores::{Proportion, Scores};
@@ -88,6 +90,26 @@ pub enum Measurement {
         /// Standard deviation of their top-1, as of a sample.
         std: f64,
     },
+    /// A linear layer on frozen features of augmented images, trained as the authors of SimSiam do it; the test
+    /// part was looked at once.
+    LinearOfficial {
+        /// How it was trained.
+        settings: OfficialSettings,
+        /// How that went.
+        fit: OfficialFit,
+        /// Its performance on the test part.
+        scores: Scores,
+    },
+    /// The whole network trained with labels, from these weights on; the test part was looked at once. Not
+    /// comparable with the others: this network is not frozen, and its proof is about the tuned one.
+    Finetune {
+        /// How it was trained.
+        settings: FinetuneSettings,
+        /// How that went.
+        fit: FinetuneFit,
+        /// Its performance on the test part.
+        scores: Scores,
+    },
     /// Figures that need no labels.
     Quality {
         /// How they were measured.
@@ -147,6 +169,8 @@ impl Measurement {
             Measurement::Knn { .. } => "knn",
             Measurement::Linear { .. } => "linear",
             Measurement::LinearFolds { .. } => "linear-folds",
+            Measurement::LinearOfficial { .. } => "linear-official",
+            Measurement::Finetune { .. } => "finetune",
             Measurement::Quality { .. } => "quality",
         }
     }
@@ -163,6 +187,8 @@ impl Card {
             }
             Measurement::Linear { settings, .. } => to_json(settings),
             Measurement::LinearFolds { settings, folds_blake3, .. } => to_json(&(settings, folds_blake3)),
+            Measurement::LinearOfficial { settings, .. } => to_json(settings),
+            Measurement::Finetune { settings, .. } => to_json(settings),
             Measurement::Quality { settings, views, .. } => to_json(&(settings, views)),
         };
         let key = [to_json(&self.weights), to_json(&self.data.parts), to_json(&self.input), protocol];

@@ -1,5 +1,6 @@
 //! What can be wrong with an evaluation, in sentences that say what to do.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,16 @@ pub enum EvaluationError {
         /// Steps committed in the weights.
         step: u64,
     },
+    /// The training of a classifier diverged.
+    #[error("step {step} of epoch {epoch}: the loss or its gradient is not finite; {advice}")]
+    Diverged {
+        /// The epoch, counted from 1.
+        epoch: u64,
+        /// The step within it, counted from 1.
+        step: u64,
+        /// Which settings to lower.
+        advice: String,
+    },
     /// The frozen network changed while features were computed: a fault of this program.
     #[error("the frozen network moved: expected {expected}, found {found}; please report this fault")]
     Moved {
@@ -97,6 +108,14 @@ impl EvaluationError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EvaluationError {
         let path = path.to_owned();
         move |source| EvaluationError::Io { action, path, source }
+    }
+
+    pub(crate) fn setting(
+        name: &'static str,
+        expected: impl Into<String>,
+        found: &dyn fmt::Display,
+    ) -> EvaluationError {
+        EvaluationError::Setting { name, expected: expected.into(), found: found.to_string() }
     }
 
     pub(crate) fn content(

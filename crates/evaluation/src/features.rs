@@ -1,14 +1,15 @@
 //! Features of images: the frozen backbone after its global average pool, BatchNorm in evaluation mode.
 
-use dataset::Images;
 use dataset::views::ViewMaker;
+use dataset::{Geometry, Images};
 use recipe::Views;
 use serde::{Deserialize, Serialize};
-use simsiam::{Device, FrozenBackbone};
+use simsiam::{Device, FrozenBackbone, FrozenClassifier, State};
 
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::matrix::Matrix;
+use crate::training_images::TrainingImages;
 
 /// At which size images enter the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,18 @@ pub struct InputIdentity {
     pub std: [f32; 3],
 }
 
+impl InputIdentity {
+    /// Of images of that geometry, normalised as the recipe's `views` are.
+    pub(crate) fn of(views: &Views, geometry: Geometry, input: Input) -> InputIdentity {
+        let image_px = geometry.width_px.min(geometry.height_px);
+        let side_px = match input {
+            Input::Crop => views.crop_px,
+            Input::Native => image_px,
+        };
+        InputIdentity { input, side_px, image_px, mean: views.mean, std: views.std }
+    }
+}
+
 /// Proof that the network stayed as it was while it looked at some images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,28 +71,46 @@ const MOST_CHANGE: f64 = 1e-3;
 
 /// A frozen network that looks at images of one data set.
 pub(crate) struct Extractor<'a> {
-    encoder: &'a Encoder,
+    state: &'a State,
     images: &'a Images,
-    backbone: FrozenBackbone,
+    look: Look,
     maker: ViewMaker,
     identity: InputIdentity,
 }
 
+/// A frozen network: from images and their side in pixels to a row for each, of features or logits.
+type Look = Box<dyn Fn(Vec<f32>, usize) -> Vec<f32>>;
+
+/// What a network was, and what it said of its first images, before it looked at others.
+pub(crate) struct Before {
+    state_blake3: String,
+    first: Vec<u64>,
+    features: Vec<f32>,
+}
+
 impl<'a> Extractor<'a> {
     pub(crate) fn new(encoder: &'a Encoder, images: &'a Images, input: Input, device: &Device) -> Self {
-        let (views, geometry) = (&encoder.recipe().views, images.geometry());
-        let image_px = geometry.width_px.min(geometry.height_px);
-        let side_px = match input {
-            Input::Crop => views.crop_px,
-            Input::Native => image_px,
-        };
-        Extractor {
-            encoder,
-            images,
-            backbone: FrozenBackbone::new(&encoder.recipe().model, encoder.state(), device),
-            maker: ViewMaker::new(&Views { crop_px: side_px, ..views.clone() }, geometry),
-            identity: InputIdentity { input, side_px, image_px, mean: views.mean, std: views.std },
-        }
+        let backbone = FrozenBackbone::new(&encoder.recipe().model, encoder.state(), device);
+        let look = Box::new(move |images, side_px| backbone.features(images, side_px));
+        Self::looking(&encoder.recipe().views, encoder.state(), look, images, input)
+    }
+
+    /// A fine-tuned network with its state: its rows are logits instead of features.
+    pub(crate) fn of_tuned(
+        views: &Views,
+        (state, classifier): (&'a State, FrozenClassifier),
+        images: &'a Images,
+        input: Input,
+    ) -> Self {
+        let look = Box::new(move |images, side_px| classifier.logits(images, side_px));
+        Self::looking(views, state, look, images, input)
+    }
+
+    fn looking(views: &Views, state: &'a State, look: Look, images: &'a Images, input: Input) -> Self {
+        let identity = InputIdentity::of(views, images.geometry(), input);
+        let plain = Views { crop_px: identity.side_px, ..views.clone() };
+        let maker = ViewMaker::new(&plain, images.geometry());
+        Extractor { state, images, look, maker, identity }
     }
 
     pub(crate) fn input(&self) -> &InputIdentity {
@@ -100,25 +131,62 @@ impl<'a> Extractor<'a> {
         indices: &[u64],
         progress: &mut dyn FnMut(u64),
     ) -> Result<(Matrix, Frozen), EvaluationError> {
-        let state_blake3_before = self.encoder.state().hash().to_string();
-        let mut features = Vec::new();
-        for (number, batch) in indices.chunks(BATCH).enumerate() {
+        let before = self.before(indices);
+        let mut features = before.features.clone();
+        let (first, rest) = indices.split_at(before.first.len());
+        progress(first.len() as u64);
+        for (number, batch) in rest.chunks(BATCH).enumerate() {
             features.extend(self.plain(batch));
-            progress((number * BATCH + batch.len()) as u64);
+            progress((first.len() + number * BATCH + batch.len()) as u64);
         }
-        let first = indices.len().min(BATCH);
-        let columns = features.len() / indices.len();
+        let features = self.finite(part, indices, features)?;
+        Ok((features, self.unmoved(&before)?))
+    }
+
+    /// What the network is before it looks at more than the first of these images.
+    pub(crate) fn before(&self, indices: &[u64]) -> Before {
+        let state_blake3 = self.state.hash().to_string();
+        let first = indices[..indices.len().min(BATCH)].to_vec();
+        Before { state_blake3, features: self.plain(&first), first }
+    }
+
+    /// The proof that nothing has moved since.
+    ///
+    /// # Errors
+    /// A network that moved.
+    pub(crate) fn unmoved(&self, before: &Before) -> Result<Frozen, EvaluationError> {
         let frozen = Frozen {
-            state_blake3_before,
-            first_features_change: change(&features[..first * columns], &self.plain(&indices[..first])),
-            state_blake3_after: self.encoder.state().hash().to_string(),
+            state_blake3_before: before.state_blake3.clone(),
+            first_features_change: change(&before.features, &self.plain(&before.first)),
+            state_blake3_after: self.state.hash().to_string(),
         };
+        frozen.check()?;
+        Ok(frozen)
+    }
+
+    /// The features of the images at `indices` as a classifier in training sees them in an epoch, a row each.
+    ///
+    /// # Errors
+    /// Features that are not finite.
+    pub(crate) fn training_features(
+        &self,
+        training: &TrainingImages,
+        epoch: u64,
+        indices: &[u64],
+    ) -> Result<Matrix, EvaluationError> {
+        let look = |batch| (self.look)(training.render(epoch, batch), self.identity.side_px as usize);
+        let features = indices.chunks(BATCH).flat_map(look).collect();
+        self.finite("the training part", indices, features)
+    }
+
+    /// Rows of numbers that can be used.
+    fn finite(&self, part: &str, indices: &[u64], features: Vec<f32>) -> Result<Matrix, EvaluationError> {
+        let columns = features.len() / indices.len();
         if let Some(place) = features.iter().position(|value| !value.is_finite()) {
-            let (image, step) = (indices[place / columns], self.encoder.state().step);
+            let (image, step) = (indices[place / columns], self.state.step);
             return Err(EvaluationError::NotFinite { part: part.to_owned(), image, step });
         }
-        frozen.check()?;
-        Ok((Matrix::new(features, columns), frozen))
+        Ok(Matrix::new(features, columns))
     }
 
     /// The features of two random views of each image, as in the first epoch of a run of this seed.
@@ -136,7 +204,7 @@ impl<'a> Extractor<'a> {
             let [x1, x2] = &mut views;
             self.maker.render_batch(&records, seed, 0, x1, x2);
             for (features, views) in features.iter_mut().zip(views) {
-                features.extend(self.backbone.features(views, self.identity.side_px as usize));
+                features.extend((self.look)(views, self.identity.side_px as usize));
             }
             progress((number * BATCH + batch.len()) as u64);
         }
@@ -151,7 +219,7 @@ impl<'a> Extractor<'a> {
         let records: Vec<&[u8]> = indices.iter().map(|index| self.images.record(*index)).collect();
         let mut batch = vec![0.0; records.len() * self.maker.view_len()];
         self.maker.render_plain_batch(&records, &mut batch);
-        self.backbone.features(batch, self.identity.side_px as usize)
+        (self.look)(batch, self.identity.side_px as usize)
     }
 }
 

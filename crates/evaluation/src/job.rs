@@ -54,6 +54,12 @@ pub enum Phase {
     Features,
     /// Features of two views of each image; counts images.
     ViewFeatures,
+    /// The training of a linear layer on features of augmented images; counts images, over all epochs.
+    LinearTraining,
+    /// The training of the whole network with labels; counts images, over all epochs.
+    FineTuning,
+    /// The answers of the tuned network on the test part; counts images.
+    TestAnswers,
 }
 
 /// Told of the phase, and how much of how much is done.
@@ -237,12 +243,14 @@ impl Job<'_> {
             }
             Measurement::Linear { settings, .. } => job.linear(settings, progress),
             Measurement::LinearFolds { settings, .. } => job.linear_folds(settings, progress),
+            Measurement::LinearOfficial { settings, .. } => job.linear_official(settings, progress),
+            Measurement::Finetune { settings, .. } => job.finetune(settings, progress),
             Measurement::Quality { settings, .. } => job.quality(settings, progress),
         }?;
         Ok(card.differences(&again))
     }
 
-    fn open_parts(&self) -> Result<Parts, EvaluationError> {
+    pub(crate) fn open_parts(&self) -> Result<Parts, EvaluationError> {
         let train = Labelled::open(self.data, Split::Train, self.cache_dir)?;
         let test = Labelled::open(self.data, Split::Test, self.cache_dir)?;
         Ok(Parts { train, test })
@@ -280,7 +288,7 @@ impl Job<'_> {
         self.card(parts.identity(self.data), input, frozen, measurement, seconds)
     }
 
-    fn card(
+    pub(crate) fn card(
         &self,
         data: DataIdentity,
         input: InputIdentity,
@@ -302,18 +310,18 @@ impl Job<'_> {
 }
 
 /// The labelled parts of a data set.
-struct Parts {
-    train: Labelled,
-    test: Labelled,
+pub(crate) struct Parts {
+    pub(crate) train: Labelled,
+    pub(crate) test: Labelled,
 }
 
 impl Parts {
     /// For errors.
-    fn train_name(&self) -> String {
+    pub(crate) fn train_name(&self) -> String {
         format!("{} (train)", self.train.images().name())
     }
 
-    fn identity(&self, source: &Data) -> DataIdentity {
+    pub(crate) fn identity(&self, source: &Data) -> DataIdentity {
         let of = |part: &Labelled| -> ImagesIdentity {
             identify(part.images(), (0..part.labels().len()).map(|index| index as u64))
         };
@@ -342,6 +350,9 @@ impl fmt::Display for Phase {
             Phase::Probe => "linear probe",
             Phase::Features => "features of the images",
             Phase::ViewFeatures => "features of two views",
+            Phase::LinearTraining => "training of a linear layer",
+            Phase::FineTuning => "fine-tuning",
+            Phase::TestAnswers => "answers on the test part",
         })
     }
 }
@@ -349,29 +360,7 @@ impl fmt::Display for Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{quickstart, write_run};
-    use tempfile::TempDir;
-
-    /// A run with one checkpoint, and drawn images in a cache.
-    struct Scene {
-        folder: TempDir,
-        encoder: Encoder,
-        data: Data,
-        device: Device,
-    }
-
-    impl Scene {
-        fn new() -> Scene {
-            let folder = tempfile::tempdir().unwrap();
-            let encoder = Encoder::open(&write_run(folder.path(), &[7]), None).unwrap();
-            Scene { folder, encoder, data: Data::Synthetic { images: 128 }, device: Device::flex() }
-        }
-
-        fn job(&self) -> Job<'_> {
-            let Scene { folder, encoder, data, device } = self;
-            Job { encoder, data, input: Input::Crop, cache_dir: folder.path(), device }
-        }
-    }
+    use crate::testing::{Scene, quickstart};
 
     fn ignore(_: Phase, _: u64, _: u64) {}
 

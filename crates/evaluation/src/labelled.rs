@@ -55,6 +55,11 @@ impl Labelled {
         &self.labels
     }
 
+    /// The indices of all images, in order.
+    pub(crate) fn indices(&self) -> Vec<u64> {
+        (0..self.images.len()).collect()
+    }
+
     /// The classes' names, by label.
     pub(crate) fn class_names(&self) -> &[String] {
         self.images.class_names()

@@ -2,9 +2,10 @@
 //!
 //! An [`Encoder`] is the weights of a checkpoint, proved whole, or the random ones of step 0. A [`Job`] looks
 //! at images with it, frozen, and classifies its features: [`Job::knn`] by nearest neighbours,
-//! [`Job::linear`] by a logistic regression; [`Job::quality`] needs no labels. What comes out is a [`Card`]:
-//! the figures with their whole protocol and the hashes of weights and data, which [`Job::verify`] computes
-//! again. [`export()`] writes the backbone for other programs.
+//! [`Job::linear`] by a logistic regression, [`Job::linear_official`] by a layer trained as SimSiam's authors
+//! do it; [`Job::quality`] needs no labels. [`Job::finetune`] is another thing: it trains the whole network
+//! on. What comes out is a [`Card`]: the figures with their whole protocol and the hashes of weights and data,
+//! which [`Job::verify`] computes again. [`export()`] writes the backbone for other programs.
 //!
 //! This crate knows nothing of workers or the network; it reads what a run leaves behind. Start with
 //! [`Encoder::open`] and [`Job`].
@@ -15,11 +16,13 @@ mod encoder;
 mod error;
 mod export;
 mod features;
+mod finetune;
 mod folds;
 mod job;
 mod knn;
 mod labelled;
 mod matrix;
+mod official;
 mod probe;
 mod quality;
 mod run;
@@ -27,19 +30,23 @@ mod scores;
 mod summary;
 #[cfg(test)]
 mod testing;
+mod training_images;
 
 pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
 pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;
 pub use export::{Names, export};
 pub use features::{Frozen, Input, InputIdentity};
+pub use finetune::{FinetuneFit, FinetuneSettings};
 pub use job::{Job, Phase, Progress, QualitySettings};
 pub use knn::{Neighbour, Neighbours};
 pub use labelled::ImagesIdentity;
 pub use matrix::Matrix;
-pub use probe::{Classifier, Fit, GridPoint, Preparation, Probe, ProbeSettings, Split, fit};
+pub use official::{OfficialFit, OfficialSettings};
+pub use probe::{Classifier, Fit, GridPoint, Optimizer, Preparation, Probe, ProbeSettings, Split, fit};
 pub use quality::Quality;
 pub use recipe::Votes;
 pub use run::{checkpoints, has_ended};
 pub use scores::{Answer, ClassScore, Proportion, Scores};
 pub use summary::Summary;
+pub use training_images::Augmentation;

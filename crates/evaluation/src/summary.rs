@@ -31,7 +31,9 @@ impl Summary {
                     (format!("top1_k{k}_t{temperature}"), result.scores.top1.share)
                 })
                 .collect(),
-            Measurement::Linear { scores, .. } => {
+            Measurement::Linear { scores, .. }
+            | Measurement::LinearOfficial { scores, .. }
+            | Measurement::Finetune { scores, .. } => {
                 let top5 = scores.top5.map(|top5| ("top5".to_owned(), top5.share));
                 [("top1".to_owned(), scores.top1.share)].into_iter().chain(top5).collect()
             }

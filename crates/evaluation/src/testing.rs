@@ -3,9 +3,35 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use recipe::Recipe;
+use recipe::{Data, Recipe};
 use serde_json::json;
-use simsiam::{Layout, State, checkpoint};
+use simsiam::{Device, Layout, State, checkpoint};
+use tempfile::TempDir;
+
+use crate::encoder::Encoder;
+use crate::features::Input;
+use crate::job::Job;
+
+/// A run with one checkpoint, and drawn images in a cache.
+pub(crate) struct Scene {
+    pub(crate) folder: TempDir,
+    pub(crate) encoder: Encoder,
+    pub(crate) data: Data,
+    device: Device,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        let encoder = Encoder::open(&write_run(folder.path(), &[7]), None).unwrap();
+        Scene { folder, encoder, data: Data::Synthetic { images: 128 }, device: Device::flex() }
+    }
+
+    pub(crate) fn job(&self) -> Job<'_> {
+        let Scene { folder, encoder, data, device } = self;
+        Job { encoder, data, input: Input::Crop, cache_dir: folder.path(), device }
+    }
+}
 
 pub(crate) fn quickstart() -> Recipe {
     Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap()

@@ -20,6 +20,12 @@ pub enum Purpose {
     View = 4,
     /// The drawn images of the synthetic data.
     Synthetic = 5,
+    /// The initial weights of a linear classifier.
+    Classifier = 16,
+    /// The order of labelled images in an epoch of a classifier's training.
+    LabelledOrder = 17,
+    /// Which labelled images are learnt from when that is not all of them.
+    Labels = 18,
 }
 
 /// A stream of random numbers that is determined by its key alone.

@@ -1,6 +1,6 @@
 //! A result card for people: the figures, with what it takes to compare them.
 
-use evaluation::{Card, Measurement, Proportion, Scores};
+use evaluation::{Card, Measurement, Optimizer, Proportion, Scores};
 
 /// The figures of a card.
 pub(super) fn of(card: &Card) -> String {
@@ -21,6 +21,23 @@ pub(super) fn of(card: &Card) -> String {
             let (mean, std) = (100.0 * mean, 100.0 * std);
             lines.push(format!("linear probe, {} folds: top-1 {mean:.2} % ± {std:.2}", folds.len()));
         }
+        Measurement::LinearOfficial { settings, fit, scores: result } => {
+            let optimizer = match settings.optimizer {
+                Optimizer::Sgd => "SGD",
+                Optimizer::Lars => "LARS",
+            };
+            lines.push(format!("linear layer, official protocol, {optimizer}: {}", scores(result)));
+            lines.push(training(settings.epochs, fit.steps, fit.images_per_step, &fit.losses));
+        }
+        Measurement::Finetune { settings, fit, scores: result } => {
+            let (percent, images) =
+                (settings.labels_percent, card.data.parts.get("train").map_or(0, |part| part.images));
+            lines.push(format!(
+                "fine-tuned (not frozen) on {percent} % of the labels, {images} images: {}",
+                scores(result)
+            ));
+            lines.push(training(settings.epochs, fit.steps, fit.images_per_step, &fit.losses));
+        }
         Measurement::Quality { quality, .. } => lines.push(format!(
             "effective rank {:.1}, alignment {:.3}, uniformity {:.3}, spread {:.3}",
             quality.effective_rank, quality.alignment, quality.uniformity, quality.spread
@@ -31,6 +48,12 @@ pub(super) fn of(card: &Card) -> String {
         card.seconds.features, card.seconds.rest
     ));
     lines.join("\n")
+}
+
+fn training(epochs: u64, steps: u64, images_per_step: usize, losses: &[f64]) -> String {
+    let loss = |loss: Option<&f64>| loss.map_or(String::new(), |loss| format!("{loss:.3}"));
+    let (first, last) = (loss(losses.first()), loss(losses.last()));
+    format!("{epochs} epochs, {steps} steps of {images_per_step} images, loss {first} to {last}")
 }
 
 fn scores(scores: &Scores) -> String {

@@ -7,6 +7,7 @@
 //! minimises. Features stay f32; every sum is f64, in an order that no number of threads changes.
 
 use rayon::prelude::*;
+use recipe::{Draws, Purpose};
 
 use super::lbfgs::{Ending, minimize};
 use crate::matrix::{Lies, Matrix, multiply};
@@ -42,6 +43,24 @@ impl Classifier {
         Classifier { parameters: vec![0.0; classes * (features + 1)], classes, features }
     }
 
+    /// As the official linear evaluation begins: weights of standard deviation 0.01, a function of the seed
+    /// alone, and biases of zero.
+    pub(crate) fn random(classes: usize, features: usize, seed: u64) -> Classifier {
+        let mut classifier = Classifier::zeros(classes, features);
+        let mut draws = Draws::new(seed, Purpose::Classifier, 0, 0, 0);
+        classifier.parameters[..classes * features].fill_with(|| 0.01 * f64::from(draws.normal()));
+        classifier
+    }
+
+    /// `W`, then `b`.
+    pub(crate) fn parameters(&self) -> &[f64] {
+        &self.parameters
+    }
+
+    pub(crate) fn parameters_mut(&mut self) -> &mut [f64] {
+        &mut self.parameters
+    }
+
     /// `W`: one row of features for each class.
     pub fn weights(&self) -> &[f64] {
         &self.parameters[..self.classes * self.features]
@@ -65,6 +84,15 @@ impl Classifier {
             until.most_iterations,
             |parameters, gradient| objective([classes, features], parameters, x, labels, l2, gradient),
         )
+    }
+
+    /// The mean loss over these images, without `l2`; writes its gradient.
+    ///
+    /// # Panics
+    /// If there is not one label below the number of classes for each row, or rows have another length.
+    pub(crate) fn loss_and_gradient(&self, x: &Matrix, labels: &[u8], gradient: &mut [f64]) -> f64 {
+        assert_eq!((x.rows(), x.columns()), (labels.len(), self.features), "one label for each row");
+        objective([self.classes, self.features], &self.parameters, x, labels, 0.0, gradient)
     }
 
     /// What this classifier says of each row, `truth` being the labels.
@@ -172,7 +200,6 @@ fn widen(values: &[f32], out: &mut Vec<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use recipe::{Draws, Purpose};
 
     const UNTIL: Until = Until { gradient_tolerance: 1e-9, most_iterations: 1000 };
 

@@ -4,11 +4,14 @@
 //! split of the training set; then the probe is fitted to the whole training set. Whoever calls [`fit`] has
 //! not shown it the test set yet.
 
+mod descent;
 mod lbfgs;
 mod logistic;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use descent::Descent;
+pub use descent::Optimizer;
 pub use logistic::Classifier;
 
 use crate::error::EvaluationError;
