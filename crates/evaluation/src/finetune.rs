@@ -7,14 +7,13 @@
 use std::f64::consts::PI;
 use std::time::Instant;
 
-use recipe::{Draws, Purpose};
 use serde::{Deserialize, Serialize};
 use simsiam::{FineTuner, State, TuningRates};
 
 use crate::card::{Card, DataIdentity, Measurement, Seconds};
 use crate::error::EvaluationError;
 use crate::features::{Extractor, InputIdentity};
-use crate::job::{Job, Parts, Phase, Progress};
+use crate::job::{Job, Phase, Progress};
 use crate::labelled::identify;
 use crate::scores::{Answer, Scores};
 use crate::training_images::{Augmentation, TrainingImages};
@@ -108,33 +107,6 @@ impl FinetuneSettings {
         self.augmentation.check()
     }
 
-    /// The training images that are learnt from, in order: of each class the same share. Those of a smaller
-    /// share are among those of a greater one.
-    fn labelled(&self, parts: &Parts) -> Result<Vec<u64>, EvaluationError> {
-        let (labels, names) = (parts.train.labels(), parts.train.class_names());
-        let mut kept = Vec::new();
-        for (class, name) in names.iter().enumerate() {
-            let of_class = (0..labels.len()).filter(|index| usize::from(labels[*index]) == class);
-            let mut of_class: Vec<u64> = of_class.map(|index| index as u64).collect();
-            Draws::new(self.seed, Purpose::Labels, 0, class as u64, 0).shuffle(&mut of_class);
-            let count = (of_class.len() as f64 * self.labels_percent / 100.0).round() as usize;
-            if count == 0 {
-                let found =
-                    format!("none of class {name:?}: {} % of {}", self.labels_percent, of_class.len());
-                let advice = "ask for a greater share of the labels";
-                return Err(EvaluationError::images(
-                    parts.train_name(),
-                    "images of every class",
-                    found,
-                    advice,
-                ));
-            }
-            kept.extend(&of_class[..count]);
-        }
-        kept.sort_unstable();
-        Ok(kept)
-    }
-
     /// The rates after `step` of `steps` steps.
     fn rates(&self, step: u64, steps: u64) -> TuningRates {
         let share = 0.5 * (1.0 + (PI * step as f64 / steps as f64).cos());
@@ -199,7 +171,7 @@ impl Job<'_> {
     ) -> Result<Card, EvaluationError> {
         settings.check()?;
         let parts = self.open_parts()?;
-        let labelled = settings.labelled(&parts)?;
+        let labelled = parts.train.share(&parts.train_name(), settings.labels_percent, settings.seed)?;
         let views = &self.encoder.recipe().views;
         let input = InputIdentity::of(views, parts.train.images().geometry(), self.input);
         let classes = parts.train.class_names().len();
@@ -277,28 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_labels_is_the_same_of_every_class_and_within_a_greater_share() {
-        let scene = Scene::new();
-        let parts = scene.job().open_parts().unwrap();
-        let of = |labels_percent, seed| {
-            FinetuneSettings { labels_percent, seed, ..FinetuneSettings::default() }.labelled(&parts)
-        };
-        let (one, ten, all) = (of(1.0, 0).unwrap(), of(10.0, 0).unwrap(), of(100.0, 0).unwrap());
-        assert_eq!((one.len(), ten.len(), all.len()), (10, 100, 1000));
-        for class in 0..10 {
-            let of_class = ten.iter().filter(|index| parts.train.labels()[**index as usize] == class);
-            assert_eq!(of_class.count(), 10, "class {class}");
-        }
-        assert!(one.iter().all(|index| ten.contains(index)));
-        assert_ne!(of(10.0, 1).unwrap(), ten);
-        let error = of(0.4, 0).unwrap_err().to_string();
-        for phrase in ["(train): expected images of every class", ": 0.4 % of 100", "a greater share"] {
-            assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
-        }
-
+    fn few_labels_are_one_batch_and_the_card_says_which() {
         let settings = FinetuneSettings { labels_percent: 1.0, epochs: 1, ..FinetuneSettings::default() };
-        let (card, fit, _) = card(&scene, &settings);
-        assert_eq!((fit.images_per_step, fit.steps), (10, 1), "all of them, if they do not fill a batch");
+        let (card, fit, _) = card(&Scene::new(), &settings);
+        assert_eq!((fit.images_per_step, fit.steps), (10, 1));
         assert_eq!(card.data.parts["train"].images, 10);
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dataset::{Images, Split};
-use recipe::Data;
+use recipe::{Data, Draws, Purpose};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EvaluationError;
@@ -58,6 +58,29 @@ impl Labelled {
     /// The indices of all images, in order.
     pub(crate) fn indices(&self) -> Vec<u64> {
         (0..self.images.len()).collect()
+    }
+
+    /// That many percent of each class's images, in order: a function of the seed. Those of a smaller share are
+    /// among those of a greater one. `name` is the part's, for errors.
+    ///
+    /// # Errors
+    /// A class that is left without an image.
+    pub(crate) fn share(&self, name: &str, percent: f64, seed: u64) -> Result<Vec<u64>, EvaluationError> {
+        let mut kept = Vec::new();
+        for (class, class_name) in self.class_names().iter().enumerate() {
+            let is_of_class = |index: &u64| usize::from(self.labels[*index as usize]) == class;
+            let mut of_class: Vec<u64> = self.indices().into_iter().filter(is_of_class).collect();
+            Draws::new(seed, Purpose::Labels, 0, class as u64, 0).shuffle(&mut of_class);
+            let count = (of_class.len() as f64 * percent / 100.0).round() as usize;
+            if count == 0 {
+                let found = format!("none of class {class_name:?}: {percent} % of {}", of_class.len());
+                let advice = "ask for a greater share of the labels";
+                return Err(EvaluationError::images(name, "images of every class", found, advice));
+            }
+            kept.extend(&of_class[..count]);
+        }
+        kept.sort_unstable();
+        Ok(kept)
     }
 
     /// The classes' names, by label.
@@ -125,6 +148,25 @@ mod tests {
             );
         }
         assert_eq!(check("set", &[Some(1), Some(0)], &names(2)).unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn a_share_is_the_same_of_every_class_and_within_a_greater_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = Labelled::open(&Data::Synthetic { images: 100 }, Split::Train, folder.path()).unwrap();
+        let of = |percent, seed| set.share("set", percent, seed);
+        let (one, ten, all) = (of(1.0, 0).unwrap(), of(10.0, 0).unwrap(), of(100.0, 0).unwrap());
+        assert_eq!((one.len(), ten.len(), all), (10, 100, set.indices()));
+        for class in 0..10 {
+            let of_class = ten.iter().filter(|index| set.labels[**index as usize] == class);
+            assert_eq!(of_class.count(), 10, "class {class}");
+        }
+        assert!(one.iter().all(|index| ten.contains(index)));
+        assert_ne!(of(10.0, 1).unwrap(), ten);
+        let error = of(0.4, 0).unwrap_err().to_string();
+        for phrase in ["set: expected images of every class", ": 0.4 % of 100", "a greater share"] {
+            assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
+        }
     }
 
     #[test]

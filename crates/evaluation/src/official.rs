@@ -15,7 +15,7 @@ use crate::card::{Card, Measurement, Seconds};
 use crate::error::EvaluationError;
 use crate::features::Extractor;
 use crate::job::{Job, Parts, Phase, Progress};
-use crate::probe::{Classifier, Descent, Optimizer};
+use crate::probe::{Classifier, Descent, Optimizer, TRUST};
 use crate::scores::Scores;
 use crate::training_images::{Augmentation, TrainingImages};
 
@@ -93,6 +93,24 @@ impl OfficialSettings {
         self.augmentation.check()
     }
 
+    /// LARS moves the weights by a share of their norm, so their logits grow by a factor at most: `e` to the sum
+    /// of all rates, of which half a cosine leaves half, times the trust and what momentum makes of a step.
+    fn reach_warning(&self, images: usize) -> Option<String> {
+        /// A factor of 20, from weights of 0.01: about where the fit on CIFAR-10 begins to be one.
+        const LEAST_REACH: f64 = 3.0;
+        let rates = 0.5 * self.base_learning_rate * self.epochs as f64 * images as f64 / 256.0;
+        let reach = rates * TRUST / (1.0 - self.momentum);
+        (self.optimizer == Optimizer::Lars && reach < LEAST_REACH).then(|| {
+            format!(
+                "{} epochs of {images} images let LARS enlarge the weights by a factor of {:.1} at most, too \
+                 little to fit them: use sgd, or a learning rate of {:.1} or more",
+                self.epochs,
+                reach.exp(),
+                self.base_learning_rate * LEAST_REACH / reach
+            )
+        })
+    }
+
     /// The rate of an epoch, counted from 0, in which a step has that many images.
     fn learning_rate(&self, images_per_step: usize, epoch: u64) -> f64 {
         let first = self.base_learning_rate * images_per_step as f64 / 256.0;
@@ -112,6 +130,9 @@ impl Job<'_> {
     ) -> Result<Card, EvaluationError> {
         settings.check()?;
         let parts = self.open_parts()?;
+        if let Some(warning) = settings.reach_warning(parts.train.labels().len()) {
+            tracing::warn!("{warning}");
+        }
         let start = Instant::now();
         let mut step_seconds = 0.0;
         let extractor = Extractor::new(self.encoder, parts.train.images(), self.input, self.device);
@@ -243,6 +264,16 @@ mod tests {
             let rate = settings.learning_rate(4096, epoch);
             assert!((rate - expected).abs() < 1e-6, "{epoch}: {rate}");
         }
+    }
+
+    #[test]
+    fn lars_on_too_few_images_is_warned_of() {
+        let lars = OfficialSettings::usual(Optimizer::Lars);
+        let warning = lars.reach_warning(1000).unwrap();
+        assert!(warning.contains("a factor of 1.2 at most") && warning.contains("rate of 1.7"), "{warning}");
+        assert!(lars.reach_warning(5000).is_some(), "STL-10");
+        assert_eq!(lars.reach_warning(50_000), None, "CIFAR-10");
+        assert_eq!(OfficialSettings::usual(Optimizer::Sgd).reach_warning(1000), None);
     }
 
     #[test]

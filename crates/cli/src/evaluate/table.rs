@@ -1,6 +1,6 @@
 //! A result card for people: the figures, with what it takes to compare them.
 
-use evaluation::{Card, Measurement, Optimizer, Proportion, Scores};
+use evaluation::{Card, Measurement, Optimizer, Proportion, Scores, Seconds};
 
 /// The figures of a card.
 pub(super) fn of(card: &Card) -> String {
@@ -43,10 +43,11 @@ pub(super) fn of(card: &Card) -> String {
             quality.effective_rank, quality.alignment, quality.uniformity, quality.spread
         )),
     }
-    lines.push(format!(
-        "{:.1} s for features, {:.1} s for the rest",
-        card.seconds.features, card.seconds.rest
-    ));
+    let Seconds { features, rest } = card.seconds;
+    lines.push(match &card.measurement {
+        Measurement::Finetune { .. } => format!("{rest:.1} s"),
+        _ => format!("{features:.1} s for features, {rest:.1} s for the rest"),
+    });
     lines.join("\n")
 }
 

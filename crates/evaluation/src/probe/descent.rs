@@ -20,7 +20,7 @@ pub enum Optimizer {
 }
 
 /// The official code's share of the norm for each unit of learning rate.
-const TRUST: f64 = 0.001;
+pub(crate) const TRUST: f64 = 0.001;
 /// apex's: a gradient of length 0 divides by nothing.
 const EPSILON: f64 = 1e-8;
 

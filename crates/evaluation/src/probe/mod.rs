@@ -10,8 +10,8 @@ mod logistic;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use descent::Descent;
 pub use descent::Optimizer;
+pub(crate) use descent::{Descent, TRUST};
 pub use logistic::Classifier;
 
 use crate::error::EvaluationError;
