@@ -140,7 +140,8 @@ mod tests {
             (&["--seed", "0", "--folds"], "--seed needs --protocol official"),
             (&["--protocol", "official", "--folds"], "--folds needs --protocol cached"),
         ] {
-            let error = parse(options).run(&Screen::plain(|_| {}), &mut |_, _, _| {}).unwrap_err().to_string();
+            let error =
+                parse(options).run(&Screen::plain(|_| {}), &mut |_, _, _| {}).unwrap_err().to_string();
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
         }
     }
