@@ -2,7 +2,7 @@
 
 mod check;
 mod fetch;
-mod recipe_source;
+pub(crate) mod recipe_source;
 mod train;
 mod views;
 

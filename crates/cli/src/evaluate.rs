@@ -3,6 +3,8 @@
 mod beside_training;
 mod finetune;
 mod linear;
+mod embed;
+mod import;
 mod table;
 mod watch;
 
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use evaluation::{Card, Encoder, Input, Job, Names, Phase, QualitySettings, Summary, export};
-use recipe::{Data, Votes};
+use recipe::{Data, Recipe, Votes};
 use simsiam::Device;
 
 use crate::cache::CacheArguments;
@@ -41,6 +43,10 @@ enum Command {
     Finetune(finetune::Arguments),
     /// Judge the features without labels: effective rank, alignment, uniformity, spread
     Quality(SubjectArguments),
+    /// Write the features of pictures into a table: Parquet, CSV or safetensors
+    Embed(embed::EmbedArguments),
+    /// Make a run of the weights of another program, to evaluate or to train on
+    Import(import::ImportArguments),
     /// Write the weights as safetensors under the names of another program
     Export(ExportArguments),
     /// Compute a result card again, and say whether it is equal
@@ -143,6 +149,17 @@ fn parse_data(text: &str) -> Result<DataSource, String> {
     }
 }
 
+impl DataSource {
+    /// As the data of a run whose images enter the network at the size of the recipe's crop.
+    fn into_data(self, recipe: &Recipe) -> Data {
+        match self {
+            DataSource::Stl10(path) => Data::Stl10 { path, include_train: false },
+            DataSource::Cifar10(path) => Data::Cifar10 { path },
+            DataSource::Folder(path) => Data::Folder { path, image_px: recipe.views.crop_px },
+        }
+    }
+}
+
 /// The program `evaluate`.
 pub fn main() -> ExitCode {
     exit::code(run(EvaluateArguments::parse()))
@@ -153,6 +170,10 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
     let screen = Screen::stderr();
     logging::start(&screen);
     let progress = &mut |phase, done, total| screen.position(done, total, describe(phase).to_string());
+    let tell = |answer: String| {
+        screen.finish();
+        exit::answer(&answer);
+    };
     let outcome = match arguments.command {
         Command::Knn(arguments) => {
             let own =
@@ -167,8 +188,10 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
         Command::Quality(subject) => {
             subject.evaluate(&screen, |job| Ok(job.quality(&QualitySettings::default(), progress)?))
         }
-        Command::Export(arguments) => arguments.run(),
-        Command::Verify(arguments) => arguments.run(&screen, progress),
+        Command::Embed(arguments) => arguments.run(progress).map(tell),
+        Command::Import(arguments) => arguments.run(&screen).map(tell),
+        Command::Export(arguments) => arguments.run().map(tell),
+        Command::Verify(arguments) => arguments.run(progress).map(tell),
     };
     screen.finish();
     outcome?;
@@ -212,11 +235,7 @@ impl SubjectArguments {
         let recipe = encoder.recipe();
         let data = match &self.data {
             None => recipe.evaluation.data.clone().unwrap_or_else(|| recipe.data.clone()),
-            Some(DataSource::Stl10(path)) => Data::Stl10 { path: path.clone(), include_train: false },
-            Some(DataSource::Cifar10(path)) => Data::Cifar10 { path: path.clone() },
-            Some(DataSource::Folder(path)) => {
-                Data::Folder { path: path.clone(), image_px: recipe.views.crop_px }
-            }
+            Some(source) => source.clone().into_data(recipe),
         };
         let card = job(&Job {
             encoder,
@@ -257,20 +276,19 @@ fn run_folder(path: &Path) -> Result<PathBuf> {
 }
 
 impl ExportArguments {
-    fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<String> {
         let encoder = self.weights.open(&self.run)?;
         let names = match self.names {
             NamesArgument::Torchvision => Names::Torchvision,
             NamesArgument::Simsiam => Names::Simsiam,
         };
         export(&encoder, names, &self.file)?;
-        exit::answer(&format!("{} as {}", encoder.identity().short_name(), self.file.display()));
-        Ok(())
+        Ok(format!("{} as {}", encoder.identity().short_name(), self.file.display()))
     }
 }
 
 impl VerifyArguments {
-    fn run(&self, screen: &Screen, progress: &mut evaluation::Progress<'_>) -> Result<()> {
+    fn run(&self, progress: &mut evaluation::Progress<'_>) -> Result<String> {
         let card = Card::read(&self.card)?;
         let run = run_folder(&self.card)?;
         let encoder = Encoder::reopen(&run, &card.weights)?;
@@ -282,10 +300,8 @@ impl VerifyArguments {
             device: &Device::flex(),
         };
         let differences = job.verify(&card, progress)?;
-        screen.finish();
         if differences.is_empty() {
-            exit::answer(&format!("{}: equal", self.card.display()));
-            return Ok(());
+            return Ok(format!("{}: equal", self.card.display()));
         }
         let lines: Vec<String> = differences
             .iter()

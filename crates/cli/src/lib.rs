@@ -15,6 +15,7 @@ mod exit;
 mod logging;
 mod network;
 mod parent;
+mod start;
 
 /// Coordinator and workers must have the same.
 pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");

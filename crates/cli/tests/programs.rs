@@ -364,3 +364,80 @@ fn an_evaluation_beside_training_ends_with_its_coordinator() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
 }
+
+/// A file that PyTorch wrote, of the network of [`FOREIGN_NETWORK`].
+fn foreign(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../evaluation/tests/fixtures/foreign");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+const FOREIGN_NETWORK: [&str; 3] = ["model.width=2", "model.projector_dim=6", "model.predictor_dim=3"];
+
+/// `SMALL` with the network of the foreign files, as arguments.
+fn foreign_recipe() -> Vec<String> {
+    let changes = SMALL.iter().chain(&FOREIGN_NETWORK);
+    changes.flat_map(|change| ["--set".to_owned(), (*change).to_owned()]).collect()
+}
+
+#[test]
+fn a_run_starts_from_the_weights_of_another_program() {
+    let place = Place::new();
+    let evaluate = |arguments: &[&str]| place.command(env!("CARGO_BIN_EXE_evaluate"), arguments);
+    let file = foreign("simsiam.pth.tar");
+    let start = format!("start.weights={file}");
+    let alone =
+        place.train("alone", "1", &[&FOREIGN_NETWORK[..], &[start.as_str()]].concat()).output().unwrap();
+    expect(&alone, 0, &["fc.3.bias is subtracted from", "goes on from step-000000", "all 96 steps are done"]);
+    let recipe = fs::read_to_string(place.run("alone").join("recipe.toml")).unwrap();
+    assert!(recipe.contains("blake3 = \"") && recipe.contains("heads = \"imported\""), "{recipe}");
+
+    // The same in two parts: a run that has not begun, which can be evaluated, and its training.
+    let output = evaluate(&["import", &file, "runs/apart"]).args(foreign_recipe()).output().unwrap();
+    expect(&output, 0, &["simsiam.pth.tar as runs/apart"]);
+    let output = evaluate(&["knn", "runs/apart", "--k", "5", "--temperature", "0.1"]).output().unwrap();
+    expect(&output, 0, &["step-000000 on synthetic-128", "starts from", "simsiam.pth.tar", "kNN, k 5"]);
+    let output = evaluate(&["embed", "runs/apart", "recipe", "features.csv"]).output().unwrap();
+    expect(&output, 0, &["features.csv: 128 rows of 16 features"]);
+    let table = fs::read_to_string(place.0.path().join("features.csv")).unwrap();
+    assert!(table.starts_with("path,label,feature_0,") && table.lines().count() == 129);
+    let output = place.coordinator(&["--resume", "runs/apart", "--workers", "2"]).output().unwrap();
+    expect(&output, 0, &["all 96 steps are done"]);
+    assert_eq!(place.state_hash("apart"), place.state_hash("alone"));
+}
+
+#[test]
+fn weights_that_do_not_fit_get_a_sentence() {
+    let place = Place::new();
+    let file = place.0.path().join("weights");
+    let output = |program: &str, arguments: &[&str]| {
+        place.command(program, arguments).args(foreign_recipe()).output().unwrap()
+    };
+    let (evaluate, coordinator) = (env!("CARGO_BIN_EXE_evaluate"), env!("CARGO_BIN_EXE_coordinator"));
+    let set = ["--set", "start.weights=weights"];
+    expect(&output(coordinator, &set), 1, &["weights: expected a file of weights", "no such file"]);
+    fs::copy(foreign("torchvision.pth"), &file).unwrap();
+    let wide = [&["check"][..], &set, &["--set", "model.stem=imagenet"]].concat();
+    let phrases =
+        ["encoder.conv1.weight of shape [2, 3, 7, 7], found [2, 3, 3, 3]", "looks like a resnet10, width 2"];
+    expect(&output(coordinator, &wide), 1, &phrases);
+    let checked = output(coordinator, &[&["check"][..], &set].concat());
+    expect(
+        &checked,
+        0,
+        &["heads = \"random\"", "# weights: the classifier is left out", "drawn from seed 0"],
+    );
+    let bare = place.command(evaluate, &["import", "weights", "runs/a"]).output().unwrap();
+    expect(&bare, 1, &["--config"]);
+    assert!(!place.0.path().join("runs").exists(), "nothing is left of a run that was refused");
+
+    // A run whose first checkpoint was lost goes on from its file, as long as that is the same one.
+    expect(&output(evaluate, &["import", "weights", "runs/a"]), 0, &["drawn from seed 0: the file has none"]);
+    fs::remove_dir_all(place.run("a").join("checkpoints/step-000000")).unwrap();
+    fs::copy(foreign("torchvision-legacy.pth"), &file).unwrap();
+    let resumed = || place.coordinator(&["--resume", "runs/a"]).output().unwrap();
+    expect(&resumed(), 1, &["weights: expected BLAKE3", "made with another file of this name"]);
+    let other = [&["--resume", "runs/a"][..], &set].concat();
+    expect(&output(coordinator, &other), 1, &["start.blake3 is", "another --name"]);
+    fs::copy(foreign("torchvision.pth"), &file).unwrap();
+    expect(&resumed(), 0, &["all 96 steps are done"]);
+}

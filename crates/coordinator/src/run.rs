@@ -80,6 +80,11 @@ pub enum CoordinatorError {
         /// Both together.
         bytes: usize,
     },
+    /// Workers would start from the seed's weights.
+    #[error(
+        "the recipe starts from a file of weights, but the run directory has no checkpoint step-000000 of them"
+    )]
+    NoStart,
     /// The server ended by itself.
     #[error("the gRPC server ended: {0}")]
     Server(String),
@@ -105,6 +110,9 @@ pub async fn serve(
             .await
             .expect("reading checkpoints does not panic")?
     };
+    if run.directory.recipe().start.is_some() && start.is_none() {
+        return Err(CoordinatorError::NoStart);
+    }
     let facts = facts(&run, start.as_ref())?;
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
     let mut control = Control::new(run, start.as_ref(), observer)?;

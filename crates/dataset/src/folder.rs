@@ -14,6 +14,9 @@ use crate::error::DatasetError;
 use crate::images::{Found, Labels, Progress, Split};
 use crate::pack::{self, Packed, Picture};
 
+/// The folders of a layout for evaluation.
+pub(crate) const PARTS: [&str; 3] = ["train", "test", "val"];
+
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 const ADVICE: &str = "set data.path to a folder of .jpg, .jpeg or .png files";
@@ -28,9 +31,7 @@ pub(crate) fn open(
     cache_dir: &Path,
     progress: &mut Progress<'_>,
 ) -> Result<Found, DatasetError> {
-    let has = |name: &str| folder.join(name).is_dir();
-    let laid_out = has("train") && (has("test") || has("val"));
-    let root = if laid_out { folder.join("train") } else { folder.to_owned() };
+    let root = if is_laid_out(folder) { folder.join("train") } else { folder.to_owned() };
     let pictures = list(&root)?;
     let packed = pack::open_or_make(&root, &pictures, image_px, cache_dir, progress)?;
     Ok(found(folder, packed, Labels::Absent, Vec::new()))
@@ -61,6 +62,12 @@ pub(crate) fn open_split(
     Ok(found(folder, packed, labels, classes.iter().map(|class| class.display().to_string()).collect()))
 }
 
+/// Whether a folder has a part to learn from and one to judge on.
+pub(crate) fn is_laid_out(folder: &Path) -> bool {
+    let [train, test, val] = PARTS.map(|part| folder.join(part).is_dir());
+    train && (test || val)
+}
+
 fn found(folder: &Path, packed: Packed, labels: Labels, class_names: Vec<String>) -> Found {
     let skipped = packed.skipped.iter();
     Found {
@@ -70,12 +77,12 @@ fn found(folder: &Path, packed: Packed, labels: Labels, class_names: Vec<String>
         files: vec![packed.file],
         labels,
         class_names,
-        warnings: skipped.map(|one| format!("{} is left out: {}", one.path, one.reason)).collect(),
+        warnings: skipped.map(ToString::to_string).collect(),
     }
 }
 
 /// All pictures below `root`, in order of their path.
-fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
+pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
     if !root.is_dir() {
         if root.exists() {
             return Err(DatasetError::content(root, "a folder", "a file", ADVICE));

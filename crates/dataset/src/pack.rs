@@ -1,5 +1,6 @@
 //! Pictures decoded once and kept as records of one size, so that training never waits for a decoder.
 
+use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,12 @@ pub(crate) struct Skipped {
     /// For people.
     pub(crate) path: String,
     pub(crate) reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} is left out: {}", self.path, self.reason)
+    }
 }
 
 /// The file beside the records.
@@ -156,7 +163,12 @@ fn write_records(
     Ok(skipped)
 }
 
-fn refuse_too_many(folder: &Path, pictures: usize, skipped: &[Skipped]) -> Result<(), DatasetError> {
+/// Refuses a folder once more of its pictures are broken than a collection may have.
+pub(crate) fn refuse_too_many(
+    folder: &Path,
+    pictures: usize,
+    skipped: &[Skipped],
+) -> Result<(), DatasetError> {
     let tolerated =
         skipped.len() <= SKIPPED_AT_LEAST || skipped.len() * 100 <= pictures * SKIPPED_AT_MOST_PERCENT;
     if tolerated && skipped.len() < pictures {
@@ -170,7 +182,7 @@ fn refuse_too_many(folder: &Path, pictures: usize, skipped: &[Skipped]) -> Resul
 }
 
 /// One picture as a square of RGB bytes, row after row. The error is a reason for people.
-fn decode(path: &Path, image_px: u32) -> Result<Vec<u8>, String> {
+pub(crate) fn decode(path: &Path, image_px: u32) -> Result<Vec<u8>, String> {
     // By content, as pictures often have the wrong extension.
     let mut decoder = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)

@@ -1,15 +1,15 @@
 //! Result cards: a figure with everything that it takes to believe it and to compute it again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use recipe::{Data, Votes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::aside;
 use crate::encoder::WeightsIdentity;
 use crate::error::EvaluationError;
 use crate::features::{Frozen, InputIdentity};
@@ -292,21 +292,10 @@ fn compare(field: &str, expected: &Value, found: &Value, differences: &mut Vec<D
 
 /// Writes a file aside, syncs it and renames it, so that it is there whole or not at all.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), EvaluationError> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let write = || -> io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut aside = tempfile::Builder::new()
-            .prefix(".aside-")
-            // Others may read results, as far as the umask lets them.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
+    let write = || {
+        let mut aside = aside::begin(path)?;
         aside.write_all(content)?;
-        aside.as_file().sync_all()?;
-        aside.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
+        aside::publish(aside, path)
     };
     write().map_err(EvaluationError::io("write", path))
 }

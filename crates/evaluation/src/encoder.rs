@@ -1,4 +1,4 @@
-//! The weights under evaluation: those of a checkpoint, proved whole, or the random ones of step 0.
+//! The weights under evaluation: those of a checkpoint, proved whole, or random ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,6 +46,9 @@ pub struct WeightsIdentity {
     pub state_blake3: String,
     /// BLAKE3 of `model.safetensors`, in hexadecimal; for random weights, of the file they would give.
     pub model_file_blake3: String,
+    /// The file that the run's step 0 was imported from; absent where the seed drew all weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<recipe::Start>,
 }
 
 /// What a checkpoint's manifest says; its other keys are the coordinator's affair.
@@ -92,7 +95,7 @@ impl Encoder {
         ))
     }
 
-    /// The recipe's network as it is before the first step: the baseline that training must beat.
+    /// The recipe's network with the weights that its seed draws: the baseline that training must beat.
     pub fn random(recipe: &Recipe) -> Encoder {
         let layout = Layout::of(&recipe.model);
         let state = State::initial(&layout, recipe.seed);
@@ -193,6 +196,7 @@ impl Encoder {
     ) -> Encoder {
         let identity = WeightsIdentity {
             run: recipe.name.clone(),
+            start: recipe.start.clone().filter(|_| checkpoint.is_some()),
             checkpoint,
             seed: recipe.seed,
             step: state.step,

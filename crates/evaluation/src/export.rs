@@ -23,9 +23,9 @@ pub enum Names {
 }
 
 /// The encoder's name in the official code, before torchvision's names.
-const ENCODER: &str = "encoder.";
+pub(crate) const ENCODER: &str = "encoder.";
 /// The projector, in the place of torchvision's classifier.
-const PROJECTOR: &str = "encoder.fc.";
+pub(crate) const PROJECTOR: &str = "encoder.fc.";
 
 /// Writes the weights and running statistics to `path` as safetensors in f32: aside, synced, then renamed. The
 /// file's metadata says what network it is and how its input must be normalised.

@@ -5,19 +5,23 @@
 //! [`Job::linear`] by a logistic regression, [`Job::linear_official`] by a layer trained as SimSiam's authors
 //! do it; [`Job::quality`] needs no labels. [`Job::finetune`] is another thing: it trains the whole network
 //! on. What comes out is a [`Card`]: the figures with their whole protocol and the hashes of weights and data,
-//! which [`Job::verify`] computes again. [`export()`] writes the backbone for other programs.
+//! which [`Job::verify`] computes again. [`export()`] writes the backbone for other programs and [`import()`]
+//! reads theirs; [`embed()`] writes the features themselves.
 //!
 //! This crate knows nothing of workers or the network; it reads what a run leaves behind. Start with
 //! [`Encoder::open`] and [`Job`].
 
+mod aside;
 mod card;
 mod eigenvalues;
+mod embed;
 mod encoder;
 mod error;
 mod export;
 mod features;
 mod finetune;
 mod folds;
+mod import;
 mod job;
 mod knn;
 mod labelled;
@@ -33,11 +37,13 @@ mod testing;
 mod training_images;
 
 pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
+pub use embed::{Embedded, embed};
 pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;
 pub use export::{Names, export};
 pub use features::{Frozen, Input, InputIdentity};
 pub use finetune::{FinetuneFit, FinetuneSettings};
+pub use import::{Imported, import};
 pub use job::{Job, Phase, Progress, QualitySettings};
 pub use knn::{Neighbour, Neighbours};
 pub use labelled::ImagesIdentity;

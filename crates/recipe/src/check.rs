@@ -1,6 +1,6 @@
 //! The rules that a recipe must meet, each with the sentence for the one who broke it.
 
-use crate::{Checkpoint, Data, Evaluation, Model, Optimizer, Recipe, Training, Views};
+use crate::{Checkpoint, Data, Evaluation, Model, Optimizer, Recipe, Start, Training, Views};
 
 /// Why a recipe was refused, in a sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,8 @@ impl Recipe {
         self.optimizer.check(self.training.epochs)?;
         self.data.check(&self.training)?;
         self.checkpoint.check()?;
-        self.evaluation.check(&self.training)
+        self.evaluation.check(&self.training)?;
+        self.start.as_ref().map_or(Ok(()), Start::check)
     }
 }
 
@@ -211,5 +212,25 @@ impl Evaluation {
             within("evaluation.knn.temperature", votes.temperature, 1e-3, 1e3)?;
         }
         self.data.as_ref().map_or(Ok(()), |data| data.check(training))
+    }
+}
+
+impl Start {
+    fn check(&self) -> Checked {
+        if self.weights.as_os_str().is_empty() {
+            return refuse("start.weights", "names a file of weights, so it must not be empty");
+        }
+        let is_hash = |text: &str| {
+            text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        match &self.blake3 {
+            Some(blake3) if !is_hash(blake3) => refuse(
+                "start.blake3",
+                format!(
+                    "is the file's BLAKE3 as 64 digits from 0 to f, not {blake3:?}; leave it out to take the file as it is"
+                ),
+            ),
+            _ => Ok(()),
+        }
     }
 }

@@ -15,6 +15,7 @@ mod optimizer;
 mod overrides;
 mod presets;
 mod random;
+mod start;
 mod views;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ pub use model::{Backbone, Model, Stem};
 pub use optimizer::Optimizer;
 pub use presets::{PRESETS, QUICKSTART};
 pub use random::{Draws, Purpose};
+pub use start::{Heads, Start};
 pub use views::{ColorJitter, Views};
 
 /// One complete run, from first to last step.
@@ -53,6 +55,9 @@ pub struct Recipe {
     /// How the encoder is judged.
     #[serde(default)]
     pub evaluation: Evaluation,
+    /// The weights to start from; absent: those that the seed draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
 }
 
 /// How long a run is, and in what portions.
@@ -177,6 +182,11 @@ mod tests {
             (vec!["evaluation.knn=[{k=9,temperature=0}]"], "temperature"),
             (vec!["data.source=imagenet"], "imagenet"),
             (vec!["name=../x"], "name"),
+            (vec!["start.weights=''"], "start.weights"),
+            (vec!["start.weights=a.pth", "start.blake3=5"], "start.blake3"),
+            (vec!["start.weights=a.pth", "start.blake3=0g"], "64 digits"),
+            (vec!["start.weights=a.pth", "start.heads=none"], "none"),
+            (vec!["start.heads=random"], "weights"),
             (vec!["training"], "key=value"),
             (vec!["training.epochs.x=1"], "training.epochs"),
         ] {

@@ -8,10 +8,12 @@ use simsiam::{BucketLayout, Layout, Schedule, SimSiam};
 
 use super::CheckArguments;
 use crate::exit::{Ending, answer};
+use crate::start;
 
 /// Validates the recipe and prints it, then its schedule, memory and communication.
 pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
-    let recipe = arguments.recipe.load()?;
+    let mut recipe = arguments.recipe.load()?;
+    let first_state = start::read(&mut recipe)?;
     check_workers(arguments.workers, recipe.training.shards)?;
     let images = count_images(&recipe, arguments)?;
     ensure!(
@@ -22,6 +24,9 @@ pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
     answer(&recipe.to_toml());
     answer(&schedule(&recipe, images));
     answer(&costs(&recipe, arguments.workers));
+    for note in first_state.iter().flat_map(|first| &first.notes) {
+        answer(&format!("# {note}"));
+    }
     Ok(Ending::Done)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use recipe::{PRESETS, Recipe};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct RecipeArguments {
+pub(crate) struct RecipeArguments {
     /// The recipe: a TOML file, or the name of a built-in one
     #[arg(long, value_name = "FILE|NAME")]
     config: Option<String>,
@@ -23,7 +23,7 @@ const DEFAULT: &str = "quickstart";
 
 impl RecipeArguments {
     /// The recipe, with all changes, checked.
-    pub(super) fn load(&self) -> Result<Recipe> {
+    pub(crate) fn load(&self) -> Result<Recipe> {
         let config = self.config.as_deref().unwrap_or(DEFAULT);
         let text = match PRESETS.iter().find(|(name, _)| *name == config) {
             Some((_, text)) => (*text).to_string(),
@@ -35,7 +35,7 @@ impl RecipeArguments {
     }
 
     /// Whether a recipe was asked for, beyond a run's name.
-    pub(super) fn are_given(&self) -> bool {
+    pub(crate) fn are_given(&self) -> bool {
         self.config.is_some() || !self.set.is_empty()
     }
 

@@ -22,7 +22,7 @@ use crate::cache::CacheArguments;
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
-use crate::{PROGRAM_VERSION, logging, network, worker};
+use crate::{PROGRAM_VERSION, logging, network, start, worker};
 
 /// Trains, with the workers that the arguments ask for.
 pub(super) fn run(arguments: &TrainArguments) -> Result<Ending> {
@@ -46,7 +46,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         network::refuse_unspecified(&arguments.listen, &addresses)?;
     }
     let resumed = arguments.resume.as_ref().map(|folder| resume(arguments, folder.as_deref())).transpose()?;
-    let recipe = match &resumed {
+    let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
     };
@@ -55,6 +55,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     if resumed.is_none() {
         RunDirectory::refuse_unless_free(&path)?;
     }
+    let first_state = match &resumed {
+        Some(directory) => start::read_again(directory)?,
+        None => start::read(&mut recipe)?,
+    };
     let deal = deal(&recipe, &arguments.cache, screen)?;
     let total_steps = recipe.total_steps(deal.manifest().images);
     ensure!(
@@ -69,27 +73,32 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => RunDirectory::create(&path, &recipe, PROGRAM_VERSION)?,
     };
     log.open(&directory.logs().join("coordinator.log"))?;
+    if let Some(first_state) = &first_state {
+        start::publish(&directory, first_state, screen)?;
+    }
     warn_of_pictures(&deal);
     Ok(Prepared { directory, deal, total_steps })
 }
 
 /// Opens the run to go on with, whose own recipe counts.
 fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirectory> {
-    let asked = arguments.recipe.load()?;
+    let mut asked = arguments.recipe.load()?;
     ensure!(
         folder.is_none() || !arguments.recipe.name_is_given(),
         "--resume FOLDER says which run, and --name too: leave one of them out"
     );
     let path = folder.map_or_else(|| arguments.out.join(&asked.name), PathBuf::from);
     let directory = RunDirectory::open(&path)?;
-    if arguments.recipe.are_given()
-        && let Some(difference) = difference(directory.recipe(), &asked)
-    {
-        bail!(
-            "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start a \
-             new run with another --name",
-            path.display()
-        );
+    if arguments.recipe.are_given() {
+        // The same file may hold other weights by now.
+        start::read(&mut asked)?;
+        if let Some(difference) = difference(directory.recipe(), &asked) {
+            bail!(
+                "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start \
+                 a new run with another --name",
+                path.display()
+            );
+        }
     }
     Ok(directory)
 }

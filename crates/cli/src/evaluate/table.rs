@@ -6,6 +6,9 @@ use evaluation::{Card, Measurement, Optimizer, Proportion, Scores, Seconds};
 pub(super) fn of(card: &Card) -> String {
     let weights = card.weights.checkpoint.as_deref().unwrap_or("random weights");
     let mut lines = vec![format!("{weights} on {}, images at {} px", card.data.name, card.input.side_px)];
+    if let Some(start) = &card.weights.start {
+        lines.push(format!("of a run that starts from {}", start.weights.display()));
+    }
     match &card.measurement {
         Measurement::Knn { results } => lines.extend(results.iter().map(|result| {
             let votes = &result.votes;
