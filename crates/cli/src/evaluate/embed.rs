@@ -32,7 +32,8 @@ impl EmbedArguments {
         let encoder = self.weights.open(&self.run)?;
         let data = data(&self.images, encoder.recipe());
         let input = if self.native { Input::Native } else { Input::Crop };
-        let place = (self.cache.folder().as_path(), &Device::flex());
+        let (cache_dir, device) = (self.cache.folder(), Device::flex());
+        let place = (cache_dir.as_path(), &device);
         let Embedded { rows, columns } = embed(&encoder, &data, input, &self.file, place, progress)?;
         Ok(format!("{}: {rows} rows of {columns} features", self.file.display()))
     }
