@@ -183,7 +183,7 @@ mod tests {
             (vec!["data.source=imagenet"], "imagenet"),
             (vec!["name=../x"], "name"),
             (vec!["start.weights=''"], "start.weights"),
-            (vec!["start.weights=a.pth", "start.blake3=5"], "start.blake3"),
+            (vec!["start.weights=a.pth", "start.blake3=5f"], "start.blake3"),
             (vec!["start.weights=a.pth", "start.blake3=0g"], "64 digits"),
             (vec!["start.weights=a.pth", "start.heads=none"], "none"),
             (vec!["start.heads=random"], "weights"),

@@ -37,7 +37,7 @@ pub(super) struct ParquetTable {
 impl ParquetTable {
     pub(super) fn begin(path: &Path, columns: usize, about: &About<'_>) -> io::Result<ParquetTable> {
         let schema = parse_message_type(SCHEMA).expect("the schema is a constant and correct");
-            let features = ColumnPath::from(["features", "list", "element"].map(str::to_owned).to_vec());
+        let features = ColumnPath::from(["features", "list", "element"].map(str::to_owned).to_vec());
         let pairs = about.pairs().into_iter().map(|(key, value)| KeyValue::new(key, value));
         let properties = WriterProperties::builder()
             // Features hardly repeat, and nobody looks for their largest.
