@@ -125,6 +125,23 @@ impl Recipe {
         toml::to_string(self).expect("every recipe can be written as TOML")
     }
 
+    /// Every value of the recipe as TOML writes it, with its whole key, such as `training.epochs`.
+    pub fn values(&self) -> Vec<(String, String)> {
+        fn collect(prefix: &str, table: &toml::Table, into: &mut Vec<(String, String)>) {
+            for (key, value) in table {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                match value {
+                    toml::Value::Table(table) => collect(&key, table, into),
+                    other => into.push((key, other.to_string())),
+                }
+            }
+        }
+        let table: toml::Table = self.to_toml().parse().expect("a recipe writes itself as TOML");
+        let mut values = Vec::new();
+        collect("", &table, &mut values);
+        values
+    }
+
     /// Images per step in one shard.
     pub fn shard_batch(&self) -> u32 {
         self.training.batch / self.training.shards

@@ -72,16 +72,12 @@ fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], pairs: u32, seed: u64)
 
 /// Puts one view into the picture, each of its pixels `scale` wide and high.
 fn draw_cell(maker: &ViewMaker, planes: &[f32], scale: u32, left: u32, top: u32, picture: &mut RgbImage) {
-    let side = maker.crop_px;
+    let (side, pixels) = (maker.crop_px, maker.pixels(planes));
+    let (pixels, _) = pixels.as_chunks::<CHANNELS>();
     for y in 0..side as u32 * scale {
         for x in 0..side as u32 * scale {
             let place = (y / scale) as usize * side + (x / scale) as usize;
-            let level = |channel: usize| {
-                let value = planes[channel * side * side + place];
-                maker.normalizations[channel].invert(value).round().clamp(0.0, 255.0) as u8
-            };
-            let pixel: [u8; CHANNELS] = std::array::from_fn(level);
-            picture.put_pixel(left + x, top + y, Rgb(pixel));
+            picture.put_pixel(left + x, top + y, Rgb(pixels[place]));
         }
     }
 }

@@ -77,6 +77,17 @@ fn a_plain_view_is_the_normalised_middle() {
 }
 
 #[test]
+fn the_pixels_of_a_plain_view_are_those_of_the_image() {
+    for layout in [PixelLayout::Interleaved, PixelLayout::PlanarColumnMajor] {
+        let geometry = geometry(32, 32, layout);
+        let maker = ViewMaker::new(&views(32), geometry);
+        let view = render(&maker, &record(geometry), &ViewParameters::plain(geometry));
+        let expected = record(Geometry { layout: PixelLayout::Interleaved, ..geometry });
+        assert_eq!(maker.pixels(&view), expected, "{layout:?}");
+    }
+}
+
+#[test]
 fn a_batch_is_its_views_whatever_the_number_of_threads() {
     let geometry = geometry(32, 32, PixelLayout::PlanarRowMajor);
     let maker = ViewMaker::new(&views(24), geometry);
