@@ -1,5 +1,5 @@
 //! Eigenvalues of a symmetric matrix: Householder's reduction to a tridiagonal one, then the implicit QL
-//! method (Wilkinson and Reinsch 1971, contributions II/2 and II/4). Eigenvectors are not needed here.
+//! method (Wilkinson and Reinsch 1971, contributions II/2 and II/4).
 
 use rayon::prelude::*;
 
@@ -10,26 +10,49 @@ const MOST_TURNS: usize = 60;
 ///
 /// # Panics
 /// If it is not square.
-pub(crate) fn symmetric_eigenvalues(mut matrix: Vec<f64>, n: usize) -> Vec<f64> {
-    assert_eq!(matrix.len(), n * n, "a square matrix");
-    let mut off_diagonal: Vec<f64> = (1..n).map(|below| reflect(&mut matrix, n, below - 1)).collect();
-    off_diagonal.push(0.0);
-    let mut diagonal: Vec<f64> = (0..n).map(|row| matrix[row * n + row]).collect();
-    for first in 0..n {
-        for _ in 0..MOST_TURNS {
-            let last = unreduced_end(&diagonal, &off_diagonal, first);
-            if last == first {
-                break;
-            }
-            implicit_ql(&mut diagonal, &mut off_diagonal, first, last);
-        }
+pub(crate) fn symmetric_eigenvalues(matrix: Vec<f64>, n: usize) -> Vec<f64> {
+    Tridiagonal::of(matrix, n).eigenvalues()
+}
+
+/// A symmetric matrix of which only the diagonal and the numbers beside it are not zero.
+pub(crate) struct Tridiagonal {
+    pub(crate) diagonal: Vec<f64>,
+    /// What couples each row with the next; 0 for the last.
+    pub(crate) off_diagonal: Vec<f64>,
+    /// For each step the vector `v` of the reflection `I - v v'` that acted on the rows after it.
+    pub(crate) reflections: Vec<Vec<f64>>,
+}
+
+impl Tridiagonal {
+    /// Reduces the symmetric `matrix` of `n` rows, whose eigenvalues it keeps.
+    pub(crate) fn of(mut matrix: Vec<f64>, n: usize) -> Tridiagonal {
+        assert_eq!(matrix.len(), n * n, "a square matrix");
+        let (mut off_diagonal, reflections): (Vec<f64>, Vec<Vec<f64>>) =
+            (1..n).map(|below| reflect(&mut matrix, n, below - 1)).unzip();
+        off_diagonal.push(0.0);
+        let diagonal = (0..n).map(|row| matrix[row * n + row]).collect();
+        Tridiagonal { diagonal, off_diagonal, reflections }
     }
-    diagonal
+
+    /// Its eigenvalues, in no order.
+    pub(crate) fn eigenvalues(&self) -> Vec<f64> {
+        let (mut diagonal, mut off_diagonal) = (self.diagonal.clone(), self.off_diagonal.clone());
+        for first in 0..diagonal.len() {
+            for _ in 0..MOST_TURNS {
+                let last = unreduced_end(&diagonal, &off_diagonal, first);
+                if last == first {
+                    break;
+                }
+                implicit_ql(&mut diagonal, &mut off_diagonal, first, last);
+            }
+        }
+        diagonal
+    }
 }
 
 /// Makes column `step` zero below the subdiagonal by a reflection of both sides of what is right of and below
-/// it, and gives the subdiagonal's number.
-fn reflect(matrix: &mut [f64], n: usize, step: usize) -> f64 {
+/// it, and gives the subdiagonal's number and the reflection's vector.
+fn reflect(matrix: &mut [f64], n: usize, step: usize) -> (f64, Vec<f64>) {
     let below = step + 1;
     // v, scaled to length √2, so that the reflection is I - v v'.
     let mut v: Vec<f64> = (below..n).map(|row| matrix[row * n + step]).collect();
@@ -38,7 +61,7 @@ fn reflect(matrix: &mut [f64], n: usize, step: usize) -> f64 {
     v[0] -= subdiagonal;
     let scale = (v.iter().map(|x| x * x).sum::<f64>() / 2.0).sqrt();
     if scale == 0.0 {
-        return 0.0;
+        return (0.0, v);
     }
     v.iter_mut().for_each(|x| *x /= scale);
 
@@ -52,10 +75,10 @@ fn reflect(matrix: &mut [f64], n: usize, step: usize) -> f64 {
             *x -= v_row * w + w_row * v;
         }
     });
-    subdiagonal
+    (subdiagonal, v)
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

@@ -12,7 +12,7 @@ use simsiam::{Layout, State, checkpoint};
 use crate::error::EvaluationError;
 
 // The layout of a run directory, as the coordinator writes it.
-const RECIPE: &str = "recipe.toml";
+pub(crate) const RECIPE: &str = "recipe.toml";
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 3] = [checkpoint::MODEL, checkpoint::OPTIMIZER, checkpoint::PROGRESS];
@@ -235,7 +235,7 @@ impl WeightsIdentity {
     }
 }
 
-fn read_recipe(path: &Path) -> Result<Recipe, EvaluationError> {
+pub(crate) fn read_recipe(path: &Path) -> Result<Recipe, EvaluationError> {
     let advice = "the weights mean nothing without their recipe: name a run directory or a folder within one";
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
