@@ -1,10 +1,11 @@
 //! The program `evaluate`: figures of a checkpoint, as result cards.
 
 mod beside_training;
-mod finetune;
-mod linear;
 mod embed;
+mod finetune;
 mod import;
+mod linear;
+mod report;
 mod table;
 mod watch;
 
@@ -51,6 +52,8 @@ enum Command {
     Export(ExportArguments),
     /// Compute a result card again, and say whether it is equal
     Verify(VerifyArguments),
+    /// Write a page about a run, or about how several compare: curves, figures, maps, neighbours, commands
+    Report(report::ReportArguments),
 }
 
 /// What is evaluated, on what.
@@ -150,9 +153,9 @@ fn parse_data(text: &str) -> Result<DataSource, String> {
 }
 
 impl DataSource {
-    /// As the data of a run whose images enter the network at the size of the recipe's crop.
-    fn into_data(self, recipe: &Recipe) -> Data {
-        match self {
+    /// For a network of this recipe.
+    fn of(&self, recipe: &Recipe) -> Data {
+        match self.clone() {
             DataSource::Stl10(path) => Data::Stl10 { path, include_train: false },
             DataSource::Cifar10(path) => Data::Cifar10 { path },
             DataSource::Folder(path) => Data::Folder { path, image_px: recipe.views.crop_px },
@@ -192,6 +195,7 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
         Command::Import(arguments) => arguments.run(&screen).map(tell),
         Command::Export(arguments) => arguments.run().map(tell),
         Command::Verify(arguments) => arguments.run(progress).map(tell),
+        Command::Report(arguments) => arguments.run(progress).map(tell),
     };
     screen.finish();
     outcome?;
@@ -233,10 +237,7 @@ impl SubjectArguments {
         job: &mut impl FnMut(&Job) -> Result<Card>,
     ) -> Result<()> {
         let recipe = encoder.recipe();
-        let data = match &self.data {
-            None => recipe.evaluation.data.clone().unwrap_or_else(|| recipe.data.clone()),
-            Some(source) => source.clone().into_data(recipe),
-        };
+        let data = self.data.as_ref().map_or_else(|| recipe.labelled_data().clone(), |data| data.of(recipe));
         let card = job(&Job {
             encoder,
             data: &data,

@@ -6,7 +6,7 @@
 //! do it; [`Job::quality`] needs no labels. [`Job::finetune`] is another thing: it trains the whole network
 //! on. What comes out is a [`Card`]: the figures with their whole protocol and the hashes of weights and data,
 //! which [`Job::verify`] computes again. [`export()`] writes the backbone for other programs and [`import()`]
-//! reads theirs; [`embed()`] writes the features themselves.
+//! reads theirs; [`embed()`] writes the features themselves, and [`write_report`] a page about a whole run.
 //!
 //! This crate knows nothing of workers or the network; it reads what a run leaves behind. Start with
 //! [`Encoder::open`] and [`Job`].
@@ -14,6 +14,7 @@
 mod aside;
 mod card;
 mod eigenvalues;
+mod eigenvectors;
 mod embed;
 mod encoder;
 mod error;
@@ -29,6 +30,7 @@ mod matrix;
 mod official;
 mod probe;
 mod quality;
+mod report;
 mod run;
 mod scores;
 mod summary;
@@ -53,6 +55,7 @@ pub use probe::{Classifier, Fit, GridPoint, Optimizer, Preparation, Probe, Probe
 pub use quality::Quality;
 pub use recipe::Votes;
 pub use run::{checkpoints, has_ended};
+pub use report::{ReportRequest, write_report};
 pub use scores::{Answer, ClassScore, Proportion, Scores};
 pub use summary::Summary;
 pub use training_images::Augmentation;

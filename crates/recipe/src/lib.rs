@@ -142,6 +142,11 @@ impl Recipe {
         values
     }
 
+    /// The images that the encoder is judged on, which have labels.
+    pub fn labelled_data(&self) -> &Data {
+        self.evaluation.data.as_ref().unwrap_or(&self.data)
+    }
+
     /// Images per step in one shard.
     pub fn shard_batch(&self) -> u32 {
         self.training.batch / self.training.shards

@@ -42,7 +42,7 @@ impl EmbedArguments {
 fn data(images: &str, recipe: &Recipe) -> Data {
     match (images, parse_data(images)) {
         ("recipe", _) => recipe.data.clone(),
-        (_, Ok(source)) => source.into_data(recipe),
-        _ => DataSource::Folder(images.into()).into_data(recipe),
+        (_, Ok(source)) => source.of(recipe),
+        _ => DataSource::Folder(images.into()).of(recipe),
     }
 }
