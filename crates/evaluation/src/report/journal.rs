@@ -61,7 +61,7 @@ pub(super) fn read(path: &Path) -> Result<Journal, EvaluationError> {
         let detail = describe(&event, value);
         journal.moments.push(Moment { seconds, event, detail });
     }
-    journal.moments = merge(journal.moments);
+    journal.moments = merge(&journal.moments);
     Ok(journal)
 }
 
@@ -113,7 +113,7 @@ fn fields(value: &Value) -> String {
 }
 
 /// Joins what happened several times in a row: checkpoints by their first and last, workers by their number.
-fn merge(moments: Vec<Moment>) -> Vec<Moment> {
+fn merge(moments: &[Moment]) -> Vec<Moment> {
     let mut merged: Vec<Moment> = Vec::new();
     for group in moments.chunk_by(|a, b| a.event == b.event) {
         match group {

@@ -87,7 +87,7 @@ impl LineChart<'_> {
             Span::FromZero => (low.min(0.0), high),
             Span::AtLeast(bottom, top) => (low.min(bottom), high.max(top)),
         };
-        let x_low = fold(|sample| sample.x, f64::INFINITY, f64::min).min(1.0).max(0.0);
+        let x_low = fold(|sample| sample.x, f64::INFINITY, f64::min).clamp(0.0, 1.0);
         let x = Axis::new(x_low, fold(|sample| sample.x, f64::NEG_INFINITY, f64::max), 5, false);
         let y = Axis::new(low, high, 4, true);
         let plot =
