@@ -57,6 +57,12 @@ pub enum CollectiveError {
         /// The newer one.
         theirs: u64,
     },
+    /// This worker was told to leave the generation.
+    #[error("generation {generation} was interrupted; assemble the next one")]
+    Interrupted {
+        /// The generation.
+        generation: u64,
+    },
     /// An earlier error has ended this collective.
     #[error("this collective has already failed; assemble the next generation")]
     Poisoned,
@@ -103,6 +109,26 @@ pub enum CollectiveError {
 }
 
 impl CollectiveError {
+    /// Whether only this generation is over: a peer is gone or late, bytes were lost on the way, or someone ended
+    /// it. The next generation may well succeed. What remains are disagreements and mistakes, which would come
+    /// back in every generation.
+    pub fn ends_only_the_generation(&self) -> bool {
+        match self {
+            CollectiveError::PeerLost { .. }
+            | CollectiveError::Deadline { .. }
+            | CollectiveError::Corrupt { .. }
+            | CollectiveError::Superseded { .. }
+            | CollectiveError::Interrupted { .. }
+            | CollectiveError::Poisoned
+            | CollectiveError::Socket { .. } => true,
+            CollectiveError::Protocol { .. }
+            | CollectiveError::ForeignSums { .. }
+            | CollectiveError::IncompleteSums { .. }
+            | CollectiveError::BucketLength { .. }
+            | CollectiveError::Addresses { .. } => false,
+        }
+    }
+
     /// The rank that this worker saw fail, if it was one.
     pub fn peer(&self) -> Option<usize> {
         match *self {
@@ -111,6 +137,7 @@ impl CollectiveError {
             | CollectiveError::Protocol { rank, .. }
             | CollectiveError::Corrupt { rank } => Some(rank),
             CollectiveError::Superseded { .. }
+            | CollectiveError::Interrupted { .. }
             | CollectiveError::Poisoned
             | CollectiveError::ForeignSums { .. }
             | CollectiveError::IncompleteSums { .. }

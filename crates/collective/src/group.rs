@@ -1,16 +1,17 @@
 //! Who folds together: one generation's workers and the shards each of them leases.
 
-use crate::checksum;
+use crate::{CollectiveError, Interrupt, checksum};
 use std::ops::Range;
 
 /// One generation of a run, seen by one of its workers. A value of this type is always valid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Group {
     run: [u8; 16],
     generation: u64,
     rank: usize,
     leases: Vec<Range<u32>>,
     shards: u32,
+    interrupt: Interrupt,
 }
 
 /// Why leases and ranks do not make a group.
@@ -84,7 +85,21 @@ impl Group {
         if expected != shards {
             return Err(GroupError::End { expected: shards, found: expected });
         }
-        Ok(Self { run, generation, rank, leases, shards })
+        Ok(Self { run, generation, rank, leases, shards, interrupt: Interrupt::default() })
+    }
+
+    /// The same group, whose waiting `interrupt` ends.
+    #[must_use]
+    pub fn interrupted_by(self, interrupt: Interrupt) -> Self {
+        Self { interrupt, ..self }
+    }
+
+    /// Fails once this generation is interrupted.
+    pub(crate) fn check_interrupt(&self) -> Result<(), CollectiveError> {
+        match self.interrupt.is_raised() {
+            true => Err(CollectiveError::Interrupted { generation: self.generation }),
+            false => Ok(()),
+        }
     }
 
     /// The run, so that workers of two runs never mix.

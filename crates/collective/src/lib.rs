@@ -11,6 +11,7 @@
 mod checksum;
 mod error;
 mod group;
+mod interrupt;
 mod layout;
 pub mod loopback;
 mod sums;
@@ -22,6 +23,7 @@ mod testing;
 
 pub use error::CollectiveError;
 pub use group::{Group, GroupError};
+pub use interrupt::Interrupt;
 pub use sums::SubtreeSums;
 pub use tree::{Node, subtrees};
 

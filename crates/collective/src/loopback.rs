@@ -3,6 +3,7 @@
 //! Every rank copies its sums to a place all can read, folds its own slice, and copies the slices of all. Two
 //! meetings keep these phases apart; whoever leaves is missed at the next meeting, so nobody hangs.
 
+use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
 use crate::tree::TreeFold;
 use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums, check_arguments};
@@ -81,11 +82,17 @@ impl Hub {
             }
             let Some(missing) = assembly.seated.iter().position(|seated| !seated) else { break };
             let now = Instant::now();
-            if now >= until {
+            let given_up = match group.check_interrupt() {
+                Ok(()) if now < until => None,
+                Ok(()) => Some(late(missing, "the assembly of the group", limits.connect_deadline)),
+                Err(interrupted) => Some(interrupted),
+            };
+            if let Some(error) = given_up {
                 assembly.seated[group.rank()] = false;
-                return Err(late(missing, "the assembly of the group", limits.connect_deadline));
+                return Err(error);
             }
-            lobby = changed.wait_timeout(lobby, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            let tick = INTERRUPT_TICK.min(until - now);
+            lobby = changed.wait_timeout(lobby, tick).unwrap_or_else(PoisonError::into_inner).0;
         }
         let layout = Layout::new(limits.bucket_len, group.world(), limits.bucket_len.max(1));
         let tree = TreeFold::new(group.leases());
@@ -166,7 +173,8 @@ impl Room {
     }
 
     /// Comes to the next meeting and waits for all others.
-    fn meet(&self, rank: usize, step: u64, until: Instant, limit: Duration) -> Result<(), CollectiveError> {
+    fn meet(&self, group: &Group, step: u64, until: Instant, limit: Duration) -> Result<(), CollectiveError> {
+        let rank = group.rank();
         let mut progress = lock(&self.progress);
         progress.steps[rank] = step;
         progress.meetings[rank] += 1;
@@ -182,12 +190,13 @@ impl Room {
                 });
             }
             let Some(missing) = (0..world).find(absent) else { return Ok(()) };
+            group.check_interrupt()?;
             let now = Instant::now();
             if now >= until {
                 return Err(late(missing, "the fold", limit));
             }
-            progress =
-                self.moved.wait_timeout(progress, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            let tick = INTERRUPT_TICK.min(until - now);
+            progress = self.moved.wait_timeout(progress, tick).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -227,7 +236,7 @@ impl Loopback {
                 shared.copy_from_slice(sum);
             }
         }
-        room.meet(rank, step, until, limits.step_deadline)?;
+        room.meet(group, step, until, limits.step_deadline)?;
         room.check_steps(step)?;
         {
             let all: Vec<_> =
@@ -239,7 +248,7 @@ impl Loopback {
                 &all[source.rank][start + range.start..start + range.end]
             });
         }
-        room.meet(rank, step, until, limits.step_deadline)?;
+        room.meet(group, step, until, limits.step_deadline)?;
         // The next writer of a slice has been to the next step's first meeting, and so has every reader here.
         for (rank, slice) in room.slices.iter().enumerate() {
             let slice = slice.read().unwrap_or_else(PoisonError::into_inner);
@@ -273,8 +282,8 @@ impl Drop for Loopback {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Node;
     use crate::testing::{assert_same_bits, group, limits, reference, sums};
+    use crate::{Interrupt, Node};
     use std::thread;
 
     #[test]
@@ -384,5 +393,27 @@ mod tests {
         hub.assemble(group(5, 0, 1, 4), limits(10)).unwrap();
         let superseded = waiting.join().unwrap();
         assert!(matches!(superseded, CollectiveError::Superseded { ours: 4, theirs: 5 }), "{superseded}");
+    }
+
+    #[test]
+    fn an_interrupt_ends_assembly_and_fold() {
+        let hub = Hub::default();
+        let interrupt = Interrupt::default();
+        interrupt.raise();
+        let alone = hub.assemble(group(1, 0, 2, 4).interrupted_by(interrupt), limits(10)).unwrap_err();
+        assert!(matches!(alone, CollectiveError::Interrupted { generation: 1 }), "{alone}");
+        // And the seat is free for who was told to take it.
+        let interrupt = Interrupt::default();
+        thread::scope(|scope| {
+            let first = group(1, 0, 2, 4).interrupted_by(interrupt.clone());
+            let waiting = scope.spawn(|| {
+                let mut collective = hub.assemble(first, limits(10)).unwrap();
+                collective.fold(0, &sums(0, 0..2, 10), &mut [0.0; 10]).unwrap_err()
+            });
+            let _silent = hub.assemble(group(1, 1, 2, 4), limits(10)).unwrap();
+            interrupt.raise();
+            let error = waiting.join().unwrap();
+            assert!(matches!(error, CollectiveError::Interrupted { generation: 1 }), "{error}");
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! Making the full mesh: every rank dials the ranks below it and is dialled by those above.
 
 use super::handshake::{CONFIRMATION, HELLO_LEN, Hello, Verdict};
+use crate::interrupt::INTERRUPT_TICK;
 use crate::{CollectiveError, Group, Limits};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, Read, Write};
@@ -16,8 +17,8 @@ const GREETING_LIMIT: Duration = Duration::from_secs(2);
 /// Greetings read at the same time beyond one for each peer; a flood of strangers costs no more than this.
 const STRANGERS_AT_ONCE: usize = 16;
 
-/// How often a waiting side looks whether the other one has already failed.
-const TICK: Duration = Duration::from_millis(20);
+/// How often a waiting side looks whether the other one has already failed, or both were interrupted.
+const TICK: Duration = INTERRUPT_TICK;
 
 /// Pauses between two attempts to dial grow from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
@@ -110,6 +111,7 @@ impl Assembly<'_> {
         if self.failed.load(Ordering::Relaxed) {
             return Err(None);
         }
+        self.group.check_interrupt()?;
         if Instant::now() < self.until {
             return Ok(());
         }

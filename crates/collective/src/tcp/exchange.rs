@@ -8,6 +8,7 @@
 use super::connection::{Connection, Moved, WINDOW_CHUNKS, read_payload};
 use super::frame::{self, Frame, Kind, Stamp};
 use crate::checksum;
+use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
 use crate::tree::TreeFold;
 use crate::{CollectiveError, Group, SubtreeSums};
@@ -237,15 +238,16 @@ impl Exchange<'_> {
         true
     }
 
-    /// Waits until a socket can go on, at most until the deadline; not at all if there is `more_to_send`.
+    /// Waits until a socket can go on, at most a tick; not at all if there is `more_to_send`.
     fn wait(&mut self, until: Instant, more_to_send: bool) -> Result<(), CollectiveError> {
+        self.group.check_interrupt()?;
         let now = Instant::now();
         if now >= until {
             let limit_ms = self.limit.as_millis() as u64;
             return Err(CollectiveError::Deadline { rank: self.latest_peer(), what: "the fold", limit_ms });
         }
-        let timeout = if more_to_send { Duration::ZERO } else { until - now };
-        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let timeout = if more_to_send { Duration::ZERO } else { INTERRUPT_TICK.min(until - now) };
+        let timeout = Timespec::try_from(timeout).expect("a tick is a small time");
         let mut waiting = Vec::with_capacity(self.connections.len());
         let mut polled = Vec::with_capacity(self.connections.len());
         for peer in 0..self.connections.len() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::{assert_same_bits, group, limits, reference, sums};
-use crate::{CollectiveError, Node};
+use crate::{CollectiveError, Interrupt, Node};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
@@ -303,4 +303,36 @@ fn an_absent_peer_is_named_by_those_above_and_below() {
         let absent = 1 - rank;
         assert!(matches!(error, CollectiveError::Deadline { rank, .. } if rank == absent), "{error}");
     }
+}
+
+#[test]
+fn an_interrupt_ends_assembly_and_fold() {
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for (rank, listener) in listeners.iter().enumerate() {
+            let addresses = &addresses;
+            scope.spawn(move || {
+                let interrupt = Interrupt::default();
+                let member =
+                    |generation| group(generation, rank, 2, SHARDS).interrupted_by(interrupt.clone());
+                let mut collective = assemble(listener, member(1), addresses, limits(100)).unwrap();
+                // Nobody comes to the fold, and then nobody to the assembly.
+                if rank == 0 {
+                    thread::scope(|scope| {
+                        let waiting = scope.spawn(|| fold_error(&mut collective, 0));
+                        interrupt.raise();
+                        let error = waiting.join().unwrap();
+                        assert!(matches!(error, CollectiveError::Interrupted { generation: 1 }), "{error}");
+                    });
+                    let error = assemble(listener, member(2), addresses, limits(100)).unwrap_err();
+                    assert!(matches!(error, CollectiveError::Interrupted { generation: 2 }), "{error}");
+                } else {
+                    let error = fold_error(&mut collective, 0);
+                    assert!(matches!(error, CollectiveError::PeerLost { rank: 0, .. }), "{error}");
+                }
+            });
+        }
+    });
+    assert!(started.elapsed() < Duration::from_secs(5), "no deadline was waited for");
 }
