@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::loopback::Hub;
-use coordinator::{Outcome, Progress, Run, RunDirectory, StepMetrics, Timeouts, serve};
+use coordinator::{OnFailure, Outcome, Progress, Run, RunDirectory, StepMetrics, Timeouts, serve};
 use dataset::{BlockCache, Deal, Images};
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
@@ -42,8 +42,11 @@ pub(crate) enum Disturbance {
     None,
     /// Asks for a stop once this step is committed.
     StopAfter(u64),
-    /// Drops the last worker once this step is committed: its connections break as if it had been killed.
+    /// Drops the last worker once this step is committed: its connections break as if it had been killed. The run
+    /// is not to go on without it.
     LoseWorkerAfter(u64),
+    /// The same, but the run goes on with the others.
+    ShrinkAfter(u64),
 }
 
 /// A run directory in a folder of its own.
@@ -83,6 +86,11 @@ impl TestRun {
             total_steps: self.recipe.total_steps(deal.manifest().images),
             directory,
             workers,
+            on_failure: match disturbance {
+                Disturbance::ShrinkAfter(_) => OnFailure::Shrink,
+                _ => OnFailure::Abort,
+            },
+            min_workers: 1,
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
             local_workers: None,
@@ -102,7 +110,11 @@ impl TestRun {
             let Progress::Step(metrics) = progress else { return };
             match disturbance {
                 Disturbance::StopAfter(step) if step == metrics.step => stop.try_send(()).unwrap(),
-                Disturbance::LoseWorkerAfter(step) if step == metrics.step => last.as_ref().unwrap().abort(),
+                Disturbance::LoseWorkerAfter(step) | Disturbance::ShrinkAfter(step)
+                    if step == metrics.step =>
+                {
+                    last.as_ref().unwrap().abort();
+                }
                 _ => {}
             }
             sender.send(metrics.clone()).unwrap();

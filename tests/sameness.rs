@@ -81,6 +81,25 @@ fn column_of_events(run: &TestRun) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_others_take_over_and_end_with_the_same_bits() {
+    let whole = TestRun::new(quickstart(SHORT));
+    let undisturbed = whole.train(1, Wiring::Loopback, Disturbance::None).await;
+    for wiring in [Wiring::Loopback, Wiring::Sockets] {
+        let run = TestRun::new(quickstart(SHORT));
+        let shrunk = run.train(3, wiring, Disturbance::ShrinkAfter(22)).await;
+        assert_eq!(shrunk.outcome, undisturbed.outcome, "{wiring:?}");
+        assert!(run.files(LAST) == whole.files(LAST), "{wiring:?}");
+        let steps: Vec<u64> = shrunk.steps.iter().map(|step| step.step).collect();
+        assert!(steps.iter().copied().eq(1..=75), "each step once: {steps:?}");
+        assert_eq!(shrunk.steps.last().unwrap().generation, 2, "{wiring:?}");
+        let events = column_of_events(&run);
+        for (event, count) in [("lost", 1), ("generation", 2), ("started", 2), ("ended", 1)] {
+            assert_eq!(events.iter().filter(|other| *other == event).count(), count, "{events:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_last_checkpoints_are_kept() {
     let keep: Vec<&str> = SHORT.iter().copied().chain(["checkpoint.keep=2"]).collect();
     let run = TestRun::new(quickstart(&keep));

@@ -60,6 +60,8 @@ struct TrainArguments {
     /// Workers that join from elsewhere with `worker --join`; the run begins when all are here
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     remote_workers: u32,
+    #[command(flatten)]
+    losses: LossArguments,
     /// Address for the workers; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     listen: String,
@@ -75,6 +77,32 @@ impl TrainArguments {
     fn all_workers(&self) -> u32 {
         self.workers.saturating_add(self.remote_workers)
     }
+}
+
+#[derive(Debug, clap::Args)]
+struct LossArguments {
+    /// What the loss of a worker means once the run has begun
+    #[arg(long, value_enum, default_value_t = OnFailure::Shrink)]
+    on_failure: OnFailure,
+    /// With how few workers `--on-failure shrink` goes on; with fewer the run waits for more
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    min_workers: u32,
+    /// Silence after which a worker counts as lost, in seconds; each sends a sign of life every second
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    heartbeat_timeout_s: u64,
+    /// How long to wait for missing workers, at the beginning and after a loss, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    join_timeout_s: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnFailure {
+    /// The others take over its shards at once; a worker that comes in its place gets some back
+    Shrink,
+    /// The others wait for a worker in its place
+    Wait,
+    /// The run ends, and goes on with --resume
+    Abort,
 }
 
 #[derive(Debug, clap::Args)]

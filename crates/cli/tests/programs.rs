@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+#[path = "programs/recovery.rs"]
+mod recovery;
+
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[
     "data.images=128",
@@ -192,9 +195,10 @@ fn a_drained_worker_stops_the_run_in_order() {
 }
 
 #[test]
-fn a_killed_worker_ends_the_run_with_a_sentence_and_a_valid_checkpoint() {
+fn a_killed_worker_ends_a_run_that_is_to_abort_with_a_sentence_and_a_valid_checkpoint() {
     let place = Place::new();
-    let child = place.train("killed", "3", &[]).spawn().unwrap();
+    let mut command = place.train("killed", "3", &[]);
+    let child = command.args(["--on-failure", "abort"]).spawn().unwrap();
     let saved = place.run("killed").join("checkpoints/step-000004/manifest.json");
     wait_for(|| saved.is_file().then_some(()));
     signal(place.workers("killed", 3)[1], Signal::KILL);
@@ -253,6 +257,7 @@ fn bad_input_gets_a_sentence() {
         (vec!["--set", "training.batch=130"], 1, vec!["does not divide by 4 shards", "use 128 or 132"]),
         (vec!["--set", "training.batch=4096"], 1, vec!["data.images", "draw at least 4096"]),
         (vec!["--workers", "5"], 1, vec!["5 workers cannot share 4 shards", "at most 4"]),
+        (vec!["--workers", "2", "--min-workers", "3"], 1, vec!["give 1 to 2 as --min-workers"]),
         (vec!["--workers", "0"], 1, vec!["0 workers cannot train"]),
         (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
         (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),

@@ -18,6 +18,7 @@ mod evaluations;
 pub mod journal;
 pub mod membership;
 mod progress;
+mod restarts;
 mod run;
 mod run_directory;
 mod service;
@@ -26,7 +27,9 @@ mod tensorboard;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
-pub use membership::{Lease, Outcome, SettingsError, StepSeconds, Timeouts, check_workers, lease};
+pub use membership::{
+    Lease, OnFailure, Outcome, SettingsError, StepSeconds, Timeouts, check_min_workers, check_workers, lease,
+};
 pub use progress::{Progress, StepMetrics};
 pub use run::{CoordinatorError, Run, serve};
 pub use run_directory::{RunDirectory, RunDirectoryError};

@@ -26,7 +26,7 @@ pub enum Progress {
         /// Host and process of this one.
         description: String,
     },
-    /// A worker left before the run began; its place is free again.
+    /// A worker left; its place is free again.
     Left {
         /// How many are still here.
         workers: u32,

@@ -17,7 +17,7 @@ use crate::checkpoint::{CheckpointDirectory, CheckpointError};
 use crate::evaluations::Evaluations;
 use crate::journal::Record;
 use crate::membership::{
-    Action, Event, Membership, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
+    Action, Event, Membership, OnFailure, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
 };
 use crate::progress::{Progress, StepMetrics};
 use crate::run_directory::{RunDirectory, RunDirectoryError, unix_time};
@@ -49,6 +49,10 @@ pub struct Run {
     pub total_steps: u64,
     /// How many workers it waits for.
     pub workers: u32,
+    /// What the loss of one means.
+    pub on_failure: OnFailure,
+    /// With how few it goes on.
+    pub min_workers: u32,
     /// How long it waits for what.
     pub timeouts: Timeouts,
     /// The version that workers must have too.
@@ -113,7 +117,7 @@ pub async fn serve(
     if run.directory.recipe().start.is_some() && start.is_none() {
         return Err(CoordinatorError::NoStart);
     }
-    let facts = facts(&run, start.as_ref())?;
+    let facts = facts(&run)?;
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
     let mut control = Control::new(run, start.as_ref(), observer)?;
     let mut server = Server::start(listener, Service { facts, blocks, inputs });
@@ -130,7 +134,7 @@ pub async fn serve(
     result
 }
 
-fn facts(run: &Run, start: Option<&CheckpointDirectory>) -> Result<Facts, CoordinatorError> {
+fn facts(run: &Run) -> Result<Facts, CoordinatorError> {
     let recipe = run.directory.recipe();
     let recipe_toml = recipe.to_toml();
     let bytes = recipe_toml.len() + run.manifest_json.len();
@@ -143,7 +147,6 @@ fn facts(run: &Run, start: Option<&CheckpointDirectory>) -> Result<Facts, Coordi
         run_id: Bytes::copy_from_slice(&run.directory.run_id()),
         recipe_toml,
         manifest_json: run.manifest_json.clone(),
-        checkpoint: start.map(CheckpointDirectory::name).unwrap_or_default(),
         shards: recipe.training.shards,
         checkpoints: run.directory.checkpoints().clone(),
         checkpoints_kept: recipe.checkpoint.keep,
@@ -203,6 +206,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         let settings = Settings {
             workers: run.workers,
             workers_are_local: run.local_workers.is_some(),
+            on_failure: run.on_failure,
+            min_workers: run.min_workers,
             shards: run.directory.recipe().training.shards,
             total_steps: run.total_steps,
             first_step,
@@ -348,11 +353,17 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 Action::End(outcome) => self.outcome = Some(outcome),
             }
         }
+        // Who takes part no longer was told so last; without its sender its stream ends.
+        let membership = &self.membership;
+        self.orders.retain(|worker, _| membership.knows(*worker));
         Ok(answer)
     }
 
     fn send(&mut self, worker: WorkerId, order: Order) {
         let Some(orders) = self.orders.get(&worker) else { return };
+        if let Order::Halt { generation, reason } = &order {
+            tracing::info!(worker = worker.0, generation = generation.0, reason, "halt");
+        }
         if orders.try_send(Ok(wire::order(order))).is_err() {
             // Its stream is ending, or it does not read: either way it will be lost, and said to be.
             tracing::warn!(worker = worker.0, "an order could not be given");
@@ -436,8 +447,13 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn watch_processes(&mut self) -> Result<(), CoordinatorError> {
         let Some(local_workers) = &mut self.local_workers else { return Ok(()) };
-        for ended in local_workers.ended() {
-            self.act(Event::ProcessEnded { reason: ended.to_string(), crashed: ended.crashed() })?;
+        for ended in local_workers.look_after(Instant::now()) {
+            // Where it ends the run, membership says so, and nobody is to be told twice.
+            if let Some(pause) = ended.restarts_in {
+                tracing::warn!("{} is started again in {:.1} s: {ended}", ended.name, pause.as_secs_f64());
+            }
+            let (crashed, restarts) = (ended.crashed(), ended.restarts_in.is_some());
+            self.act(Event::ProcessEnded { reason: ended.to_string(), crashed, restarts })?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::{Blocks, wire};
 /// Parts that wait for the network or the disk: enough to keep either busy, and no more than 8 MiB a stream.
 const PARTS_UNDER_WAY: usize = 8;
 
-/// Orders that wait for one worker. There are four kinds, and none is given twice in a row.
+/// Orders that wait for one worker: those of three generations, more than are given while it says nothing.
 const ORDERS_UNDER_WAY: usize = 16;
 
 /// How long a new stream may stay silent. What opens one has its first message at hand.
@@ -57,11 +57,25 @@ pub(crate) struct Facts {
     pub(crate) run_id: Bytes,
     pub(crate) recipe_toml: String,
     pub(crate) manifest_json: String,
-    /// The checkpoint to start from; empty for a fresh start.
-    pub(crate) checkpoint: String,
     pub(crate) shards: u32,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) checkpoints_kept: u32,
+}
+
+impl Facts {
+    /// Refuses what names another run: a worker of an earlier one, say, at an address that was used again.
+    fn check_run(&self, theirs: &[u8]) -> Result<(), Status> {
+        if theirs == self.run_id {
+            return Ok(());
+        }
+        let hexadecimal =
+            |bytes: &[u8]| bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>();
+        Err(Status::failed_precondition(format!(
+            "the request names run {:?}, but this is run {:?}: join this run first",
+            hexadecimal(theirs),
+            hexadecimal(&self.run_id)
+        )))
+    }
 }
 
 pub(crate) struct Service {
@@ -77,7 +91,8 @@ impl Service {
         answer.await.map_err(|_| ended())
     }
 
-    async fn check_worker(&self, worker: WorkerId) -> Result<(), Status> {
+    async fn check_worker(&self, worker: WorkerId, run_id: &Bytes) -> Result<(), Status> {
+        self.facts.check_run(run_id)?;
         match self.ask(|reply| Input::Knows { worker, reply }).await? {
             true => Ok(()),
             false => Err(unknown(worker)),
@@ -107,10 +122,11 @@ impl Service {
         parts: &mut Streaming<v1::CheckpointPart>,
     ) -> Result<PartialCheckpoint, Status> {
         let (sender, receiver) = mpsc::channel(PARTS_UNDER_WAY);
-        let origin = |part: &v1::CheckpointPart| (part.worker_id, part.generation, part.step);
+        let origin =
+            |part: &v1::CheckpointPart| (part.worker_id, part.generation, part.step, part.run_id.clone());
         let expected = origin(&first);
-        let checkpoints = self.facts.checkpoints.clone();
-        let writing = spawn_blocking(move || write_parts(&checkpoints, expected.2, receiver));
+        let (checkpoints, step) = (self.facts.checkpoints.clone(), first.step);
+        let writing = spawn_blocking(move || write_parts(&checkpoints, step, receiver));
         let mut next = Some(first);
         while let Some(part) = next {
             if origin(&part) != expected {
@@ -145,7 +161,6 @@ impl Coordinator for Service {
             run_id: self.facts.run_id.clone(),
             recipe_toml: self.facts.recipe_toml.clone(),
             manifest_json: self.facts.manifest_json.clone(),
-            checkpoint: self.facts.checkpoint.clone(),
         }))
     }
 
@@ -156,6 +171,7 @@ impl Coordinator for Service {
         let mut reports = request.into_inner();
         let first = first_message(&mut reports).await?;
         let worker = WorkerId(first.worker_id);
+        self.facts.check_run(&first.run_id)?;
         let (orders, ordered) = mpsc::channel(ORDERS_UNDER_WAY);
         if !self.ask(|reply| Input::Attend { worker, orders, reply }).await? {
             return Err(unknown(worker));
@@ -174,7 +190,7 @@ impl Coordinator for Service {
         request: Request<v1::FetchBlocksRequest>,
     ) -> Result<Response<Self::FetchBlocksStream>, Status> {
         let request = request.into_inner();
-        self.check_worker(WorkerId(request.worker_id)).await?;
+        self.check_worker(WorkerId(request.worker_id), &request.run_id).await?;
         if request.shard >= self.facts.shards {
             let shards = self.facts.shards;
             return Err(Status::not_found(format!("shard {} of {shards} shards from 0", request.shard)));
@@ -196,7 +212,7 @@ impl Coordinator for Service {
         request: Request<v1::FetchCheckpointRequest>,
     ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
         let request = request.into_inner();
-        self.check_worker(WorkerId(request.worker_id)).await?;
+        self.check_worker(WorkerId(request.worker_id), &request.run_id).await?;
         let (checkpoints, name) = (self.facts.checkpoints.clone(), request.checkpoint.clone());
         let checkpoint = spawn_blocking(move || checkpoints.find(&name))
             .await
@@ -220,6 +236,7 @@ impl Coordinator for Service {
         let mut parts = request.into_inner();
         let first = first_message(&mut parts).await?;
         let (worker, generation) = (WorkerId(first.worker_id), Generation(first.generation));
+        self.facts.check_run(&first.run_id)?;
         if !self.ask(|reply| Input::Publishes { worker, generation, reply }).await? {
             return Err(Status::failed_precondition(format!(
                 "worker {worker} was not told to publish the checkpoints of generation {generation}"
@@ -258,6 +275,7 @@ async fn pass_reports_on(
     mut reports: Streaming<v1::Report>,
     inputs: &mpsc::Sender<Input>,
 ) -> String {
+    let run_id = first.run_id.clone();
     let mut next: Result<_, Status> = Ok(Some(first));
     loop {
         let report = match next {
@@ -267,6 +285,9 @@ async fn pass_reports_on(
         };
         if report.worker_id != worker.0 {
             return format!("it reported in the name of worker {}", report.worker_id);
+        }
+        if report.run_id != run_id {
+            return "it reported in the name of another run".to_string();
         }
         // A kind of report that this version does not know is additive, and so may be passed over.
         if let Some(event) = report.event {

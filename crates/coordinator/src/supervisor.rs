@@ -1,4 +1,4 @@
-//! Worker processes on this machine: started, watched and never left behind.
+//! Worker processes on this machine: started, watched, started again and never left behind.
 //!
 //! Each child's standard input is a pipe that nobody writes to. A worker ends when it closes, so a worker
 //! cannot outlive its coordinator, however that ends: the system closes the pipe even after `kill -9`.
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use crate::restarts::Restarts;
 
 /// How long workers have to end by themselves once their standard input is closed.
 const GRACE: Duration = Duration::from_secs(3);
@@ -38,6 +40,8 @@ pub struct LocalWorkerSettings {
     pub threads_per_worker: usize,
     /// The folder for `worker-0.log`, `worker-1.log`, ...
     pub logs: PathBuf,
+    /// Whether those that end are started again.
+    pub restart: bool,
 }
 
 /// Why workers cannot be started.
@@ -64,11 +68,13 @@ pub enum SupervisorError {
 /// Worker processes of this coordinator. When dropped, they are asked to end, and killed if they do not.
 #[derive(Debug)]
 pub struct LocalWorkers {
+    settings: LocalWorkerSettings,
     workers: Vec<LocalWorker>,
 }
 
 #[derive(Debug)]
 struct LocalWorker {
+    index: u32,
     name: String,
     child: Child,
     /// Held open as long as the worker is to live.
@@ -77,6 +83,9 @@ struct LocalWorker {
     /// Where this process began in a log that goes on from an earlier one.
     log_start: u64,
     is_reported: bool,
+    restarts: Restarts,
+    /// When it is started again.
+    restart_at: Option<Instant>,
 }
 
 /// A worker process that ended.
@@ -90,6 +99,8 @@ pub struct ProcessEnd {
     pub log: PathBuf,
     /// The last of its output.
     pub tail: String,
+    /// After which pause it is started again; `None` if it is not.
+    pub restarts_in: Option<Duration>,
 }
 
 impl ProcessEnd {
@@ -101,7 +112,7 @@ impl ProcessEnd {
 
 impl fmt::Display for ProcessEnd {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ProcessEnd { name, status, log, tail } = self;
+        let ProcessEnd { name, status, log, tail, restarts_in: _ } = self;
         write!(formatter, "the process of {name} ended ({status}); ")?;
         match tail.is_empty() {
             true => write!(formatter, "it wrote nothing into {}", log.display()),
@@ -117,16 +128,22 @@ impl LocalWorkers {
     /// # Errors
     /// Those of the system; workers that were started by then are ended.
     pub fn spawn(settings: &LocalWorkerSettings) -> Result<LocalWorkers, SupervisorError> {
-        let mut started = LocalWorkers { workers: Vec::new() };
+        let mut started = LocalWorkers { settings: settings.clone(), workers: Vec::new() };
         for index in 0..settings.count {
             started.workers.push(LocalWorker::spawn(settings, index)?);
         }
         Ok(started)
     }
 
-    /// The processes that ended since this was asked last.
-    pub fn ended(&mut self) -> Vec<ProcessEnd> {
-        self.workers.iter_mut().filter_map(LocalWorker::ended).collect()
+    /// Starts again those whose pause is over at `now`, and tells which ended since this was called last.
+    pub fn look_after(&mut self, now: Instant) -> Vec<ProcessEnd> {
+        let LocalWorkers { settings, workers } = self;
+        for worker in &mut *workers {
+            if worker.restart_at.take_if(|at| *at <= now).is_some() {
+                worker.start_again(settings, now);
+            }
+        }
+        workers.iter_mut().filter_map(|worker| worker.ended(settings.restart, now)).collect()
     }
 
     /// Their process ids.
@@ -156,11 +173,36 @@ impl LocalWorker {
             .spawn()
             .map_err(|source| SupervisorError::Spawn { executable: settings.executable.clone(), source })?;
         let stdin = child.stdin.take();
-        Ok(LocalWorker { name, child, stdin, log, log_start, is_reported: false })
+        Ok(LocalWorker {
+            index,
+            name,
+            child,
+            stdin,
+            log,
+            log_start,
+            is_reported: false,
+            restarts: Restarts::default(),
+            restart_at: None,
+        })
+    }
+
+    /// A new process in the place of one that ended. What keeps it from being started may pass, so that is tried
+    /// again after a longer pause.
+    fn start_again(&mut self, settings: &LocalWorkerSettings, now: Instant) {
+        match LocalWorker::spawn(settings, self.index) {
+            Ok(started) => {
+                let restarts = std::mem::take(&mut self.restarts);
+                *self = LocalWorker { restarts, ..started };
+            }
+            Err(error) => {
+                tracing::warn!("{error}");
+                self.restart_at = self.restarts.after_end(now).map(|pause| now + pause);
+            }
+        }
     }
 
     /// How it ended, told once.
-    fn ended(&mut self) -> Option<ProcessEnd> {
+    fn ended(&mut self, restart: bool, now: Instant) -> Option<ProcessEnd> {
         if self.is_reported {
             return None;
         }
@@ -168,7 +210,9 @@ impl LocalWorker {
         let status = self.child.try_wait().ok().flatten()?;
         self.is_reported = true;
         let tail = tail(&self.log, self.log_start).unwrap_or_default();
-        Some(ProcessEnd { name: self.name.clone(), status, log: self.log.clone(), tail })
+        let restarts_in = if restart { self.restarts.after_end(now) } else { None };
+        self.restart_at = restarts_in.map(|pause| now + pause);
+        Some(ProcessEnd { name: self.name.clone(), status, log: self.log.clone(), tail, restarts_in })
     }
 
     fn is_running(&mut self) -> bool {
@@ -216,6 +260,7 @@ mod tests {
             count: 2,
             threads_per_worker: 3,
             logs: folder.to_path_buf(),
+            restart: false,
         }
     }
 
@@ -224,7 +269,7 @@ mod tests {
         let mut ends = Vec::new();
         while ends.len() < count {
             assert!(Instant::now() < deadline, "only {} of {count} processes ended", ends.len());
-            ends.extend(workers.ended());
+            ends.extend(workers.look_after(Instant::now()));
             std::thread::yield_now();
         }
         ends
@@ -245,7 +290,7 @@ mod tests {
         for part in ["worker-1", "exit status: 3", "no such recipe"] {
             assert!(sentence.contains(part), "{sentence}");
         }
-        assert!(workers.ended().is_empty());
+        assert!(workers.look_after(Instant::now()).is_empty());
     }
 
     #[test]
@@ -267,6 +312,29 @@ mod tests {
             let log = fs::read_to_string(folder.path().join(format!("worker-{index}.log"))).unwrap();
             assert_eq!(log, "ended in order\n");
         }
+    }
+
+    #[test]
+    fn a_process_is_started_again_after_its_pause_until_it_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = shell(folder.path(), "echo tried; exit 7");
+        (settings.count, settings.restart) = (1, true);
+        let mut workers = LocalWorkers::spawn(&settings).unwrap();
+        // A clock that runs ahead, so that nothing is waited for but the processes.
+        let mut now = Instant::now();
+        let deadline = now + Duration::from_secs(30);
+        let mut pauses = Vec::new();
+        while pauses.last() != Some(&None) {
+            assert!(Instant::now() < deadline, "{pauses:?}");
+            for ended in workers.look_after(now) {
+                pauses.push(ended.restarts_in);
+                now += ended.restarts_in.unwrap_or_default();
+            }
+            std::thread::yield_now();
+        }
+        assert_eq!(pauses.len(), 6);
+        let log = fs::read_to_string(folder.path().join("worker-0.log")).unwrap();
+        assert_eq!(log, "tried\n".repeat(6));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use protocol::{Generation, WorkerId, v1};
 use tonic::Status;
 
-use crate::membership::{Candidate, Digest, Event, Holding, Order, StepReport, StepSeconds};
+use crate::membership::{Candidate, Complaint, Digest, Event, Holding, Order, StepReport, StepSeconds};
 
 pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
     Candidate {
@@ -18,7 +18,9 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
     use v1::report::Event as Wire;
     Ok(match event {
         Wire::Attending(v1::Attending {}) => Event::Attending { worker },
-        Wire::Heartbeat(v1::Heartbeat {}) => Event::Heartbeat { worker },
+        Wire::Heartbeat(v1::Heartbeat { generation }) => {
+            Event::Heartbeat { worker, generation: Generation(generation) }
+        }
         Wire::Assembled(assembled) => Event::Assembled {
             worker,
             generation: Generation(assembled.generation),
@@ -31,16 +33,29 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
         Wire::StepDone(done) => Event::StepDone { worker, report: step_report(&done) },
         Wire::Finished(finished) => Event::Finished {
             worker,
+            generation: Generation(finished.generation),
             step: finished.step,
             state_hash: digest("state_hash", &finished.state_hash)?,
         },
         Wire::Failed(failed) => Event::WorkerFailed {
             worker,
+            generation: Generation(failed.generation),
             step: failed.step,
-            reason: failed.reason,
-            suspect: (failed.suspect_worker_id != 0).then_some(WorkerId(failed.suspect_worker_id)),
+            complaint: complaint(failed.reason, failed.suspect_worker_id),
+        },
+        Wire::Halted(halted) => Event::Halted {
+            worker,
+            generation: Generation(halted.generation),
+            held_step: halted.holds_state.then_some(halted.step),
+            complaint: (!halted.reason.is_empty())
+                .then(|| complaint(halted.reason, halted.suspect_worker_id)),
         },
     })
+}
+
+/// On the wire, worker 0 is nobody.
+fn complaint(reason: String, suspect_worker_id: u64) -> Complaint {
+    Complaint { reason, suspect: (suspect_worker_id != 0).then_some(WorkerId(suspect_worker_id)) }
 }
 
 fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
@@ -71,7 +86,7 @@ fn step_report(done: &v1::StepDone) -> StepReport {
 pub(crate) fn order(order: Order) -> v1::Order {
     use v1::order::Order as Wire;
     let order = match order {
-        Order::Assemble { generation, places, rank, publishes, limit } => {
+        Order::Assemble { generation, places, rank, publishes, limit, step, checkpoint, checkpoint_step } => {
             let members = places.iter().map(|place| v1::Member {
                 worker_id: place.worker.0,
                 collective_address: place.collective_address.clone(),
@@ -84,10 +99,15 @@ pub(crate) fn order(order: Order) -> v1::Order {
                 rank: rank.0,
                 publishes,
                 deadline_ms: limit.as_millis() as u64,
+                step,
+                checkpoint: checkpoint.unwrap_or_default(),
+                checkpoint_step,
             })
         }
         Order::Start { generation } => Wire::Start(v1::Start { generation: generation.0 }),
-        Order::Stop { reason } => Wire::Stop(v1::Stop { reason }),
+        Order::Halt { generation, reason } => Wire::Halt(v1::Halt { generation: generation.0, reason }),
+        Order::Save { generation } => Wire::Save(v1::Save { generation: generation.0 }),
+        Order::Stop { generation, reason } => Wire::Stop(v1::Stop { generation: generation.0, reason }),
         Order::Dismiss { failure } => Wire::Dismiss(v1::Dismiss { failure: failure.unwrap_or_default() }),
     };
     v1::Order { order: Some(order) }

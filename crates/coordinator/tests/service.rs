@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coordinator::{
-    Blocks, CoordinatorError, LocalWorkerSettings, LocalWorkers, Outcome, Progress, Run, RunDirectory,
-    Timeouts, serve,
+    Blocks, CoordinatorError, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress, Run,
+    RunDirectory, Timeouts, serve,
 };
 use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
@@ -79,6 +79,8 @@ impl Cluster {
             manifest_json: MANIFEST.to_string(),
             total_steps: TOTAL_STEPS,
             workers,
+            on_failure: OnFailure::Abort,
+            min_workers: 1,
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
             local_workers: None,
@@ -169,7 +171,8 @@ impl FakeWorker {
     }
 
     async fn report(&self, event: Event) {
-        let report = v1::Report { worker_id: self.joined.worker_id, event: Some(event) };
+        let (worker_id, run_id) = (self.joined.worker_id, self.joined.run_id.clone());
+        let report = v1::Report { worker_id, run_id, event: Some(event) };
         self.reports.as_ref().unwrap().send(report).await.unwrap();
     }
 
@@ -185,9 +188,17 @@ impl FakeWorker {
     }
 
     async fn assembled(&self, state: u8) {
+        self.assembled_in(1, 0, state).await;
+    }
+
+    async fn assembled_in(&self, generation: u64, step: u64, state: u8) {
         let (state_hash, layout_hash) = (hash(state), hash(0));
-        self.report(Event::Assembled(v1::Assembled { generation: 1, step: 0, state_hash, layout_hash }))
-            .await;
+        self.report(Event::Assembled(v1::Assembled { generation, step, state_hash, layout_hash })).await;
+    }
+
+    async fn halted(&self, generation: u64, step: u64) {
+        let halted = v1::Halted { generation, holds_state: true, step, ..v1::Halted::default() };
+        self.report(Event::Halted(halted)).await;
     }
 
     async fn step_done(&self, step: u64) {
@@ -197,7 +208,11 @@ impl FakeWorker {
     }
 
     async fn finished(&self, step: u64) {
-        self.report(Event::Finished(v1::Finished { step, state_hash: hash(9) })).await;
+        self.finished_in(1, step).await;
+    }
+
+    async fn finished_in(&self, generation: u64, step: u64) {
+        self.report(Event::Finished(v1::Finished { step, state_hash: hash(9), generation })).await;
     }
 
     fn checkpoint(&self, step: u64) -> Vec<v1::CheckpointPart> {
@@ -210,6 +225,7 @@ impl FakeWorker {
             })
             .map(|(file, data)| v1::CheckpointPart {
                 worker_id: self.joined.worker_id,
+                run_id: self.joined.run_id.clone(),
                 generation: 1,
                 step,
                 part: Some(v1::FilePart { file, data }),
@@ -224,13 +240,15 @@ impl FakeWorker {
 
     async fn fetch_blocks(&mut self, shard: u32, blocks: Vec<u32>) -> Result<Vec<v1::BlockPart>, Status> {
         let worker_id = self.joined.worker_id;
-        let request = v1::FetchBlocksRequest { worker_id, shard, blocks };
+        let run_id = self.joined.run_id.clone();
+        let request = v1::FetchBlocksRequest { worker_id, run_id, shard, blocks };
         collect(self.client.fetch_blocks(request).await?.into_inner()).await
     }
 
     async fn fetch_checkpoint(&mut self, name: &str) -> Result<Vec<v1::FilePart>, Status> {
         let worker_id = self.joined.worker_id;
-        let request = v1::FetchCheckpointRequest { worker_id, checkpoint: name.to_string() };
+        let (run_id, checkpoint) = (self.joined.run_id.clone(), name.to_string());
+        let request = v1::FetchCheckpointRequest { worker_id, run_id, checkpoint };
         collect(self.client.fetch_checkpoint(request).await?.into_inner()).await
     }
 }
@@ -292,7 +310,6 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
     assert_eq!(workers[0].joined.run_id, run_id.as_slice());
     assert_eq!(workers[0].joined.recipe_toml, recipe().to_toml());
     assert_eq!(workers[0].joined.manifest_json, MANIFEST);
-    assert_eq!(workers[0].joined.checkpoint, "");
 
     for worker in &workers {
         for step in 1..=3 {
@@ -323,9 +340,13 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
 
     // The same run again, with another number of workers.
     let cluster = Cluster::start(RunDirectory::open(&path).unwrap(), 1).await;
-    let mut workers = cluster.training(1).await;
+    let mut workers = cluster.workers(1).await;
     let worker = &mut workers[0];
-    assert_eq!((&worker.joined.run_id[..], &worker.joined.checkpoint[..]), (&run_id[..], "step-000002"));
+    assert_eq!(worker.joined.run_id, run_id.as_slice());
+    let Order::Assemble(assemble) = worker.order().await else { panic!("expected Assemble") };
+    assert_eq!((assemble.step, &assemble.checkpoint[..], assemble.checkpoint_step), (2, "step-000002", 2));
+    worker.assembled_in(1, 2, 1).await;
+    let Order::Start(_) = worker.order().await else { panic!("expected Start") };
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     for part in worker.fetch_checkpoint("step-000002").await.unwrap() {
         assert!(part.data.len() <= PART_BYTES);
@@ -372,6 +393,66 @@ async fn blocks_arrive_in_parts_and_in_order() {
     refusal(stranger.fetch_blocks(0, vec![0]).await, Code::FailedPrecondition, &["worker 77", "join first"]);
     refusal(stranger.fetch_checkpoint("step-000001").await, Code::FailedPrecondition, &["worker 77"]);
     refusal(stranger.attend().await, Code::FailedPrecondition, &["worker 77"]);
+    // Nor does one of another run get anything, under whatever number.
+    let mut foreigner = worker.with_id(worker.joined.worker_id);
+    foreigner.joined.run_id = Bytes::from_static(&[7; 16]);
+    let phrases = ["names run \"07070707", "join this run first"];
+    refusal(foreigner.fetch_blocks(0, vec![0]).await, Code::FailedPrecondition, &phrases);
+    refusal(foreigner.fetch_checkpoint("step-000001").await, Code::FailedPrecondition, &phrases);
+    refusal(foreigner.attend().await, Code::FailedPrecondition, &phrases);
+    let parts = foreigner.checkpoint(1);
+    refusal(foreigner.publish(parts).await, Code::FailedPrecondition, &phrases);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_one_step_behind_gets_the_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start_with(create(folder.path()), 3, |run| {
+        run.on_failure = OnFailure::Shrink;
+    })
+    .await;
+    let mut workers = cluster.training(3).await;
+    for worker in &workers {
+        worker.step_done(1).await;
+    }
+    // The first dies in the fold of step 2, which the second has committed and the third has not.
+    drop(workers.remove(0));
+    for (worker, held_step) in workers.iter_mut().zip([2, 1]) {
+        let Order::Halt(v1::Halt { generation: 1, .. }) = worker.order().await else {
+            panic!("expected Halt")
+        };
+        if held_step == 2 {
+            worker.step_done(2).await;
+        }
+        worker.halted(1, held_step).await;
+    }
+    let Order::Save(v1::Save { generation: 1 }) = workers[0].order().await else { panic!("expected Save") };
+    let parts = workers[0].checkpoint(2);
+    assert_eq!(workers[0].publish(parts).await.unwrap(), "step-000002");
+    for worker in &mut workers {
+        let Order::Assemble(assemble) = worker.order().await else { panic!("expected Assemble") };
+        assert_eq!((assemble.generation, assemble.step, assemble.members.len()), (2, 2, 2));
+        assert_eq!(assemble.checkpoint, "step-000002");
+        assert!(worker.fetch_checkpoint("step-000002").await.is_ok());
+        worker.assembled_in(2, 2, 1).await;
+    }
+    for worker in &mut workers {
+        let Order::Start(v1::Start { generation: 2 }) = worker.order().await else {
+            panic!("expected Start")
+        };
+    }
+    for worker in &workers {
+        worker.finished_in(2, TOTAL_STEPS).await;
+    }
+    for worker in &mut workers {
+        assert_eq!(worker.dismissed().await, "");
+    }
+    drop(workers);
+    assert!(matches!(cluster.end().await, Outcome::Completed { step: TOTAL_STEPS, .. }));
+    let run = folder.path().join("run");
+    let steps: Vec<_> =
+        json_lines(&run.join("metrics.jsonl")).iter().map(|line| line["step"].clone()).collect();
+    assert_eq!(steps, [1, 2], "a step is told even if the first rank did not live to tell it");
 }
 
 #[tokio::test]
@@ -380,7 +461,7 @@ async fn who_does_not_fit_may_not_join() {
     let cluster = Cluster::start(create(folder.path()), 1).await;
     let join = |request| FakeWorker::join_as(&cluster.address, request);
     let request = v1::JoinRequest { protocol_version: 99, ..join_request(1) };
-    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 1"]);
+    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 2"]);
     let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
     refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
     let mut first = join(join_request(1)).await.unwrap();
@@ -466,7 +547,13 @@ async fn unreadable_reports_are_said() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(create(folder.path()), 1).await;
     let worker = cluster.training(1).await.remove(0);
-    worker.report(Event::Finished(v1::Finished { step: 1, state_hash: Bytes::from_static(b"short") })).await;
+    worker
+        .report(Event::Finished(v1::Finished {
+            step: 1,
+            state_hash: Bytes::from_static(b"short"),
+            generation: 1,
+        }))
+        .await;
     cluster.fails_with(&["state_hash", "expected 32 bytes of BLAKE3, found 5 bytes"]).await;
 }
 
@@ -525,6 +612,7 @@ async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words
         count: 2,
         threads_per_worker: 1,
         logs: directory.logs(),
+        restart: true,
     };
     let local_workers = LocalWorkers::spawn(&settings).unwrap();
     let cluster = Cluster::start_with(directory, 2, |run| run.local_workers = Some(local_workers)).await;
@@ -550,7 +638,12 @@ async fn a_checkpoint_waits_for_the_metrics_of_its_steps() {
     received.await.unwrap();
     // The run ends before the step was reported: the checkpoint must not count either.
     worker
-        .report(Event::Failed(v1::Failed { step: 1, reason: "gone".to_string(), ..v1::Failed::default() }))
+        .report(Event::Failed(v1::Failed {
+            step: 1,
+            reason: "gone".to_string(),
+            generation: 1,
+            ..v1::Failed::default()
+        }))
         .await;
     assert!(worker.dismissed().await.contains("gone"));
     refusal(publishing.await.unwrap(), Code::Unavailable, &["ended"]);

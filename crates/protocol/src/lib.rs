@@ -14,8 +14,9 @@ pub use connect::{ConnectError, connect};
 pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
 
-/// Raised when the meaning of a message changes. Coordinator and worker must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation
+/// can follow another, and every message names its run.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The messages, the client and the server, generated from `/proto/simsiam/v1/coordinator.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use collective::Interrupt;
 use dataset::{BlockCache, Manifest};
 use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
@@ -33,8 +34,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Reports that may wait to be sent: minutes of the shortest steps.
 const REPORTS_UNDER_WAY: usize = 1024;
 
-/// How long the training thread has to end once it is dismissed. One that waits for a lost peer in a fold
-/// does not hear it, and ends with the process.
+/// How long the training thread has to end once it is dismissed. One that is in the middle of a large shard
+/// does not hear it in time, and ends with the process.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a worker that failed waits for the coordinator's last word, so that its report has arrived.
@@ -77,9 +78,10 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
     let (sender, receiver) = tokio::sync::mpsc::channel(REPORTS_UNDER_WAY);
-    let reports = Reports::new(worker, sender);
-    let link = Link { client: client.clone(), worker, runtime: Handle::current() };
-    let training = describe(joined, settings, link, reports.clone())?;
+    let run_id = joined.run_id.clone();
+    let reports = Reports::new(worker, run_id.clone(), sender);
+    let link = Link { client: client.clone(), worker, run_id, runtime: Handle::current() };
+    let training = describe(&joined, settings, link, reports.clone())?;
     reports.attending();
     let attended = timeout_at(deadline, client.attend(ReceiverStream::new(receiver))).await;
     let orders = attended.map_err(|_| no_answer())?.map_err(|status| refused(&status))?.into_inner();
@@ -114,7 +116,7 @@ async fn join(
 
 /// Parses what the coordinator answered, once and completely.
 fn describe(
-    joined: v1::JoinReply,
+    joined: &v1::JoinReply,
     settings: Settings,
     link: Link,
     reports: Reports,
@@ -133,7 +135,6 @@ fn describe(
         run_id,
         recipe,
         manifest: Arc::new(manifest),
-        checkpoint: joined.checkpoint,
         device: settings.device,
         transport: settings.transport,
         cache: settings.cache,
@@ -156,6 +157,7 @@ async fn attend(
 ) -> Result<(), WorkerError> {
     let mut drain = pin!(drain);
     let mut is_draining = false;
+    let mut present = Present::default();
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failure: Option<(WorkerError, Instant)> = None;
@@ -164,14 +166,15 @@ async fn attend(
         tokio::select! {
             order = orders.message() => match order {
                 Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
+                    present.interrupt.raise();
                     return dismissed(dismissal.failure, failure, &commands, end).await;
                 }
                 // The thread that is gone has reported why.
-                Ok(Some(order)) => drop(command(order).map(|command| commands.send(command))),
+                Ok(Some(order)) => drop(present.command(order).map(|command| commands.send(command))),
                 Ok(None) => return Err(lost(failure, "it closed the stream of orders")),
                 Err(status) => return Err(lost(failure, status.message())),
             },
-            _ = heartbeat.tick() => reports.heartbeat(),
+            _ = heartbeat.tick() => reports.heartbeat(present.generation),
             () = &mut drain, if !is_draining => {
                 is_draining = true;
                 // The thread that is gone has no step in hand.
@@ -208,17 +211,40 @@ async fn dismissed(
     if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
 }
 
-fn command(order: v1::Order) -> Option<Command> {
-    // An order that this version does not know is additive, and so may be passed over.
-    Some(match order.order? {
-        Order::Assemble(assemble) => Command::Assemble(assemble),
-        Order::Start(v1::Start { generation }) => Command::Start { generation },
-        Order::Stop(v1::Stop { reason }) => {
-            tracing::info!(reason, "stop");
-            Command::Stop
-        }
-        Order::Dismiss(_) => Command::Dismiss,
-    })
+/// The generation that this worker was last ordered into, and the word that ends its waiting there.
+#[derive(Default)]
+struct Present {
+    generation: u64,
+    interrupt: Interrupt,
+}
+
+impl Present {
+    /// The order as the training thread hears it; `None` if it is of another generation than the present one.
+    fn command(&mut self, order: v1::Order) -> Option<Command> {
+        // An order that this version does not know is additive, and so may be passed over.
+        Some(match order.order? {
+            Order::Assemble(assemble) => {
+                *self = Present { generation: assemble.generation, interrupt: Interrupt::default() };
+                Command::Assemble(assemble, self.interrupt.clone())
+            }
+            Order::Start(v1::Start { generation }) => Command::Start { generation },
+            Order::Stop(v1::Stop { reason, generation }) if generation == self.generation => {
+                tracing::info!(reason, "stop");
+                Command::Stop
+            }
+            Order::Halt(v1::Halt { reason, generation }) if generation == self.generation => {
+                tracing::info!(generation, reason, "halt");
+                self.interrupt.raise();
+                Command::Halt { generation }
+            }
+            Order::Save(v1::Save { generation }) if generation == self.generation => Command::Save,
+            Order::Stop(_) | Order::Halt(_) | Order::Save(_) => {
+                tracing::warn!("an order of another generation is dropped");
+                return None;
+            }
+            Order::Dismiss(_) => Command::Dismiss,
+        })
+    }
 }
 
 fn lost(failure: Option<(WorkerError, Instant)>, reason: &str) -> WorkerError {

@@ -1,5 +1,6 @@
 //! Why a worker cannot go on.
 
+use collective::CollectiveError;
 use protocol::WorkerId;
 
 /// Why a worker cannot go on, in a sentence for a person.
@@ -29,7 +30,7 @@ pub enum WorkerError {
     #[error("exchange gradients: {source}")]
     Collective {
         /// What happened.
-        source: collective::CollectiveError,
+        source: CollectiveError,
         /// The worker at the other end, if one caused it.
         suspect: Option<WorkerId>,
     },
@@ -74,6 +75,17 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// Whether this worker can take part in the next generation: only another worker's part, or an order, has
+    /// ended this one.
+    pub(crate) fn ends_only_the_generation(&self) -> bool {
+        matches!(self, WorkerError::Collective { source, .. } if source.ends_only_the_generation())
+    }
+
+    /// Whether the coordinator asked for it.
+    pub(crate) fn is_ordered(&self) -> bool {
+        matches!(self, WorkerError::Collective { source: CollectiveError::Interrupted { .. }, .. })
+    }
+
     /// The other worker that caused this, if one did.
     pub(crate) fn suspect(&self) -> Option<WorkerId> {
         match self {

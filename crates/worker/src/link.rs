@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
 use protocol::WorkerId;
 use protocol::v1::coordinator_client::CoordinatorClient;
 use tokio::runtime::Handle;
@@ -13,6 +14,8 @@ use tonic::transport::Channel;
 pub(crate) struct Link {
     pub(crate) client: CoordinatorClient<Channel>,
     pub(crate) worker: WorkerId,
+    /// 16 bytes, part of every request.
+    pub(crate) run_id: Bytes,
     pub(crate) runtime: Handle,
 }
 

@@ -17,7 +17,8 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(250);
 /// Until a checkpoint that failed is tried again: a full disk is seldom free a step later.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// Publishes the state when the recipe says so. At most one checkpoint is on its way; training goes on.
+/// Publishes the state when the recipe says so. At most one checkpoint is on its way; training goes on, and one
+/// that is on its way when a generation ends arrives all the same: its step was committed.
 pub(crate) struct Publisher {
     link: Link,
     generation: u64,
@@ -32,17 +33,18 @@ struct Upload {
 }
 
 impl Publisher {
-    /// For a generation that begins at `step`, a moment that counts as saved.
-    pub(crate) fn new(
-        link: Link,
-        generation: u64,
-        layout: &Layout,
-        recipe: &recipe::Checkpoint,
-        step: u64,
-        now: Instant,
-    ) -> Publisher {
-        let due = Due::new(recipe, step, now);
-        Publisher { link, generation, layout: layout.clone(), due, under_way: None }
+    /// For a worker that takes part since `now`.
+    pub(crate) fn new(link: Link, layout: &Layout, recipe: &recipe::Checkpoint, now: Instant) -> Publisher {
+        let due = Due::new(recipe, 0, now);
+        Publisher { link, generation: 0, layout: layout.clone(), due, under_way: None }
+    }
+
+    /// A generation begins, whose newest checkpoint is that of `saved_step`.
+    pub(crate) fn enter(&mut self, generation: u64, saved_step: u64, now: Instant) {
+        self.generation = generation;
+        if saved_step > self.due.saved_step {
+            self.due.saved(saved_step, now);
+        }
     }
 
     /// Begins to publish `state` if it is time. A checkpoint that failed is warned of and made up for after a
@@ -64,7 +66,7 @@ impl Publisher {
     }
 
     /// Publishes `state` unless that has been done, and waits until it lies on the coordinator's disk.
-    pub(crate) fn publish_last(&mut self, state: &State) -> Result<(), WorkerError> {
+    pub(crate) fn publish_last(&mut self, state: &State, now: Instant) -> Result<(), WorkerError> {
         let is_published = match self.under_way.take() {
             Some(upload) => {
                 let step = upload.step;
@@ -78,11 +80,12 @@ impl Publisher {
             }
             None => self.due.saved_step == state.step && state.step > 0,
         };
-        if is_published {
-            return Ok(());
+        if !is_published {
+            let upload = self.begin(state);
+            self.finish(upload)?;
         }
-        let upload = self.begin(state);
-        self.finish(upload)
+        self.due.saved(state.step, now);
+        Ok(())
     }
 
     fn begin(&self, state: &State) -> Upload {
@@ -130,7 +133,8 @@ fn parts(
         while !rest.is_empty() {
             let data = rest.split_to(rest.len().min(PART_BYTES));
             let part = Some(v1::FilePart { file: file.to_string(), data });
-            parts.push(v1::CheckpointPart { worker_id: link.worker.0, generation, step, part });
+            let (worker_id, run_id) = (link.worker.0, link.run_id.clone());
+            parts.push(v1::CheckpointPart { worker_id, run_id, generation, step, part });
         }
     }
     parts

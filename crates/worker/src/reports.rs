@@ -12,12 +12,13 @@ use crate::WorkerError;
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     worker: WorkerId,
+    run_id: Bytes,
     sender: mpsc::Sender<v1::Report>,
 }
 
 impl Reports {
-    pub(crate) fn new(worker: WorkerId, sender: mpsc::Sender<v1::Report>) -> Reports {
-        Reports { worker, sender }
+    pub(crate) fn new(worker: WorkerId, run_id: Bytes, sender: mpsc::Sender<v1::Report>) -> Reports {
+        Reports { worker, run_id, sender }
     }
 
     /// This worker listens for orders.
@@ -25,9 +26,9 @@ impl Reports {
         self.send_if_there_is_room(Event::Attending(v1::Attending {}));
     }
 
-    /// This worker is alive.
-    pub(crate) fn heartbeat(&self) {
-        self.send_if_there_is_room(Event::Heartbeat(v1::Heartbeat {}));
+    /// This worker is alive, and was last ordered into `generation`.
+    pub(crate) fn heartbeat(&self, generation: u64) {
+        self.send_if_there_is_room(Event::Heartbeat(v1::Heartbeat { generation }));
     }
 
     /// A step is committed. It never waits for the coordinator: with a thousand reports under way, a
@@ -47,15 +48,28 @@ impl Reports {
     }
 
     /// The last step is done, and its checkpoint published. Blocks while there is no room.
-    pub(crate) fn finished(&self, state: &State) {
+    pub(crate) fn finished(&self, generation: u64, state: &State) {
         let state_hash = Bytes::copy_from_slice(&state.hash().0);
-        self.send(Event::Finished(v1::Finished { step: state.step, state_hash }));
+        self.send(Event::Finished(v1::Finished { step: state.step, state_hash, generation }));
+    }
+
+    /// This worker has left a generation with this state, because of `error` or by order. Blocks while there is
+    /// no room.
+    pub(crate) fn halted(&self, generation: u64, state: Option<&State>, error: Option<&WorkerError>) {
+        let error = error.filter(|error| !error.is_ordered());
+        self.send(Event::Halted(v1::Halted {
+            generation,
+            holds_state: state.is_some(),
+            step: state.map_or(0, |state| state.step),
+            reason: error.map(WorkerError::to_string).unwrap_or_default(),
+            suspect_worker_id: error.map_or(0, suspect_worker_id),
+        }));
     }
 
     /// This worker cannot go on. Blocks while there is no room.
-    pub(crate) fn failed(&self, step: u64, error: &WorkerError) {
-        let suspect_worker_id = error.suspect().map_or(0, |worker| worker.0);
-        self.send(Event::Failed(v1::Failed { step, reason: error.to_string(), suspect_worker_id }));
+    pub(crate) fn failed(&self, generation: u64, step: u64, error: &WorkerError) {
+        let (reason, suspect_worker_id) = (error.to_string(), suspect_worker_id(error));
+        self.send(Event::Failed(v1::Failed { step, reason, suspect_worker_id, generation }));
     }
 
     fn send(&self, event: Event) {
@@ -68,6 +82,11 @@ impl Reports {
     }
 
     fn report(&self, event: Event) -> v1::Report {
-        v1::Report { worker_id: self.worker.0, event: Some(event) }
+        v1::Report { worker_id: self.worker.0, run_id: self.run_id.clone(), event: Some(event) }
     }
+}
+
+/// In a message, 0 is nobody.
+fn suspect_worker_id(error: &WorkerError) -> u64 {
+    error.suspect().map_or(0, |worker| worker.0)
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Group, Limits, SubtreeSums};
+use collective::{Collective, CollectiveError, Group, Interrupt, Limits, SubtreeSums};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
 use recipe::Recipe;
@@ -21,6 +21,7 @@ pub(crate) struct Session {
     members: Vec<WorkerId>,
     batches: Batches,
     collective: Box<dyn Collective>,
+    interrupt: Interrupt,
 }
 
 /// What a session needs to know of the run, whatever its generation.
@@ -36,16 +37,18 @@ pub(crate) struct RunParts<'a> {
 }
 
 impl Session {
-    /// Takes the place that `order` gives, for the steps `steps`.
+    /// Takes the place that `order` gives, for the steps `steps`, until `interrupt`.
     pub(crate) fn assemble(
         order: &v1::Assemble,
+        interrupt: Interrupt,
         run: &RunParts,
         steps: Range<u64>,
     ) -> Result<Session, WorkerError> {
         let leases: Vec<Range<u32>> = order.members.iter().map(lease).collect();
         let rank = order.rank as usize;
         let group = Group::new(run.run_id, order.generation, rank, leases, run.recipe.training.shards)
-            .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?;
+            .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?
+            .interrupted_by(interrupt.clone());
         let lease = group.lease();
         // Started before the others are waited for, so that the first views are ready when they come.
         let mut batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
@@ -62,7 +65,7 @@ impl Session {
             .assemble(group, &addresses, limits)
             .map_err(|source| collective_error(&members, source))?;
         batches.wait_for_first()?;
-        Ok(Session { generation: order.generation, lease, members, batches, collective })
+        Ok(Session { generation: order.generation, lease, members, batches, collective, interrupt })
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -74,11 +77,20 @@ impl Session {
         self.lease.clone()
     }
 
-    /// The views of a shard's part of a step. Steps and shards must be asked for in order.
+    /// The views of a shard's part of a step. Steps and shards must be asked for in order. Fails once this
+    /// generation is interrupted, so that a step which will be discarded is not computed to its end.
     pub(crate) fn next_batch(&mut self, step: u64, shard: u32) -> Result<ShardBatch, WorkerError> {
+        if self.interrupt.is_raised() {
+            return Err(self.halted());
+        }
         let batch = self.batches.next()?;
         assert_eq!((batch.step, batch.shard), (step, shard), "batches are made in the order of their use");
         Ok(batch)
+    }
+
+    /// What a generation ends with when that was ordered.
+    pub(crate) fn halted(&self) -> WorkerError {
+        collective_error(&self.members, CollectiveError::Interrupted { generation: self.generation })
     }
 
     /// The sum over all shards of the run.

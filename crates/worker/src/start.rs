@@ -1,4 +1,5 @@
-//! The state that a run starts from: a checkpoint of the coordinator's, or the recipe's initial weights.
+//! The state that a generation starts from, for a worker that does not hold it: a checkpoint of the
+//! coordinator's, or the recipe's initial weights.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,17 +10,28 @@ use simsiam::{Layout, State, checkpoint};
 use crate::WorkerError;
 use crate::link::Link;
 
-/// The state in the checkpoint called `name`; the initial one of `seed` if the name is empty.
-pub(crate) fn first_state(
+/// The state that `order` names: that in its checkpoint, or the initial one of `seed` if it names none.
+pub(crate) fn fetch_state(
     link: &Link,
     layout: &Layout,
     seed: u64,
-    name: &str,
-    limit: Duration,
+    order: &v1::Assemble,
 ) -> Result<State, WorkerError> {
-    if name.is_empty() {
-        return Ok(State::initial(layout, seed));
+    let state = match order.checkpoint.as_str() {
+        "" => State::initial(layout, seed),
+        name => fetch_checkpoint(link, layout, name, Duration::from_millis(order.deadline_ms))?,
+    };
+    if state.step != order.step {
+        let problem = format!(
+            "it starts from step {}, but the state it names ({:?}) is that of step {}",
+            order.step, order.checkpoint, state.step
+        );
+        return Err(WorkerError::Unusable { what: "an order", problem });
     }
+    Ok(state)
+}
+
+fn fetch_checkpoint(link: &Link, layout: &Layout, name: &str, limit: Duration) -> Result<State, WorkerError> {
     let files = link.wait(limit, receive(link.clone(), name, most_bytes(layout))).map_err(|status| {
         WorkerError::Call {
             call: "fetch the checkpoint to start from",
@@ -41,7 +53,11 @@ async fn receive(
     name: &str,
     most_bytes: usize,
 ) -> Result<HashMap<String, Vec<u8>>, tonic::Status> {
-    let request = v1::FetchCheckpointRequest { worker_id: link.worker.0, checkpoint: name.to_string() };
+    let request = v1::FetchCheckpointRequest {
+        worker_id: link.worker.0,
+        run_id: link.run_id.clone(),
+        checkpoint: name.to_string(),
+    };
     let mut parts = link.client.fetch_checkpoint(request).await?.into_inner();
     let mut files: HashMap<String, Vec<u8>> = HashMap::new();
     let mut bytes = 0;

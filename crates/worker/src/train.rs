@@ -14,7 +14,10 @@ use crate::session::Session;
 use crate::training_thread::{Command, unexpected};
 
 /// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
-/// `publisher` is there on the one worker that publishes the checkpoints.
+/// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set until a step is
+/// committed with it, in this generation or a later one.
+///
+/// An error leaves `state` as the last committed step made it.
 pub(crate) fn train(
     trainer: &Trainer,
     state: &mut State,
@@ -22,6 +25,7 @@ pub(crate) fn train(
     commands: &Receiver<Command>,
     mut publisher: Option<&mut Publisher>,
     reports: &Reports,
+    stopping: &mut bool,
 ) -> Result<(), WorkerError> {
     let total_steps = trainer.schedule().total_steps();
     let mut sums = SubtreeSums::new(session.lease(), trainer.bucket().values());
@@ -30,7 +34,7 @@ pub(crate) fn train(
     while state.step < total_steps && !stop {
         let begin = Instant::now();
         let mut done = v1::StepDone { generation: session.generation(), ..v1::StepDone::default() };
-        let stopping = stop_ordered(commands)?;
+        hear(commands, session, stopping)?;
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
         let network = trainer.bind(state);
@@ -39,7 +43,7 @@ pub(crate) fn train(
             let batch = timed(&mut done.data_seconds, || session.next_batch(state.step, shard))?;
             let bucket = sums.next_bucket();
             let seconds = trainer.forward_backward(&network, shard, batch.views, bucket);
-            if stopping {
+            if *stopping {
                 trainer.bucket().request_stop(bucket);
             }
             done.forward_seconds += seconds.forward;
@@ -69,19 +73,25 @@ pub(crate) fn train(
         }
     }
     match publisher {
-        Some(publisher) => publisher.publish_last(state),
+        Some(publisher) => publisher.publish_last(state, Instant::now()),
         None => Ok(()),
     }
 }
 
-fn stop_ordered(commands: &Receiver<Command>) -> Result<bool, WorkerError> {
+fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) -> Result<(), WorkerError> {
     match commands.try_recv() {
-        Ok(Command::Stop) => Ok(true),
+        Ok(Command::Stop) => {
+            *stopping = true;
+            Ok(())
+        }
+        Ok(Command::Halt { generation }) if generation == session.generation() => Err(session.halted()),
+        // Of the generation before, which this worker has left by itself.
+        Ok(Command::Halt { .. }) => Ok(()),
         Ok(Command::Dismiss) => Err(WorkerError::Dismissed("dismissed in the middle of a run".to_string())),
-        Ok(Command::Assemble(_) | Command::Start { .. }) => {
+        Ok(Command::Assemble(..) | Command::Start { .. } | Command::Save) => {
             Err(unexpected("a new generation cannot form while this one trains".to_string()))
         }
-        Err(TryRecvError::Empty) => Ok(false),
+        Err(TryRecvError::Empty) => Ok(()),
         Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".to_string())),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use collective::Interrupt;
 use dataset::{BlockCache, BlockStore, Images, Manifest};
 use protocol::v1;
 use recipe::Recipe;
@@ -15,7 +16,7 @@ use crate::link::Link;
 use crate::publish::Publisher;
 use crate::reports::Reports;
 use crate::session::{RunParts, Session};
-use crate::start::first_state;
+use crate::start::fetch_state;
 use crate::train::train;
 use crate::transport::Transport;
 
@@ -26,8 +27,16 @@ const STEP_LIMIT: Duration = Duration::from_secs(600);
 /// What the coordinator orders, as this thread hears it.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Assemble(v1::Assemble),
-    Start { generation: u64 },
+    /// Take a place in a generation, until the interrupt.
+    Assemble(v1::Assemble, Interrupt),
+    Start {
+        generation: u64,
+    },
+    /// Leave the generation; its interrupt was raised.
+    Halt {
+        generation: u64,
+    },
+    Save,
     Stop,
     Dismiss,
 }
@@ -37,8 +46,6 @@ pub(crate) struct TrainingThread {
     pub(crate) run_id: [u8; 16],
     pub(crate) recipe: Recipe,
     pub(crate) manifest: Arc<Manifest>,
-    /// The checkpoint to start from; empty for a fresh start.
-    pub(crate) checkpoint: String,
     pub(crate) device: Device,
     pub(crate) transport: Transport,
     pub(crate) cache: Option<BlockCache>,
@@ -47,58 +54,98 @@ pub(crate) struct TrainingThread {
     pub(crate) reports: Reports,
 }
 
+/// How far this worker has come.
+#[derive(Default)]
+struct Position {
+    generation: u64,
+    /// What it holds; none until its first generation.
+    state: Option<State>,
+}
+
 impl TrainingThread {
-    /// Works until it is dismissed. What keeps it from going on is reported before it is returned.
+    /// Works until it is dismissed. What keeps it from going on is reported before it is returned, unless it is
+    /// the coordinator itself that is gone or has said so.
     pub(crate) fn run(self, commands: &Receiver<Command>) -> Result<(), WorkerError> {
-        let mut step = 0;
+        let mut position = Position::default();
         let reports = self.reports.clone();
-        self.work(commands, &mut step).inspect_err(|error| reports.failed(step, error))
+        self.work(commands, &mut position).inspect_err(|error| {
+            if matches!(error, WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_)) {
+                return;
+            }
+            let step = position.state.map_or(0, |state| state.step);
+            reports.failed(position.generation, step, error);
+        })
     }
 
-    fn work(mut self, commands: &Receiver<Command>, step: &mut u64) -> Result<(), WorkerError> {
+    fn work(mut self, commands: &Receiver<Command>, position: &mut Position) -> Result<(), WorkerError> {
         let trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
         let store = Arc::new(self.open_store());
-        let mut state: Option<State> = None;
-        let mut assembled: Option<(Session, Option<Publisher>)> = None;
+        let mut publisher =
+            Publisher::new(self.link.clone(), trainer.layout(), &self.recipe.checkpoint, Instant::now());
+        let mut assembled: Option<(Session, bool)> = None;
+        let mut stopping = false;
         // No more commands mean that the connection is lost, which the asynchronous half reports.
         while let Ok(command) = commands.recv() {
             match command {
-                Command::Assemble(order) => {
-                    let state = match &mut state {
-                        Some(state) => state,
-                        None => state.insert(self.first_state(&trainer, &order)?),
-                    };
-                    *step = state.step;
-                    let session = self.assemble(&order, &trainer, &store, state.step)?;
-                    self.reports.assembled(order.generation, state, trainer.layout());
-                    tracing::info!(
-                        generation = order.generation,
-                        rank = order.rank,
-                        shards = ?session.lease(),
-                        step = state.step,
-                        "assembled"
-                    );
-                    assembled = Some((session, self.publisher(&order, &trainer, state.step)));
+                Command::Assemble(order, interrupt) => {
+                    // The connections of the generation before, if there are any left, are closed first.
+                    assembled = None;
+                    position.generation = order.generation;
+                    match self.assemble(&order, interrupt, &trainer, &store, position) {
+                        Ok(session) => {
+                            publisher.enter(order.generation, order.checkpoint_step, Instant::now());
+                            assembled = Some((session, order.publishes));
+                        }
+                        Err(error) => self.leave(position, error)?,
+                    }
                 }
                 Command::Start { generation } => {
                     let ready = assembled.take().filter(|(session, _)| session.generation() == generation);
-                    let (Some((mut session, mut publisher)), Some(state)) = (ready, &mut state) else {
+                    let (Some((mut session, publishes)), Some(state)) = (ready, &mut position.state) else {
                         return Err(unexpected(format!(
                             "a start of generation {generation}, which is not assembled"
                         )));
                     };
-                    let trained =
-                        train(&trainer, state, &mut session, commands, publisher.as_mut(), &self.reports);
-                    *step = state.step;
-                    trained?;
-                    self.reports.finished(state);
-                    tracing::info!(generation, step = state.step, "finished");
+                    let publisher = publishes.then_some(&mut publisher);
+                    match train(
+                        &trainer,
+                        state,
+                        &mut session,
+                        commands,
+                        publisher,
+                        &self.reports,
+                        &mut stopping,
+                    ) {
+                        Ok(()) => {
+                            self.reports.finished(generation, state);
+                            tracing::info!(generation, step = state.step, "finished");
+                        }
+                        Err(error) => self.leave(position, error)?,
+                    }
                 }
-                // Steps are over, or have not begun: the coordinator ends the run.
-                Command::Stop => {}
+                Command::Halt { generation } => {
+                    assembled = None;
+                    self.reports.halted(generation, position.state.as_ref(), None);
+                }
+                Command::Save => match &position.state {
+                    Some(state) => publisher.publish_last(state, Instant::now())?,
+                    None => return Err(unexpected("a save of a state that this worker lacks".to_string())),
+                },
+                Command::Stop => stopping = true,
                 Command::Dismiss => break,
             }
         }
+        Ok(())
+    }
+
+    /// After an error that ends only the generation, this worker waits for the next one.
+    fn leave(&self, position: &Position, error: WorkerError) -> Result<(), WorkerError> {
+        if !error.ends_only_the_generation() {
+            return Err(error);
+        }
+        let Position { generation, state } = position;
+        tracing::warn!(generation, step = state.as_ref().map(|state| state.step), "left: {error}");
+        self.reports.halted(*generation, state.as_ref(), Some(&error));
         Ok(())
     }
 
@@ -115,18 +162,21 @@ impl TrainingThread {
         BlockStore::new(Arc::clone(&self.manifest), self.cache.take(), local.map(Arc::new), Box::new(remote))
     }
 
-    fn first_state(&self, trainer: &Trainer, order: &v1::Assemble) -> Result<State, WorkerError> {
-        let limit = Duration::from_millis(order.deadline_ms);
-        first_state(&self.link, trainer.layout(), self.recipe.seed, &self.checkpoint, limit)
-    }
-
+    /// Takes the place that `order` gives, with the state that it names.
     fn assemble(
         &self,
         order: &v1::Assemble,
+        interrupt: Interrupt,
         trainer: &Trainer,
         store: &Arc<BlockStore>,
-        step: u64,
+        position: &mut Position,
     ) -> Result<Session, WorkerError> {
+        let state = match position.state.take().filter(|state| state.step == order.step) {
+            Some(state) => position.state.insert(state),
+            None => {
+                position.state.insert(fetch_state(&self.link, trainer.layout(), self.recipe.seed, order)?)
+            }
+        };
         let run = RunParts {
             run_id: self.run_id,
             recipe: &self.recipe,
@@ -135,21 +185,17 @@ impl TrainingThread {
             bucket_len: trainer.bucket().values(),
             step_limit: STEP_LIMIT,
         };
-        Session::assemble(order, &run, step..trainer.schedule().total_steps())
-    }
-
-    fn publisher(&self, order: &v1::Assemble, trainer: &Trainer, step: u64) -> Option<Publisher> {
-        let recipe = &self.recipe.checkpoint;
-        order.publishes.then(|| {
-            Publisher::new(
-                self.link.clone(),
-                order.generation,
-                trainer.layout(),
-                recipe,
-                step,
-                Instant::now(),
-            )
-        })
+        let session =
+            Session::assemble(order, interrupt, &run, state.step..trainer.schedule().total_steps())?;
+        self.reports.assembled(order.generation, state, trainer.layout());
+        tracing::info!(
+            generation = order.generation,
+            rank = order.rank,
+            shards = ?session.lease(),
+            step = state.step,
+            "assembled"
+        );
+        Ok(session)
     }
 }
 

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, Outcome, Run, RunDirectory, Timeouts,
-    check_workers, serve,
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Run,
+    RunDirectory, Timeouts, check_min_workers, check_workers, serve,
 };
 use dataset::{Deal, Images};
 use recipe::Recipe;
@@ -51,6 +51,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => arguments.recipe.load()?,
     };
     check_workers(arguments.all_workers(), recipe.training.shards)?;
+    check_min_workers(arguments.losses.min_workers, arguments.all_workers())?;
     let path = arguments.out.join(&recipe.name);
     if resumed.is_none() {
         RunDirectory::refuse_unless_free(&path)?;
@@ -152,7 +153,13 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest_json: manifest.to_json(),
         total_steps,
         workers: arguments.all_workers(),
-        timeouts: Timeouts::default(),
+        on_failure: on_failure(arguments),
+        min_workers: arguments.losses.min_workers,
+        timeouts: Timeouts {
+            heartbeat: Duration::from_secs(arguments.losses.heartbeat_timeout_s),
+            join: Duration::from_secs(arguments.losses.join_timeout_s),
+            ..Timeouts::default()
+        },
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(&address, &directory, arguments)?,
         evaluations: evaluations(&directory, &arguments.cache)?,
@@ -185,6 +192,14 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     }
 }
 
+fn on_failure(arguments: &TrainArguments) -> OnFailure {
+    match arguments.losses.on_failure {
+        super::OnFailure::Shrink => OnFailure::Shrink,
+        super::OnFailure::Wait => OnFailure::Wait,
+        super::OnFailure::Abort => OnFailure::Abort,
+    }
+}
+
 /// This program again, in the worker's role.
 fn start_workers(
     address: &str,
@@ -201,6 +216,7 @@ fn start_workers(
         count: arguments.workers,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
         logs: directory.logs(),
+        restart: on_failure(arguments) != OnFailure::Abort,
     };
     Ok(Some(LocalWorkers::spawn(&settings)?))
 }

@@ -12,12 +12,14 @@ use crate::journal::Record;
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Not all workers are here yet.
+    /// Too few workers are here: at first not all of them yet, later fewer than are wanted to go on.
     Gathering,
     /// A generation is formed: its workers fetch their shards and connect to each other.
     Assembling,
     /// Steps are being made.
     Training,
+    /// The generation is over, and its workers say where they stand; then the next one is formed.
+    Regrouping,
     /// A stop was ordered: the step in hand is finished and a checkpoint published.
     Stopping,
     /// Ended as it should, after the last step or after a stop.
@@ -40,6 +42,8 @@ pub enum Event {
     Heartbeat {
         /// Whose.
         worker: WorkerId,
+        /// The generation that it was last ordered into.
+        generation: Generation,
     },
     /// A worker is ready to train.
     Assembled {
@@ -61,21 +65,34 @@ pub enum Event {
     Finished {
         /// Who.
         worker: WorkerId,
+        /// In which generation.
+        generation: Generation,
         /// Steps committed.
         step: u64,
         /// Hash of its state; must be the same for all.
         state_hash: Digest,
     },
+    /// A worker has left a generation and will apply nothing of it any more.
+    Halted {
+        /// Who.
+        worker: WorkerId,
+        /// Which generation.
+        generation: Generation,
+        /// Steps committed in the state that it holds, if it holds one.
+        held_step: Option<u64>,
+        /// Why, if it was not ordered to.
+        complaint: Option<Complaint>,
+    },
     /// A worker says that it cannot go on.
     WorkerFailed {
         /// Who.
         worker: WorkerId,
+        /// In which generation.
+        generation: Generation,
         /// Steps committed.
         step: u64,
-        /// Its sentence.
-        reason: String,
-        /// Whose loss caused it, if anyone's.
-        suspect: Option<WorkerId>,
+        /// Why.
+        complaint: Complaint,
     },
     /// A worker's stream of reports ended.
     WorkerLost {
@@ -90,6 +107,8 @@ pub enum Event {
         reason: String,
         /// By a signal or a panic: what it could not report itself.
         crashed: bool,
+        /// Whether it is started again.
+        restarts: bool,
     },
     /// A checkpoint lies whole in the run directory.
     Published {
@@ -105,15 +124,16 @@ pub enum Event {
 }
 
 impl Event {
-    /// The worker that this event is a sign of life of.
-    pub(super) fn reporter(&self) -> Option<WorkerId> {
-        match *self {
-            Event::Attending { worker }
-            | Event::Heartbeat { worker }
-            | Event::Assembled { worker, .. }
-            | Event::StepDone { worker, .. }
-            | Event::Finished { worker, .. }
-            | Event::WorkerFailed { worker, .. } => Some(worker),
+    /// The worker that this event is a sign of life of, and the generation that it speaks of.
+    pub(super) fn reporter(&self) -> Option<(WorkerId, Option<Generation>)> {
+        match self {
+            Event::Attending { worker } => Some((*worker, None)),
+            Event::StepDone { worker, report } => Some((*worker, Some(report.generation))),
+            Event::Heartbeat { worker, generation }
+            | Event::Assembled { worker, generation, .. }
+            | Event::Finished { worker, generation, .. }
+            | Event::Halted { worker, generation, .. }
+            | Event::WorkerFailed { worker, generation, .. } => Some((*worker, Some(*generation))),
             Event::Joined(_)
             | Event::WorkerLost { .. }
             | Event::ProcessEnded { .. }
@@ -167,14 +187,34 @@ pub enum Order {
         publishes: bool,
         /// How long it may take.
         limit: Duration,
+        /// Steps committed in the state that all start from.
+        step: u64,
+        /// The newest checkpoint, which has that state if anyone lacks it; `None` if there is none yet.
+        checkpoint: Option<String>,
+        /// Steps committed in that checkpoint.
+        checkpoint_step: u64,
     },
     /// Everyone is assembled: train.
     Start {
         /// The generation that starts.
         generation: Generation,
     },
+    /// Leave the generation at once, discard the step in hand, report `Halted`.
+    Halt {
+        /// Which generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// Publish the state that is held since that generation ended.
+    Save {
+        /// Which generation.
+        generation: Generation,
+    },
     /// Finish the step in hand, publish a checkpoint, report `Finished`.
     Stop {
+        /// In which generation.
+        generation: Generation,
         /// Why.
         reason: String,
     },
@@ -194,6 +234,15 @@ pub struct Candidate {
     pub collective_address: String,
     /// For people: host and process.
     pub description: String,
+}
+
+/// Why a worker left its generation, or cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// Its sentence.
+    pub reason: String,
+    /// Whose loss caused it, if anyone's.
+    pub suspect: Option<WorkerId>,
 }
 
 /// A worker's place in a generation.

@@ -3,29 +3,35 @@
 //! [`Membership::step`] takes an event and the time and gives actions; it knows no clock, no socket and no
 //! file, so that every course of events can be tested. A run goes
 //! `Gathering -> Assembling -> Training -> (Stopping ->) Finished`, and from anywhere to `Failed`.
-//!
-//! A worker that is lost once a generation is formed ends the run, in `Membership::lose`: the one place to
-//! change when generations learn to follow each other. Everything else is already counted by generation.
+//! When a worker is lost, or one joins that may take over shards, it goes
+//! `-> Regrouping (-> Gathering) -> Assembling` once more, with the next generation: `generations.rs` says how
+//! the workers agree on the step that it starts from, `waits.rs` how every wait ends.
 
 mod agreement;
 mod events;
+mod generations;
 mod lease;
+#[cfg(test)]
+mod promises;
+#[cfg(test)]
+mod recovery_tests;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::iter::once;
-use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Generation, Rank, WorkerId};
+use protocol::{Generation, WorkerId};
 
 pub use events::{
-    Action, Candidate, Digest, Event, Holding, Order, Outcome, Phase, Place, StepReport, StepSeconds,
+    Action, Candidate, Complaint, Digest, Event, Holding, Order, Outcome, Phase, Place, StepReport,
+    StepSeconds,
 };
 pub use lease::{Lease, lease};
-pub use settings::{Settings, SettingsError, Timeouts, check_workers};
+pub use settings::{OnFailure, Settings, SettingsError, Timeouts, check_min_workers, check_workers};
 
 use crate::journal::Record;
 
@@ -44,10 +50,26 @@ pub struct Membership {
     ranks: Vec<WorkerId>,
     workers_admitted: u64,
     committed_step: u64,
-    checkpoint: Option<String>,
+    /// The newest checkpoint; before the first one, the beginning.
+    saved: Saved,
     /// When the present wait began.
     waiting_since: Duration,
     verdict: Option<Verdict>,
+    stop_requested: bool,
+    /// How the workers of this generation ended that have.
+    ends: BTreeMap<WorkerId, (u64, Digest)>,
+    /// Steps that others than the first rank reported; they count if its word does not come.
+    unconfirmed: BTreeMap<u64, StepReport>,
+    /// Whether this generation has committed a step.
+    has_stepped: bool,
+    /// Generations since the last one that has.
+    fruitless_generations: u32,
+    /// Why the last generation was over.
+    regrouping_because: String,
+    /// The worker that was told to save what others lack.
+    saver: Option<WorkerId>,
+    /// Workers of this machine that will not be started again.
+    places_closed: u32,
 }
 
 #[derive(Debug)]
@@ -55,16 +77,33 @@ struct Member {
     candidate: Candidate,
     stage: Stage,
     heard_at: Duration,
+    /// The last one that it was ordered into.
+    generation: Generation,
 }
 
 /// How far one worker is.
 #[derive(Debug, PartialEq)]
 enum Stage {
+    /// Admitted, but it does not listen yet.
     Joined,
-    Attending,
+    /// Waits for a generation, and holds the state after this many steps, if any.
+    Idle(Option<u64>),
+    /// Was told its place.
+    Assembling,
+    /// Is ready, or trains.
     Assembled(Holding),
-    Finished { step: u64, state_hash: Digest },
+    /// Was told to leave its generation.
+    Halting,
+    /// Has committed its last step.
+    Finished(u64),
     Failed,
+}
+
+/// What lies on the disk.
+#[derive(Debug)]
+struct Saved {
+    checkpoint: Option<String>,
+    step: u64,
 }
 
 /// A failure that is known at second hand only.
@@ -88,9 +127,17 @@ impl Membership {
             ranks: Vec::new(),
             workers_admitted: 0,
             committed_step: settings.first_step,
-            checkpoint: settings.checkpoint.clone(),
+            saved: Saved { checkpoint: settings.checkpoint.clone(), step: settings.first_step },
             waiting_since: now,
             verdict: None,
+            stop_requested: false,
+            ends: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            has_stepped: false,
+            fruitless_generations: 0,
+            regrouping_because: String::new(),
+            saver: None,
+            places_closed: 0,
             settings,
         })
     }
@@ -120,11 +167,12 @@ impl Membership {
         self.members.contains_key(&worker)
     }
 
-    /// Whether `worker` was told to publish the checkpoints of `generation`, and the run is under way.
+    /// Whether `worker` was told to publish the checkpoints of `generation`, or to save what it holds since. Every
+    /// state that a worker holds is one that was committed, so it may do so while the next generation is formed.
     pub fn publishes(&self, worker: WorkerId, generation: Generation) -> bool {
-        matches!(self.phase, Phase::Training | Phase::Stopping)
-            && generation == self.generation
-            && self.ranks.first() == Some(&worker)
+        let is_open = matches!(self.phase, Phase::Training | Phase::Stopping | Phase::Regrouping);
+        let is_asked = self.ranks.first() == Some(&worker) || self.saver == Some(worker);
+        is_open && is_asked && self.members.get(&worker).is_some_and(|member| member.generation == generation)
     }
 
     /// The answer to `event` at `now`, which never goes back.
@@ -135,29 +183,32 @@ impl Membership {
                 _ => Vec::new(),
             };
         }
-        if let Some(worker) = event.reporter() {
-            // Late words of a worker that is no longer one are nobody's.
+        if let Some((worker, generation)) = event.reporter() {
+            // Late words of a worker that is no longer one are nobody's, and words of an older generation are
+            // those of a worker that does not hear what it is ordered.
             let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
+            if generation.is_some_and(|generation| generation != member.generation) {
+                return Vec::new();
+            }
             member.heard_at = now;
         }
         match event {
             Event::Joined(candidate) => self.join(candidate, now),
             Event::Attending { worker } => self.attend(worker, now),
-            Event::Assembled { worker, generation, holding } => {
-                self.assembled(worker, generation, holding, now)
-            }
+            Event::Assembled { worker, holding, .. } => self.assembled(worker, holding, now),
             Event::StepDone { worker, report } => self.step_done(worker, report, now),
-            Event::Finished { worker, step, state_hash } => self.finished(worker, step, state_hash, now),
-            Event::WorkerFailed { worker, step, reason, suspect } => {
-                self.worker_failed(worker, step, &reason, suspect, now)
+            Event::Finished { worker, step, state_hash, .. } => self.finished(worker, step, state_hash, now),
+            Event::Halted { worker, held_step, complaint, .. } => {
+                self.halted(worker, held_step, complaint, now)
+            }
+            Event::WorkerFailed { worker, step, complaint, .. } => {
+                self.worker_failed(worker, step, complaint, now)
             }
             Event::WorkerLost { worker, reason } => self.lose(worker, &reason, now),
-            Event::ProcessEnded { reason, crashed } => self.process_ended(reason, crashed, now),
-            Event::Published { checkpoint, step } => {
-                let generation = self.generation.0;
-                self.checkpoint = Some(checkpoint.clone());
-                vec![Action::Record(Record::Checkpoint { generation, checkpoint, step })]
+            Event::ProcessEnded { reason, crashed, restarts } => {
+                self.process_ended(reason, crashed, restarts, now)
             }
+            Event::Published { checkpoint, step } => self.published(checkpoint, step, now),
             Event::StopRequested => self.stop(now),
             Event::Tick => self.tick(now),
             Event::Heartbeat { .. } => Vec::new(),
@@ -177,7 +228,8 @@ impl Membership {
             member.heard_at = now;
             return vec![Action::Admit { worker }];
         }
-        if self.members.len() >= self.settings.workers as usize || self.phase != Phase::Gathering {
+        let is_closed = !self.recovers() && self.generation.0 > 0;
+        if self.members.len() >= self.settings.workers as usize || is_closed {
             return vec![refuse(&format!(
                 "this run has its {} workers already: start the coordinator for one more with --workers or \
                  --remote-workers",
@@ -192,125 +244,64 @@ impl Membership {
             collective_address: candidate.collective_address.clone(),
             description: candidate.description.clone(),
         };
-        self.members.insert(worker, Member { candidate, stage: Stage::Joined, heard_at: now });
+        let generation = Generation(0);
+        self.members.insert(worker, Member { candidate, stage: Stage::Joined, heard_at: now, generation });
         vec![Action::Admit { worker }, Action::Record(record)]
     }
 
-    /// Once all workers are here and listen, a generation is formed.
+    /// One more listens: if that makes enough, or it can take over shards, a generation is formed.
     fn attend(&mut self, worker: WorkerId, now: Duration) -> Vec<Action> {
-        self.advance(worker, &Stage::Joined, Stage::Attending);
-        let all_here = self.members.len() == self.settings.workers as usize;
-        let all_attend = self.members.values().all(|member| member.stage == Stage::Attending);
-        if self.phase == Phase::Gathering && all_here && all_attend { self.assemble(now) } else { Vec::new() }
+        self.advance(worker, &Stage::Joined, Stage::Idle(None));
+        self.take_in(now)
     }
 
-    /// Forms the next generation of all members: ranks in the order in which they joined.
-    fn assemble(&mut self, now: Duration) -> Vec<Action> {
-        self.phase = Phase::Assembling;
-        self.waiting_since = now;
-        self.generation.0 += 1;
-        self.ranks = self.members.keys().copied().collect();
-        let places: Arc<[Place]> = lease(self.settings.shards, self.settings.workers)
-            .into_iter()
-            .zip(&self.members)
-            .map(|(lease, (&worker, member))| Place {
-                worker,
-                collective_address: member.candidate.collective_address.clone(),
-                first_shard: lease.first_shard,
-                shard_count: lease.shard_count,
-            })
-            .collect();
-        let record = Record::Generation { generation: self.generation.0, places: places.to_vec() };
-        let order = |rank: u32| Order::Assemble {
-            generation: self.generation,
-            places: Arc::clone(&places),
-            rank: Rank(rank),
-            publishes: rank == 0,
-            limit: self.settings.timeouts.assemble,
-        };
-        let orders =
-            (0..).zip(&self.ranks).map(|(rank, &worker)| Action::Send { worker, order: order(rank) });
-        once(Action::Record(record)).chain(orders).collect()
-    }
-
-    /// Once all are assembled and hold the same, they start.
-    fn assembled(
-        &mut self,
-        worker: WorkerId,
-        generation: Generation,
-        holding: Holding,
-        now: Duration,
-    ) -> Vec<Action> {
-        if self.phase != Phase::Assembling || generation != self.generation {
-            return Vec::new();
-        }
-        self.advance(worker, &Stage::Attending, Stage::Assembled(holding));
-        let holdings: Vec<(WorkerId, Holding)> = self
-            .members
-            .iter()
-            .filter_map(|(&worker, member)| match &member.stage {
-                Stage::Assembled(holding) => Some((worker, holding.clone())),
-                _ => None,
-            })
-            .collect();
-        if holdings.len() < self.members.len() {
-            return Vec::new();
-        }
-        if let Some(reason) = agreement::differing_holdings(&holdings) {
-            return self.fail(reason);
-        }
-        self.phase = Phase::Training;
-        self.waiting_since = now;
-        let (_, holding) = &holdings[0];
-        let record = Record::Started {
-            generation: generation.0,
-            step: holding.step,
-            state_hash: holding.state_hash.to_string(),
-        };
-        let orders =
-            self.ranks.iter().map(|&worker| Action::Send { worker, order: Order::Start { generation } });
-        once(Action::Record(record)).chain(orders).collect()
-    }
-
-    /// All workers report the same values, so the first rank's word stands for all.
+    /// All workers report the same values, so the first rank's word stands for all. A step that is made a second
+    /// time, because the generation before was lost with it, has been told.
     fn step_done(&mut self, worker: WorkerId, report: StepReport, now: Duration) -> Vec<Action> {
-        let known = report.step <= self.committed_step || report.step > self.settings.total_steps;
-        if known || !self.is_under_way() || report.generation != self.generation {
+        let is_possible = self.is_under_way() && report.step <= self.settings.total_steps;
+        if !is_possible || !self.ranks.contains(&worker) {
             return Vec::new();
         }
-        if self.ranks.first() != Some(&worker) {
+        if self.ranks.first() != Some(&worker) || self.phase == Phase::Regrouping {
+            if report.step > self.committed_step {
+                self.unconfirmed.entry(report.step).or_insert(report);
+            }
             return Vec::new();
         }
-        self.committed_step = report.step;
         self.note_progress(now);
-        vec![Action::Committed(report)]
+        (self.has_stepped, self.fruitless_generations) = (true, 0);
+        let mut actions = Vec::new();
+        if report.step > self.committed_step {
+            self.committed_step = report.step;
+            self.unconfirmed = self.unconfirmed.split_off(&(report.step + 1));
+            actions.push(Action::Committed(report));
+        }
+        actions.extend(self.take_in(now));
+        actions
     }
 
     /// Once all have finished, with the same state, the run is over.
     fn finished(&mut self, worker: WorkerId, step: u64, state_hash: Digest, now: Duration) -> Vec<Action> {
-        if !self.is_under_way() {
+        if self.phase == Phase::Regrouping {
+            return self.halted(worker, Some(step), None, now);
+        }
+        if !self.is_under_way() || !self.ranks.contains(&worker) {
             return Vec::new();
         }
         self.note_progress(now);
         if let Some(member) = self.members.get_mut(&worker) {
-            member.stage = Stage::Finished { step, state_hash };
+            member.stage = Stage::Finished(step);
         }
-        let ends: Vec<(WorkerId, u64, Digest)> = self
-            .members
-            .iter()
-            .filter_map(|(&worker, member)| match &member.stage {
-                Stage::Finished { step, state_hash } => Some((worker, *step, *state_hash)),
-                _ => None,
-            })
-            .collect();
-        if ends.len() < self.members.len() {
+        self.ends.insert(worker, (step, state_hash));
+        if self.ends.len() < self.ranks.len() {
             return Vec::new();
         }
+        let ends: Vec<(WorkerId, u64, Digest)> =
+            self.ends.iter().map(|(&worker, &(step, state_hash))| (worker, step, state_hash)).collect();
         if let Some(reason) = agreement::differing_ends(&ends) {
             return self.fail(format!("{reason}; {}", self.how_to_go_on()));
         }
-        self.committed_step = step;
-        let (_, step, state_hash) = ends.into_iter().next().expect("a run has at least one worker");
+        self.committed_step = self.committed_step.max(step);
         // Before the last step, they were asked to: all of them by a stop, or one by a drain, which it passed on
         // to the others with its bucket.
         match step == self.settings.total_steps {
@@ -319,19 +310,20 @@ impl Membership {
         }
     }
 
-    /// A worker's own failure ends the run. One that it blames on another waits for that one's word, which
-    /// says more than "connection closed".
+    /// What a worker can say in words ends the run, whatever the loss of a worker means: another worker would
+    /// most often say the same. One that blames another waits for that one's word, which says more than
+    /// "connection closed".
     fn worker_failed(
         &mut self,
         worker: WorkerId,
         step: u64,
-        reason: &str,
-        suspect: Option<WorkerId>,
+        complaint: Complaint,
         now: Duration,
     ) -> Vec<Action> {
         if let Some(member) = self.members.get_mut(&worker) {
             member.stage = Stage::Failed;
         }
+        let Complaint { reason, suspect } = complaint;
         let reason = format!("{} failed after step {step}: {reason}", self.describe(worker));
         match suspect.filter(|suspect| *suspect != worker && self.knows(*suspect)) {
             Some(suspect) => self.suspect(format!("{reason} (it suspects {})", self.describe(suspect)), now),
@@ -339,140 +331,84 @@ impl Membership {
         }
     }
 
-    /// A worker is gone. Before the first generation its place is free again. Later the run ends, in this
-    /// version: a next generation of the others, which compute the same bits, would be formed here.
+    /// A worker is gone, and its place is free again. If it had a part in the present generation, that is over.
     fn lose(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
         let name = self.describe(worker);
         let Some(member) = self.members.get(&worker) else { return Vec::new() };
-        match member.stage {
+        let had_a_part = match member.stage {
             // It said all it had to say.
-            Stage::Failed | Stage::Finished { .. } => return Vec::new(),
-            Stage::Joined | Stage::Attending | Stage::Assembled(_) => {}
+            Stage::Failed => return Vec::new(),
+            Stage::Finished(_) if !self.recovers() => return Vec::new(),
+            Stage::Assembling | Stage::Assembled(_) => true,
+            Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Finished(_) => false,
+        };
+        let failure = format!("{name} was lost: {reason}");
+        if !self.recovers() && self.phase != Phase::Gathering {
+            return match self.settings.workers_are_local {
+                true => self.suspect(failure, now),
+                false => self.fail(format!("{failure}; {}", self.how_to_go_on())),
+            };
         }
-        if self.phase == Phase::Gathering {
-            self.members.remove(&worker);
-            return vec![Action::Record(Record::Lost { worker: worker.0, reason: reason.to_string() })];
-        }
-        let reason = format!("{name} was lost: {reason}");
-        if self.settings.workers_are_local {
-            self.suspect(reason, now)
-        } else {
-            self.fail(format!("{reason}; {}", self.how_to_go_on()))
-        }
+        self.members.remove(&worker);
+        self.saver.take_if(|saver| *saver == worker);
+        let record = Action::Record(Record::Lost { worker: worker.0, reason: reason.to_string() });
+        let consequences = match self.phase {
+            Phase::Regrouping => self.regroup(now),
+            _ if had_a_part => self.break_off(failure, now),
+            _ => Vec::new(),
+        };
+        once(record).chain(consequences).collect()
     }
 
-    /// A process that crashed, or ended before its worker took part, cannot say more than this.
-    fn process_ended(&mut self, reason: String, crashed: bool, now: Duration) -> Vec<Action> {
-        if crashed || self.phase == Phase::Gathering {
-            self.fail(format!("{reason}; {}", self.how_to_go_on()))
-        } else {
-            self.suspect(reason, now)
+    /// The process of a local worker ended. Before the first generation that ends the run, for its last words say
+    /// what is wrong with all of them; later it is started again, unless that was done too often.
+    fn process_ended(&mut self, reason: String, crashed: bool, restarts: bool, now: Duration) -> Vec<Action> {
+        if self.generation.0 == 0 || (crashed && !self.recovers()) {
+            return self.fail(format!("{reason}; {}", self.how_to_go_on()));
         }
+        if !self.recovers() {
+            return self.suspect(reason, now);
+        }
+        self.places_closed += u32::from(!restarts);
+        if self.workers_wanted() <= self.settings.workers.saturating_sub(self.places_closed) {
+            return Vec::new();
+        }
+        self.fail(format!("{reason}; it ended too often to be started again; {}", self.how_to_go_on()))
     }
 
-    /// The first request is passed on to the workers, which stop together after a step. The second ends the
-    /// run at once, as does the first where no step was made yet.
+    /// A checkpoint lies on the disk; if it was waited for, the next generation can start from it.
+    fn published(&mut self, checkpoint: String, step: u64, now: Duration) -> Vec<Action> {
+        let generation = self.generation.0;
+        let record = Record::Checkpoint { generation, checkpoint: checkpoint.clone(), step };
+        // One that was long under way may be older than the newest.
+        if step >= self.saved.step {
+            self.saved = Saved { checkpoint: Some(checkpoint), step };
+        }
+        let consequences = if self.saver.is_some() { self.regroup(now) } else { Vec::new() };
+        once(Action::Record(record)).chain(consequences).collect()
+    }
+
+    /// The first request is passed on to the workers, which stop together after a step; while a generation is
+    /// being replaced, the next one is told when it starts. The second ends the run at once, as does the first
+    /// where no step was made yet.
     fn stop(&mut self, now: Duration) -> Vec<Action> {
         let step = self.committed_step;
-        let mut actions = vec![Action::Record(Record::StopRequested { step })];
-        if self.phase == Phase::Training {
-            self.phase = Phase::Stopping;
-            self.waiting_since = now;
-            let reason = "a stop was requested".to_string();
-            let order = Order::Stop { reason };
-            actions.extend(self.ranks.iter().map(|&worker| Action::Send { worker, order: order.clone() }));
-        } else {
-            actions.extend(self.end(Outcome::Stopped { step }));
-        }
-        actions
-    }
-
-    /// Ends the waits that are over.
-    fn tick(&mut self, now: Duration) -> Vec<Action> {
-        if let Some(verdict) = self.verdict.take_if(|verdict| verdict.until <= now) {
-            return self.fail(format!("{}; {}", verdict.reason, self.how_to_go_on()));
-        }
-        let limit = self.settings.timeouts.heartbeat;
-        let silent: Vec<WorkerId> = self
-            .members
-            .iter()
-            // Who has finished has said all that is wanted of it.
-            .filter(|(_, member)| !matches!(member.stage, Stage::Finished { .. }))
-            .filter(|(_, member)| now.saturating_sub(member.heard_at) > limit)
-            .map(|(&worker, _)| worker)
-            .collect();
-        if let Some(&worker) = silent.first() {
-            return self.lose_silent(worker, limit);
-        }
-        if now.saturating_sub(self.waiting_since) > self.wait_limit() {
-            return self.fail(self.overdue());
-        }
-        Vec::new()
-    }
-
-    /// Silence is first-hand: nothing better will be heard, so there is nothing to wait for.
-    fn lose_silent(&mut self, worker: WorkerId, limit: Duration) -> Vec<Action> {
-        let reason = format!("nothing was heard of it for {:.1} s", limit.as_secs_f64());
-        if self.phase == Phase::Gathering {
-            self.members.remove(&worker);
-            // It may only have been suspended: then it must learn that its place is gone.
-            let failure = Some(format!("{reason}, and its place was given away: start it again"));
-            let order = Order::Dismiss { failure };
-            return vec![
-                Action::Send { worker, order },
-                Action::Record(Record::Lost { worker: worker.0, reason }),
-            ];
-        }
-        let how_to_go_on = self.how_to_go_on();
-        self.fail(format!("{} was lost: {reason}; {how_to_go_on}", self.describe(worker)))
-    }
-
-    fn wait_limit(&self) -> Duration {
-        let timeouts = &self.settings.timeouts;
-        match self.phase {
-            Phase::Gathering => timeouts.join,
-            Phase::Assembling => timeouts.assemble,
-            Phase::Training => timeouts.step,
-            Phase::Stopping => timeouts.stop,
-            Phase::Finished | Phase::Failed => Duration::MAX,
-        }
-    }
-
-    /// What took too long, and who was not there.
-    fn overdue(&self) -> String {
-        let limit_s = self.wait_limit().as_secs_f64();
-        let missing = |is_there: fn(&Stage) -> bool| {
-            let late: Vec<String> = self
-                .members
-                .iter()
-                .filter(|(_, member)| !is_there(&member.stage))
-                .map(|(&worker, _)| self.describe(worker))
-                .collect();
-            late.join(", ")
+        let record = Action::Record(Record::StopRequested { step });
+        let is_first = !std::mem::replace(&mut self.stop_requested, true);
+        let consequences = match self.phase {
+            Phase::Training => self.order_stop(now),
+            Phase::Regrouping if is_first => Vec::new(),
+            Phase::Assembling if is_first && self.generation.0 > 1 => Vec::new(),
+            _ => self.end(Outcome::Stopped { step }),
         };
-        match self.phase {
-            Phase::Gathering => format!(
-                "{} of {} workers joined within {limit_s:.1} s: start the missing ones with `worker --join`, or \
-                 start again with fewer --workers",
-                self.members.len(),
-                self.settings.workers
-            ),
-            Phase::Assembling => format!(
-                "not all workers were assembled within {limit_s:.1} s; waited for {}: look into its log and \
-                 whether the workers reach each other's addresses",
-                missing(|stage| matches!(stage, Stage::Assembled(_)))
-            ),
-            Phase::Stopping => format!(
-                "a stop was requested, but within {limit_s:.1} s these did not finish: {}; {}",
-                missing(|stage| matches!(stage, Stage::Finished { .. })),
-                self.how_to_go_on()
-            ),
-            Phase::Training | Phase::Finished | Phase::Failed => format!(
-                "no step was committed for {limit_s:.1} s; still at work: {}; {}",
-                missing(|stage| matches!(stage, Stage::Finished { .. })),
-                self.how_to_go_on()
-            ),
-        }
+        once(record).chain(consequences).collect()
+    }
+
+    fn order_stop(&mut self, now: Duration) -> Vec<Action> {
+        self.phase = Phase::Stopping;
+        self.waiting_since = now;
+        let order = Order::Stop { generation: self.generation, reason: "a stop was requested".to_string() };
+        self.ranks.iter().map(|&worker| Action::Send { worker, order: order.clone() }).collect()
     }
 
     /// Keeps a failure that is known at second hand until [`SECOND_HAND_WAIT`] has passed. The first stays.
@@ -511,7 +447,12 @@ impl Membership {
     }
 
     fn is_under_way(&self) -> bool {
-        matches!(self.phase, Phase::Training | Phase::Stopping)
+        matches!(self.phase, Phase::Training | Phase::Stopping | Phase::Regrouping)
+    }
+
+    /// Whether the run goes on when a worker is lost.
+    fn recovers(&self) -> bool {
+        self.settings.on_failure != OnFailure::Abort
     }
 
     /// While training, the wait is for the next sign of progress; a stop has one limit for all of it.
@@ -531,7 +472,7 @@ impl Membership {
 
     fn how_to_go_on(&self) -> String {
         let step = self.committed_step;
-        match &self.checkpoint {
+        match &self.saved.checkpoint {
             Some(checkpoint) => format!(
                 "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume \
                  to go on from there"

@@ -10,6 +10,10 @@ pub struct Settings {
     /// Whether they are processes that this coordinator started. Then the end of a process tells more than
     /// the end of its connection, and is waited for.
     pub workers_are_local: bool,
+    /// What the loss of a worker means.
+    pub on_failure: OnFailure,
+    /// With how few workers a run that has begun goes on, if losses may shrink it.
+    pub min_workers: u32,
     /// The recipe's number of shards.
     pub shards: u32,
     /// Steps in the whole run.
@@ -22,13 +26,29 @@ pub struct Settings {
     pub timeouts: Timeouts,
 }
 
-/// How long the coordinator waits for what. Each wait ends the run with a sentence.
+/// What the loss of a worker means for a run that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// The others take over its shards and go on at once; whoever comes in its place gets some back. The default,
+    /// because the result is the same with any number of workers.
+    #[default]
+    Shrink,
+    /// The others wait until someone has come in its place.
+    Wait,
+    /// The run ends with a sentence, and goes on with `--resume`.
+    Abort,
+}
+
+/// How long the coordinator waits for what. What is waited for in vain ends the run with a sentence, or counts as
+/// a lost worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// Until all workers have joined.
     pub join: Duration,
     /// Until all are assembled: they fetch their first blocks and the checkpoint meanwhile.
     pub assemble: Duration,
+    /// Until all workers of a generation that is over have left it: a shard, or a checkpoint, in hand.
+    pub halt: Duration,
     /// From one sign of life of a worker to the next. Workers send one each second.
     pub heartbeat: Duration,
     /// From one committed step to the next.
@@ -40,11 +60,13 @@ pub struct Timeouts {
 impl Default for Timeouts {
     /// A person starts workers by hand within ten minutes; a slow network brings the first blocks in five; a
     /// worker is silent for fifteen seconds only if it hangs, even on a machine with far too much to do; the
-    /// slowest step seen on a CPU takes about a minute, so ten means that nothing happens any more.
+    /// slowest step seen on a CPU takes about a minute, so ten means that nothing happens any more; a worker that
+    /// leaves a generation may have a checkpoint on its way, for which it has four.
     fn default() -> Self {
         Timeouts {
             join: Duration::from_secs(600),
             assemble: Duration::from_secs(300),
+            halt: Duration::from_secs(300),
             heartbeat: Duration::from_secs(15),
             step: Duration::from_secs(600),
             stop: Duration::from_secs(600),
@@ -69,15 +91,37 @@ pub enum SettingsError {
         /// The recipe's shards.
         shards: u32,
     },
+    /// It would never go on, or always.
+    #[error(
+        "a run of {workers} workers cannot go on with at least {min_workers}: give 1 to {workers} as --min-workers"
+    )]
+    MinWorkers {
+        /// Workers asked for.
+        workers: u32,
+        /// The fewest.
+        min_workers: u32,
+    },
 }
 
 impl Settings {
     /// Whether a run can be started with these settings. To be called before anything is.
     ///
     /// # Errors
-    /// No workers, or more of them than shards.
+    /// No workers, or more of them than shards, or a fewest that is none of these.
     pub fn check(&self) -> Result<(), SettingsError> {
-        check_workers(self.workers, self.shards)
+        check_workers(self.workers, self.shards)?;
+        check_min_workers(self.min_workers, self.workers)
+    }
+}
+
+/// Whether a run of `workers` can go on with `min_workers`.
+///
+/// # Errors
+/// None, or more than there are.
+pub fn check_min_workers(min_workers: u32, workers: u32) -> Result<(), SettingsError> {
+    match (1..=workers).contains(&min_workers) {
+        true => Ok(()),
+        false => Err(SettingsError::MinWorkers { workers, min_workers }),
     }
 }
 

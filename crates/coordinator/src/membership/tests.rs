@@ -1,13 +1,16 @@
+//! A run without losses, and what ends one that is not to go on after them.
+
 use super::*;
-use proptest::prelude::*;
 
-const SHARDS: u32 = 8;
-const TOTAL_STEPS: u64 = 100;
+pub(super) const SHARDS: u32 = 8;
+pub(super) const TOTAL_STEPS: u64 = 100;
 
-fn settings(workers: u32) -> Settings {
+pub(super) fn settings(workers: u32) -> Settings {
     Settings {
         workers,
         workers_are_local: false,
+        on_failure: OnFailure::Abort,
+        min_workers: 1,
         shards: SHARDS,
         total_steps: TOTAL_STEPS,
         first_step: 0,
@@ -15,6 +18,7 @@ fn settings(workers: u32) -> Settings {
         timeouts: Timeouts {
             join: Duration::from_secs(100),
             assemble: Duration::from_secs(50),
+            halt: Duration::from_secs(40),
             heartbeat: Duration::from_secs(5),
             step: Duration::from_secs(60),
             stop: Duration::from_secs(30),
@@ -22,16 +26,16 @@ fn settings(workers: u32) -> Settings {
     }
 }
 
-fn candidate(incarnation: u64) -> Candidate {
+pub(super) fn candidate(incarnation: u64) -> Candidate {
     let description = format!("host-{incarnation}");
     Candidate { incarnation, collective_address: format!("10.0.0.{incarnation}:7000"), description }
 }
 
-fn holding(state: u8) -> Holding {
+pub(super) fn holding(state: u8) -> Holding {
     Holding { step: 0, state_hash: Digest([state; 32]), layout_hash: Digest([7; 32]) }
 }
 
-fn report(generation: u64, step: u64) -> StepReport {
+pub(super) fn report(generation: u64, step: u64) -> StepReport {
     StepReport {
         generation: Generation(generation),
         step,
@@ -44,14 +48,14 @@ fn report(generation: u64, step: u64) -> StepReport {
 }
 
 /// A run in the making, with a clock that tests move.
-struct Course {
-    membership: Membership,
+pub(super) struct Course {
+    pub(super) membership: Membership,
     workers: u64,
-    now: Duration,
+    pub(super) now: Duration,
 }
 
 impl Course {
-    fn new(settings: Settings) -> Course {
+    pub(super) fn new(settings: Settings) -> Course {
         let workers = u64::from(settings.workers);
         Course {
             membership: Membership::new(settings, Duration::ZERO).unwrap(),
@@ -61,7 +65,7 @@ impl Course {
     }
 
     /// Everyone has joined and attends.
-    fn assembling(settings: Settings) -> Course {
+    pub(super) fn assembling(settings: Settings) -> Course {
         let mut course = Course::new(settings);
         for worker in 1..=course.workers {
             course.step(Event::Joined(candidate(worker)));
@@ -71,7 +75,7 @@ impl Course {
         course
     }
 
-    fn training(settings: Settings) -> Course {
+    pub(super) fn training(settings: Settings) -> Course {
         let mut course = Course::assembling(settings);
         for worker in 1..=course.workers {
             course.assembled(worker, holding(1));
@@ -80,26 +84,34 @@ impl Course {
         course
     }
 
-    fn step(&mut self, event: Event) -> Vec<Action> {
+    pub(super) fn step(&mut self, event: Event) -> Vec<Action> {
         self.membership.step(event, self.now)
     }
 
-    fn assembled(&mut self, worker: u64, holding: Holding) -> Vec<Action> {
+    pub(super) fn assembled(&mut self, worker: u64, holding: Holding) -> Vec<Action> {
         let generation = self.membership.generation();
         self.step(Event::Assembled { worker: WorkerId(worker), generation, holding })
     }
 
-    fn finished(&mut self, worker: u64, step: u64, state: u8) -> Vec<Action> {
-        self.step(Event::Finished { worker: WorkerId(worker), step, state_hash: Digest([state; 32]) })
+    pub(super) fn finished(&mut self, worker: u64, step: u64, state: u8) -> Vec<Action> {
+        let (worker, generation) = (WorkerId(worker), self.membership.generation());
+        self.step(Event::Finished { worker, generation, step, state_hash: Digest([state; 32]) })
+    }
+
+    fn heartbeat(&mut self, worker: u64) {
+        let worker = WorkerId(worker);
+        let Some(member) = self.membership.members.get(&worker) else { return };
+        let generation = member.generation;
+        self.step(Event::Heartbeat { worker, generation });
     }
 
     /// `seconds` pass, in which the workers that are left send heartbeats as they should.
-    fn pass(&mut self, seconds: u64) -> Vec<Action> {
+    pub(super) fn pass(&mut self, seconds: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         for _ in 0..seconds {
             self.now += Duration::from_secs(1);
             for worker in 1..=self.workers {
-                self.step(Event::Heartbeat { worker: WorkerId(worker) });
+                self.heartbeat(worker);
             }
             actions.extend(self.step(Event::Tick));
         }
@@ -107,11 +119,11 @@ impl Course {
     }
 }
 
-fn lost(worker: u64) -> Event {
+pub(super) fn lost(worker: u64) -> Event {
     Event::WorkerLost { worker: WorkerId(worker), reason: "its connection broke".to_string() }
 }
 
-fn outcome(actions: &[Action]) -> Option<&Outcome> {
+pub(super) fn outcome(actions: &[Action]) -> Option<&Outcome> {
     actions.iter().find_map(|action| match action {
         Action::End(outcome) => Some(outcome),
         _ => None,
@@ -119,7 +131,7 @@ fn outcome(actions: &[Action]) -> Option<&Outcome> {
 }
 
 /// The failure in `actions` holds all of `phrases`, and everyone else who listens is told the same.
-fn check_failure(actions: &[Action], phrases: &[&str]) {
+pub(super) fn check_failure(actions: &[Action], phrases: &[&str]) {
     let Some(Outcome::Failed { reason }) = outcome(actions) else { panic!("no failure in {actions:?}") };
     for phrase in phrases {
         assert!(reason.contains(phrase), "{reason:?} lacks {phrase:?}");
@@ -274,9 +286,9 @@ fn a_lost_worker_ends_the_run_and_the_sentence_says_how_to_go_on() {
 fn the_cause_is_named_and_not_its_consequence() {
     let failed = |worker, suspect: Option<u64>| Event::WorkerFailed {
         worker: WorkerId(worker),
+        generation: Generation(1),
         step: 3,
-        reason: format!("words of {worker}"),
-        suspect: suspect.map(WorkerId),
+        complaint: Complaint { reason: format!("words of {worker}"), suspect: suspect.map(WorkerId) },
     };
     // The one that others suspect speaks for itself, ...
     let mut course = Course::training(settings(3));
@@ -301,7 +313,8 @@ fn the_cause_is_named_and_not_its_consequence() {
 #[test]
 fn a_local_process_tells_more_than_its_connection() {
     let local = || Settings { workers_are_local: true, ..settings(2) };
-    let ended = |crashed| Event::ProcessEnded { reason: "worker-1 panicked".to_string(), crashed };
+    let ended =
+        |crashed| Event::ProcessEnded { reason: "worker-1 panicked".to_string(), crashed, restarts: false };
     let mut course = Course::training(local());
     assert!(course.step(lost(2)).is_empty());
     check_failure(&course.step(ended(true)), &["worker-1 panicked"]);
@@ -377,7 +390,7 @@ fn a_silent_worker_is_lost() {
     let mut course = Course::training(settings(2));
     for _ in 0..5 {
         course.now += Duration::from_secs(1);
-        course.step(Event::Heartbeat { worker: WorkerId(2) });
+        course.heartbeat(2);
         assert!(course.step(Event::Tick).is_empty());
     }
     course.now += Duration::from_secs(1);
@@ -405,121 +418,4 @@ fn a_resumed_run_counts_on_from_its_checkpoint() {
     let checkpoint = Some("step-000040".to_string());
     let mut course = Course::training(Settings { first_step: 40, checkpoint, ..settings(1) });
     check_failure(&course.step(lost(1)), &["40 steps are committed", "step-000040"]);
-}
-
-fn any_event() -> impl Strategy<Value = Event> {
-    // Small numbers, so that chance meets what exists.
-    let worker = || (1u64..5).prop_map(WorkerId);
-    let generation = || (0u64..3).prop_map(Generation);
-    let hash = || prop_oneof![9 => Just(Digest([1; 32])), 1 => Just(Digest([2; 32]))];
-    let step = || prop_oneof![0u64..4, Just(TOTAL_STEPS)];
-    prop_oneof![
-        6 => (1u64..6).prop_map(|incarnation| Event::Joined(candidate(incarnation))),
-        6 => worker().prop_map(|worker| Event::Attending { worker }),
-        2 => worker().prop_map(|worker| Event::Heartbeat { worker }),
-        9 => (worker(), generation(), hash()).prop_map(|(worker, generation, state_hash)| {
-            let holding = Holding { step: 0, state_hash, layout_hash: Digest([7; 32]) };
-            Event::Assembled { worker, generation, holding }
-        }),
-        6 => (worker(), generation(), step())
-            .prop_map(|(worker, generation, step)| Event::StepDone { worker, report: report(generation.0, step) }),
-        4 => (worker(), step(), hash())
-            .prop_map(|(worker, step, state_hash)| Event::Finished { worker, step, state_hash }),
-        1 => (worker(), step(), prop::option::of(worker())).prop_map(|(worker, step, suspect)| {
-            Event::WorkerFailed { worker, step, reason: "reason".to_string(), suspect }
-        }),
-        1 => (1u64..5).prop_map(lost),
-        1 => any::<bool>().prop_map(|crashed| Event::ProcessEnded { reason: "reason".to_string(), crashed }),
-        2 => step().prop_map(|step| Event::Published { checkpoint: format!("step-{step}"), step }),
-        1 => Just(Event::StopRequested),
-        6 => Just(Event::Tick),
-    ]
-}
-
-/// What is true of every course of events, checked from outside by what was sent and answered.
-#[derive(Default)]
-struct Witness {
-    generation: u64,
-    committed_step: u64,
-    members: Vec<WorkerId>,
-    assembled: Vec<WorkerId>,
-    has_ended: bool,
-}
-
-impl Witness {
-    fn see(&mut self, event: &Event, actions: &[Action]) {
-        if self.has_ended {
-            assert!(actions.iter().all(|action| matches!(action, Action::Refuse { .. })), "{actions:?}");
-            return;
-        }
-        if let Event::Assembled { worker, generation, .. } = event
-            && generation.0 == self.generation
-        {
-            self.assembled.push(*worker);
-        }
-        if matches!(event, Event::Joined(_)) {
-            let answers =
-                actions.iter().filter(|a| matches!(a, Action::Admit { .. } | Action::Refuse { .. }));
-            assert_eq!(answers.count(), 1, "whoever joins is answered");
-        }
-        for action in actions {
-            match action {
-                Action::Record(Record::Generation { generation, places }) => {
-                    assert_eq!(*generation, self.generation + 1);
-                    let leased = places.iter().flat_map(|place| {
-                        assert!(place.shard_count > 0);
-                        place.first_shard..place.first_shard + place.shard_count
-                    });
-                    assert!(leased.eq(0..SHARDS), "every shard has one owner: {places:?}");
-                    self.generation = *generation;
-                    self.members = places.iter().map(|place| place.worker).collect();
-                    self.assembled.clear();
-                }
-                Action::Send { worker, order: Order::Start { generation } } => {
-                    assert_eq!(generation.0, self.generation);
-                    assert!(self.members.contains(worker));
-                    assert!(self.members.iter().all(|member| self.assembled.contains(member)));
-                }
-                Action::Committed(report) => {
-                    assert!(report.step > self.committed_step, "no two commits for a step");
-                    assert_eq!(report.generation.0, self.generation);
-                    self.committed_step = report.step;
-                }
-                Action::End(_) => {
-                    assert!(!self.has_ended, "ended once");
-                    self.has_ended = true;
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn whatever_happens_the_promises_hold(
-        workers in 1u32..4,
-        workers_are_local: bool,
-        events in prop::collection::vec((any_event(), 0u64..800), 0..120),
-    ) {
-        let mut membership =
-            Membership::new(Settings { workers_are_local, ..settings(workers) }, Duration::ZERO).unwrap();
-        let mut witness = Witness::default();
-        let mut now = Duration::ZERO;
-        for (event, later_ms) in events {
-            now += Duration::from_millis(later_ms);
-            let actions = membership.step(event.clone(), now);
-            witness.see(&event, &actions);
-            prop_assert_eq!(membership.generation().0, witness.generation);
-        }
-        // Every wait ends: each tick takes at least one silent worker, then the run.
-        for _ in 0..workers + 2 {
-            now += Duration::from_secs(3600);
-            let actions = membership.step(Event::Tick, now);
-            witness.see(&Event::Tick, &actions);
-        }
-        prop_assert!(witness.has_ended, "still {:?}", membership.phase());
-    }
 }

@@ -1,0 +1,253 @@
+//! How one generation follows another, and how the workers agree on the step that it starts from.
+//!
+//! A step is committed by a worker when its fold succeeds, and then every other worker of the generation has
+//! entered that fold: it has committed the step before. So when a generation breaks, its workers are at most one
+//! step apart: some have committed step n, the others step n - 1, and nobody knows which he is. They find out like
+//! this:
+//!
+//! 1. Everyone is told to halt. A worker that reports `Halted` has closed its connections, will apply nothing of
+//!    that generation any more, and says how many steps its state has. One that does not report is lost: its
+//!    connections are closed, and whatever it still says names an old generation and is dropped.
+//! 2. Only when all have halted or are lost is the next generation formed. It starts from the newest state that
+//!    anyone holds, the disk included, so a step that a survivor has committed is never taken back.
+//! 3. Whoever lacks that state (one step behind, or just joined) takes it from a checkpoint. If there is none of
+//!    that step, one of those who hold it is told to save it first. Otherwise nothing is sent or written.
+//! 4. All report the hash of what they hold, and start only if it is the same.
+//!
+//! The step in hand is computed again by the new generation, with the same bits, because neither the order of the
+//! sum nor any random number depends on who computes it. It is told once, whoever reported it first.
+
+use std::iter::once;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{Generation, Rank, WorkerId};
+
+use super::{
+    Action, Complaint, Holding, Membership, OnFailure, Order, Outcome, Phase, Place, Stage, agreement, lease,
+};
+use crate::journal::Record;
+
+/// Generations in a row that may break before one of them has committed a step. More means that the workers do
+/// not reach each other, or that the step itself kills them.
+const FRUITLESS_GENERATIONS: u32 = 5;
+
+impl Membership {
+    /// How many workers a generation is formed of at least: at first all of them.
+    pub(super) fn workers_wanted(&self) -> u32 {
+        match self.settings.on_failure {
+            // Anyone who is left can save what is to be kept.
+            _ if self.stop_requested && self.generation.0 > 0 => 1,
+            OnFailure::Shrink if self.generation.0 > 0 => self.settings.min_workers,
+            OnFailure::Shrink | OnFailure::Wait | OnFailure::Abort => self.settings.workers,
+        }
+    }
+
+    /// Forms a generation with those who wait for one: if enough are gathered, or in place of the one that
+    /// trains. That one is left a step at least, so that workers which come and go cannot keep it from making any.
+    pub(super) fn take_in(&mut self, now: Duration) -> Vec<Action> {
+        let waiting = self.idle().count();
+        match self.phase {
+            Phase::Gathering if waiting >= self.workers_wanted() as usize => self.form(now),
+            Phase::Training if waiting > 0 && self.has_stepped => {
+                self.break_off("a worker has joined".to_string(), now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Those who wait for a generation, with the step that they hold.
+    fn idle(&self) -> impl Iterator<Item = (WorkerId, Option<u64>)> {
+        self.members.iter().filter_map(|(&worker, member)| match member.stage {
+            Stage::Idle(held_step) => Some((worker, held_step)),
+            _ => None,
+        })
+    }
+
+    /// A worker has left its generation: by order, or because it saw another one fail, which ends it for all.
+    pub(super) fn halted(
+        &mut self,
+        worker: WorkerId,
+        held_step: Option<u64>,
+        complaint: Option<Complaint>,
+        now: Duration,
+    ) -> Vec<Action> {
+        if !self.recovers() {
+            let Some(complaint) = complaint else { return Vec::new() };
+            return self.worker_failed(worker, held_step.unwrap_or(0), complaint, now);
+        }
+        let name = self.describe(worker);
+        let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
+        match member.stage {
+            Stage::Assembling | Stage::Assembled(_) | Stage::Halting => {
+                member.stage = Stage::Idle(held_step);
+            }
+            Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => return Vec::new(),
+        }
+        if self.phase == Phase::Regrouping {
+            return self.regroup(now);
+        }
+        let reason = complaint.map_or_else(String::new, |complaint| complaint.reason);
+        self.break_off(format!("{name} left: {reason}"), now)
+    }
+
+    /// Ends the present generation: all who take part in it are told to leave it.
+    pub(super) fn break_off(&mut self, reason: String, now: Duration) -> Vec<Action> {
+        self.phase = Phase::Regrouping;
+        self.waiting_since = now;
+        let mut actions = Vec::new();
+        for &worker in &self.ranks {
+            let Some(member) = self.members.get_mut(&worker) else { continue };
+            match member.stage {
+                Stage::Finished(step) => member.stage = Stage::Idle(Some(step)),
+                Stage::Assembling | Stage::Assembled(_) => {
+                    member.stage = Stage::Halting;
+                    let order = Order::Halt { generation: self.generation, reason: reason.clone() };
+                    actions.push(Action::Send { worker, order });
+                }
+                Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Failed => {}
+            }
+        }
+        self.regrouping_because = reason;
+        actions.extend(self.regroup(now));
+        actions
+    }
+
+    /// Once nobody is in the old generation any more, the next one is formed if enough are left.
+    pub(super) fn regroup(&mut self, now: Duration) -> Vec<Action> {
+        if self.members.values().any(|member| member.stage == Stage::Halting) {
+            return Vec::new();
+        }
+        let mut actions = self.confirm_steps();
+        if self.idle().count() >= self.workers_wanted() as usize {
+            actions.extend(self.form(now));
+        } else if self.stop_requested {
+            actions.extend(self.end(Outcome::Stopped { step: self.committed_step }));
+        } else {
+            self.phase = Phase::Gathering;
+            self.waiting_since = now;
+        }
+        actions
+    }
+
+    /// Steps that the first rank did not live to report, or that were reported too late.
+    fn confirm_steps(&mut self) -> Vec<Action> {
+        let steps = std::mem::take(&mut self.unconfirmed);
+        if let Some((&last, _)) = steps.last_key_value() {
+            self.committed_step = last;
+            self.fruitless_generations = 0;
+        }
+        steps.into_values().map(Action::Committed).collect()
+    }
+
+    /// Forms the next generation of all who wait for it, or first has the state saved that some of them lack.
+    fn form(&mut self, now: Duration) -> Vec<Action> {
+        if self.fruitless_generations >= FRUITLESS_GENERATIONS {
+            return self.fail(format!(
+                "{FRUITLESS_GENERATIONS} generations in a row broke off before a step was committed, the last \
+                 because {}: see whether the workers reach each other's addresses, and their logs; {}",
+                self.regrouping_because,
+                self.how_to_go_on()
+            ));
+        }
+        let held = self.idle().filter_map(|(_, held_step)| held_step).max();
+        let step = held.map_or(self.saved.step, |held| held.max(self.saved.step));
+        let is_lacked = self.idle().any(|(_, held_step)| held_step != Some(step));
+        if is_lacked && self.saved.step < step {
+            return self.save_first(step, now);
+        }
+        self.saver = None;
+        self.assemble(step, now)
+    }
+
+    /// One of those who hold the state of `step` is told to save it, once.
+    fn save_first(&mut self, step: u64, now: Duration) -> Vec<Action> {
+        let holder = self.idle().find(|(_, held_step)| *held_step == Some(step));
+        let (worker, _) = holder.expect("the newest step is held by someone if it is not on the disk");
+        if self.saver.is_some() {
+            return Vec::new();
+        }
+        self.phase = Phase::Regrouping;
+        self.waiting_since = now;
+        self.saver = Some(worker);
+        let generation = self.members.get(&worker).map_or(Generation(0), |member| member.generation);
+        vec![Action::Send { worker, order: Order::Save { generation } }]
+    }
+
+    /// Tells everyone who waits his place: ranks in the order in which they joined.
+    fn assemble(&mut self, step: u64, now: Duration) -> Vec<Action> {
+        self.phase = Phase::Assembling;
+        self.waiting_since = now;
+        self.generation.0 += 1;
+        self.fruitless_generations += 1;
+        self.has_stepped = false;
+        self.ends.clear();
+        self.unconfirmed.clear();
+        self.ranks = self.idle().map(|(worker, _)| worker).collect();
+        let leases = lease(self.settings.shards, self.ranks.len() as u32);
+        let mut places = Vec::new();
+        for (&worker, lease) in self.ranks.iter().zip(leases) {
+            let Some(member) = self.members.get_mut(&worker) else { continue };
+            (member.stage, member.generation) = (Stage::Assembling, self.generation);
+            places.push(Place {
+                worker,
+                collective_address: member.candidate.collective_address.clone(),
+                first_shard: lease.first_shard,
+                shard_count: lease.shard_count,
+            });
+        }
+        let places: Arc<[Place]> = places.into();
+        let order = |rank: u32| Order::Assemble {
+            generation: self.generation,
+            places: Arc::clone(&places),
+            rank: Rank(rank),
+            publishes: rank == 0,
+            limit: self.settings.timeouts.assemble,
+            step,
+            checkpoint: self.saved.checkpoint.clone(),
+            checkpoint_step: self.saved.step,
+        };
+        let orders =
+            (0..).zip(&self.ranks).map(|(rank, &worker)| Action::Send { worker, order: order(rank) });
+        let record = Record::Generation { generation: self.generation.0, places: places.to_vec() };
+        once(Action::Record(record)).chain(orders).collect()
+    }
+
+    /// Once all are assembled and hold the same, they start.
+    pub(super) fn assembled(&mut self, worker: WorkerId, holding: Holding, now: Duration) -> Vec<Action> {
+        if self.phase != Phase::Assembling {
+            return Vec::new();
+        }
+        self.advance(worker, &Stage::Assembling, Stage::Assembled(holding));
+        let holdings: Vec<(WorkerId, Holding)> = self
+            .members
+            .iter()
+            .filter_map(|(&worker, member)| match &member.stage {
+                Stage::Assembled(holding) => Some((worker, holding.clone())),
+                _ => None,
+            })
+            .collect();
+        if holdings.len() < self.ranks.len() {
+            return Vec::new();
+        }
+        if let Some(reason) = agreement::differing_holdings(&holdings) {
+            return self.fail(reason);
+        }
+        self.phase = Phase::Training;
+        self.waiting_since = now;
+        let (_, holding) = &holdings[0];
+        let generation = self.generation;
+        let record = Record::Started {
+            generation: generation.0,
+            step: holding.step,
+            state_hash: holding.state_hash.to_string(),
+        };
+        let start = Order::Start { generation };
+        let starts = self.ranks.iter().map(|&worker| Action::Send { worker, order: start.clone() });
+        let mut actions: Vec<Action> = once(Action::Record(record)).chain(starts).collect();
+        if self.stop_requested {
+            actions.extend(self.order_stop(now));
+        }
+        actions
+    }
+}

@@ -1,0 +1,219 @@
+//! What is true of every course of events, checked from outside by what was sent and answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::tests::{SHARDS, TOTAL_STEPS, candidate, lost, report, settings};
+use super::*;
+
+fn any_event() -> impl Strategy<Value = Event> {
+    // Small numbers, so that chance meets what exists.
+    let worker = || (1u64..6).prop_map(WorkerId);
+    let generation = || (0u64..4).prop_map(Generation);
+    let hash = || prop_oneof![19 => Just(Digest([1; 32])), 1 => Just(Digest([2; 32]))];
+    let step = || prop_oneof![9 => 0u64..4, 1 => Just(TOTAL_STEPS)];
+    let complaint = || {
+        prop::option::of(prop::option::of(worker()))
+            .prop_map(|suspect| suspect.map(|suspect| Complaint { reason: "reason".to_string(), suspect }))
+    };
+    prop_oneof![
+        6 => (1u64..7).prop_map(|incarnation| Event::Joined(candidate(incarnation))),
+        6 => worker().prop_map(|worker| Event::Attending { worker }),
+        2 => (worker(), generation())
+            .prop_map(|(worker, generation)| Event::Heartbeat { worker, generation }),
+        9 => (worker(), generation(), step(), hash()).prop_map(|(worker, generation, step, state_hash)| {
+            let holding = Holding { step, state_hash, layout_hash: Digest([7; 32]) };
+            Event::Assembled { worker, generation, holding }
+        }),
+        6 => (worker(), generation(), step())
+            .prop_map(|(worker, generation, step)| Event::StepDone { worker, report: report(generation.0, step) }),
+        3 => (worker(), generation(), step(), hash()).prop_map(|(worker, generation, step, state_hash)| {
+            Event::Finished { worker, generation, step, state_hash }
+        }),
+        9 => (worker(), generation(), prop::option::of(step()), complaint()).prop_map(
+            |(worker, generation, held_step, complaint)| Event::Halted { worker, generation, held_step, complaint }
+        ),
+        1 => (worker(), generation(), step(), prop::option::of(worker())).prop_map(
+            |(worker, generation, step, suspect)| {
+                let complaint = Complaint { reason: "reason".to_string(), suspect };
+                Event::WorkerFailed { worker, generation, step, complaint }
+            }
+        ),
+        3 => (1u64..6).prop_map(lost),
+        1 => any::<(bool, bool)>().prop_map(|(crashed, restarts)| {
+            Event::ProcessEnded { reason: "reason".to_string(), crashed, restarts }
+        }),
+        3 => step().prop_map(|step| Event::Published { checkpoint: format!("step-{step}"), step }),
+        1 => Just(Event::StopRequested),
+        6 => Just(Event::Tick),
+    ]
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let on_failure = prop_oneof![
+        6 => Just(OnFailure::Shrink),
+        2 => Just(OnFailure::Wait),
+        2 => Just(OnFailure::Abort)
+    ];
+    (1u32..5, 1u32..3, any::<bool>(), on_failure).prop_map(
+        |(workers, min_workers, workers_are_local, on_failure)| Settings {
+            workers_are_local,
+            on_failure,
+            min_workers: min_workers.min(workers),
+            ..settings(workers)
+        },
+    )
+}
+
+#[derive(Default)]
+struct Witness {
+    generation: u64,
+    committed_step: u64,
+    /// Who takes part in the generation, and the step that each was told to start from.
+    members: BTreeMap<WorkerId, u64>,
+    assembled: BTreeMap<WorkerId, Holding>,
+    has_started: bool,
+    /// Who has left it by word, with the state that it held then.
+    left: BTreeMap<WorkerId, Option<u64>>,
+    /// What the members held when they were told their places.
+    held: BTreeMap<WorkerId, Option<u64>>,
+    lost: BTreeSet<WorkerId>,
+    has_ended: bool,
+}
+
+impl Witness {
+    fn see(&mut self, event: &Event, actions: &[Action]) {
+        if self.has_ended {
+            assert!(actions.iter().all(|action| matches!(action, Action::Refuse { .. })), "{actions:?}");
+            return;
+        }
+        self.hear(event);
+        if matches!(event, Event::Joined(_)) {
+            let answers =
+                actions.iter().filter(|a| matches!(a, Action::Admit { .. } | Action::Refuse { .. }));
+            assert_eq!(answers.count(), 1, "whoever joins is answered");
+        }
+        for action in actions {
+            self.check(action);
+        }
+    }
+
+    /// Words count only from who takes part, and of the present generation.
+    fn hear(&mut self, event: &Event) {
+        let Some((worker, Some(generation))) = event.reporter() else { return };
+        if generation.0 != self.generation || !self.members.contains_key(&worker) {
+            return;
+        }
+        match event {
+            Event::Assembled { holding, .. } => {
+                self.assembled.entry(worker).or_insert_with(|| holding.clone());
+            }
+            Event::Halted { held_step, .. } => {
+                self.left.entry(worker).or_insert(*held_step);
+            }
+            Event::WorkerFailed { .. } => {
+                self.left.entry(worker).or_insert(None);
+            }
+            Event::Finished { step, .. } if self.has_started => {
+                self.left.entry(worker).or_insert(Some(*step));
+            }
+            _ => {}
+        }
+    }
+
+    fn check(&mut self, action: &Action) {
+        match action {
+            Action::Record(Record::Lost { worker, .. }) => {
+                self.lost.insert(WorkerId(*worker));
+            }
+            Action::Record(Record::Generation { generation, places }) => {
+                self.check_generation(*generation, places);
+            }
+            Action::Send { worker, order: Order::Assemble { generation, step, checkpoint_step, .. } } => {
+                assert_eq!(generation.0, self.generation);
+                let held = self.held.get(worker).copied().flatten();
+                assert!(held.is_none_or(|held| held <= *step), "no committed step is taken back");
+                assert!(
+                    held == Some(*step) || checkpoint_step == step,
+                    "whoever lacks the state can take it from the checkpoint"
+                );
+                let starts = self.members.values().filter(|start| **start != u64::MAX);
+                assert!(starts.into_iter().all(|start| start == step), "all start from the same step");
+                self.members.insert(*worker, *step);
+            }
+            Action::Send { worker, order: Order::Start { generation } } => {
+                assert_eq!(generation.0, self.generation);
+                self.has_started = true;
+                assert!(self.members.contains_key(worker));
+                let holdings: Vec<&Holding> =
+                    self.members.keys().map(|member| &self.assembled[member]).collect();
+                assert!(holdings.iter().all(|holding| *holding == holdings[0]), "all hold the same");
+            }
+            Action::Send { worker, .. } => assert!(
+                self.lost.is_empty() || !self.lost.contains(worker),
+                "who is lost is told nothing more"
+            ),
+            Action::Committed(report) => {
+                assert!(report.step > self.committed_step, "no two commits for a step");
+                assert_eq!(report.generation.0, self.generation);
+                self.committed_step = report.step;
+            }
+            Action::End(_) => {
+                assert!(!self.has_ended, "ended once");
+                self.has_ended = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn check_generation(&mut self, generation: u64, places: &[Place]) {
+        assert_eq!(generation, self.generation + 1, "generations only rise");
+        let leased = places.iter().flat_map(|place| {
+            assert!(place.shard_count > 0);
+            place.first_shard..place.first_shard + place.shard_count
+        });
+        assert!(leased.eq(0..SHARDS), "every shard has one owner: {places:?}");
+        for member in self.members.keys() {
+            let is_out = self.left.contains_key(member) || self.lost.contains(member);
+            assert!(is_out, "worker {member} was still in generation {}", self.generation);
+        }
+        self.held = std::mem::take(&mut self.left);
+        self.has_started = false;
+        self.members = places.iter().map(|place| (place.worker, u64::MAX)).collect();
+        assert!(
+            self.members.keys().all(|member| !self.lost.contains(member)),
+            "nobody comes back from the dead"
+        );
+        self.assembled.clear();
+        self.generation = generation;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn whatever_happens_the_promises_hold(
+        settings in any_settings(),
+        events in prop::collection::vec((any_event(), 0u64..800), 0..160),
+    ) {
+        let workers = settings.workers;
+        let mut membership = Membership::new(settings, Duration::ZERO).unwrap();
+        let mut witness = Witness::default();
+        let mut now = Duration::ZERO;
+        for (event, later_ms) in events {
+            now += Duration::from_millis(later_ms);
+            let actions = membership.step(event.clone(), now);
+            witness.see(&event, &actions);
+            prop_assert_eq!(membership.generation().0, witness.generation);
+        }
+        // Every wait ends: each tick takes at least one silent worker, then the run.
+        for _ in 0..2 * workers + 2 {
+            now += Duration::from_secs(3600);
+            let actions = membership.step(Event::Tick, now);
+            witness.see(&Event::Tick, &actions);
+        }
+        prop_assert!(witness.has_ended, "still {:?}", membership.phase());
+    }
+}
