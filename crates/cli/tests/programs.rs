@@ -356,7 +356,7 @@ fn an_evaluation_that_fails_costs_the_run_nothing() {
 #[test]
 fn an_evaluation_beside_training_ends_with_its_coordinator() {
     let place = Place::new();
-    expect(&place.train("short", "1", &["training.epochs=1"]).output().unwrap(), 0, &[]);
+    expect(&place.train("short", "1", &["training.epochs=3"]).output().unwrap(), 0, &[]);
     // Watching a run whose journal is not at its end would go on for ever.
     let journal = place.run("short").join("journal.jsonl");
     let begun = fs::read_to_string(&journal).unwrap().lines().next().unwrap().to_string();
@@ -364,7 +364,7 @@ fn an_evaluation_beside_training_ends_with_its_coordinator() {
     let evaluate = env!("CARGO_BIN_EXE_evaluate");
     let mut command = place.command(evaluate, &["quality", "runs/short", "--watch", "--beside-training"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    wait_for(|| fs::read_dir(place.run("short").join("evaluations")).ok()?.next());
+    drop(wait_for(|| fs::read_dir(place.run("short").join("evaluations")).ok()?.next()?.ok()));
     assert!(!has_ended(pid(&child)), "it watches on");
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());

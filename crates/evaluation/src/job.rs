@@ -439,7 +439,7 @@ mod tests {
     fn the_folds_are_averaged_and_computed_again() {
         let mut scene = Scene::new();
         Labelled::open(&scene.data, Split::Train, scene.folder.path()).unwrap();
-        let path = scene.folder.path().join("synthetic-128-v1");
+        let path = scene.folder.path().join("synthetic-128-v2");
         scene.data = Data::Stl10 { path: path.clone(), include_train: false };
         let settings = ProbeSettings { l2_grid: vec![1e-2], ..ProbeSettings::default() };
         let error = scene.job().linear_folds(&settings, &mut ignore).unwrap_err().to_string();

@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(difference(&saved, &load(&["name=other"])), None);
         let found =
             difference(&saved, &load(&["training.epochs=7", "checkpoint.every_minutes=1.0"])).unwrap();
-        assert!(found.contains("training.epochs is 10, not 7"), "{found}");
+        assert!(found.contains("training.epochs is 30, not 7"), "{found}");
         assert!(found.contains("checkpoint.every_minutes is absent, not 1.0"), "{found}");
     }
 }

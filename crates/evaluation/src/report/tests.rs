@@ -86,7 +86,7 @@ fn a_page_holds_the_numbers_of_its_files_and_nothing_hostile() {
         &text,
         &[
             "<h1>first</h1>",
-            "40 of 160",
+            "40 of 480",
             "the collapse level is 0.97",
             // The mean of the losses of the last 20 steps.
             "<dd>\u{2212}0.375</dd>",
@@ -124,7 +124,7 @@ fn a_run_that_has_hardly_begun_says_what_to_do() {
     let text = page(folder.path(), std::slice::from_ref(&run)).unwrap();
     expect(
         &text,
-        &["39 of 160", "There are no result cards yet", "There is no kNN card yet", "evaluate linear RUN"],
+        &["39 of 480", "There are no result cards yet", "There is no kNN card yet", "evaluate linear RUN"],
     );
     for file in ["metrics.jsonl", "journal.jsonl"] {
         fs::remove_file(run.join(file)).unwrap();
