@@ -97,7 +97,7 @@ impl<'a> Import<'a> {
                 }
                 Some(_) => continue,
             };
-            return Err(self.refuse(&entry.name, format!("of shape {:?}", entry.shape), &found));
+            return Err(self.refuse(&entry.name, &format!("of shape {:?}", entry.shape), &found));
         }
         let ours: BTreeSet<&str> = entries().map(|entry| entry.name.as_str()).collect();
         let mut biases = Vec::new();
@@ -110,18 +110,14 @@ impl<'a> Import<'a> {
                     biases.push(Bias { tensor, in_file, mean });
                 }
                 _ => {
-                    return Err(self.refuse(
-                        name,
-                        "not to be there".to_owned(),
-                        &format!("{:?}", tensor.shape),
-                    ));
+                    return Err(self.refuse(name, "not to be there", &format!("{:?}", tensor.shape)));
                 }
             }
         }
         Ok(biases)
     }
 
-    fn refuse(&self, name: &str, expected: String, found: &str) -> EvaluationError {
+    fn refuse(&self, name: &str, expected: &str, found: &str) -> EvaluationError {
         let advice = if is_of_heads(name) { HEADS_ADVICE } else { NETWORK_ADVICE };
         let found = format!("{found} {}", resemblance::describe(self.named));
         EvaluationError::content(self.path, format!("{name} {expected}"), found, advice)
