@@ -180,7 +180,7 @@ impl Membership {
         self.waiting_since = now;
         self.generation.0 += 1;
         self.fruitless_generations += 1;
-        self.has_stepped = false;
+        (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
         self.ranks = self.idle().map(|(worker, _)| worker).collect();
@@ -234,6 +234,7 @@ impl Membership {
             return self.fail(reason);
         }
         self.phase = Phase::Training;
+        self.has_started = true;
         self.waiting_since = now;
         let (_, holding) = &holdings[0];
         let generation = self.generation;

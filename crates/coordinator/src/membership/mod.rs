@@ -60,6 +60,8 @@ pub struct Membership {
     ends: BTreeMap<WorkerId, (u64, Digest)>,
     /// Steps that others than the first rank reported; they count if its word does not come.
     unconfirmed: BTreeMap<u64, StepReport>,
+    /// Whether this generation was told to start.
+    has_started: bool,
     /// Whether this generation has committed a step.
     has_stepped: bool,
     /// Generations since the last one that has.
@@ -133,6 +135,7 @@ impl Membership {
             stop_requested: false,
             ends: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
+            has_started: false,
             has_stepped: false,
             fruitless_generations: 0,
             regrouping_because: String::new(),
@@ -283,7 +286,8 @@ impl Membership {
     /// Once all have finished, with the same state, the run is over.
     fn finished(&mut self, worker: WorkerId, step: u64, state_hash: Digest, now: Duration) -> Vec<Action> {
         if self.phase == Phase::Regrouping {
-            return self.halted(worker, Some(step), None, now);
+            // Who was never told to start has finished nothing: only its `Halted` says that it is out.
+            return if self.has_started { self.halted(worker, Some(step), None, now) } else { Vec::new() };
         }
         if !self.is_under_way() || !self.ranks.contains(&worker) {
             return Vec::new();
