@@ -2,7 +2,6 @@
 
 mod check;
 mod fetch;
-pub(crate) mod recipe_source;
 mod train;
 mod views;
 
@@ -15,12 +14,12 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::cache::CacheArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
+use crate::recipe_source::RecipeArguments;
 use crate::worker::{self, WorkerArguments};
-use recipe_source::RecipeArguments;
 
 /// Trains SimSiam on unlabeled images with one or many workers.
 ///
-/// Without a recipe it trains the built-in `quickstart`: drawn images, a narrow network, a few minutes.
+/// Without a recipe it trains the built-in `quickstart`: drawn images, a narrow network, about a minute.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, args_conflicts_with_subcommands = true)]
 struct Arguments {

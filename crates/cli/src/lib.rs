@@ -15,6 +15,7 @@ mod exit;
 mod logging;
 mod network;
 mod parent;
+mod recipe_source;
 mod start;
 
 /// Coordinator and workers must have the same.

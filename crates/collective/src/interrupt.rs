@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How often a waiting collective looks whether it was interrupted. A peer that ends is noticed by its socket,
-/// at once; this is for one that is silent, which took seconds to find out.
+/// How often a waiting collective looks whether it was interrupted, or has failed elsewhere. Short beside the
+/// seconds that it takes to find out that a peer is silent.
 pub(crate) const INTERRUPT_TICK: Duration = Duration::from_millis(20);
 
 /// Ends the assembly or the fold of one generation from another thread. Clones are the same; once raised, it

@@ -155,7 +155,7 @@ impl Drop for Evaluations {
 impl Running {
     /// How it ended, once it has.
     fn ended(&mut self) -> Option<Result<Evaluated, String>> {
-        // An error means that it cannot be waited for: then it is not there.
+        // An error tells nothing of its end, so it is asked again.
         let status = self.child.try_wait().ok().flatten()?;
         let mut output = String::new();
         if let Some(mut stdout) = self.child.stdout.take() {
@@ -169,7 +169,8 @@ impl Running {
             }
             _ => {
                 let words = tail(&self.log, self.log_start).unwrap_or_default();
-                let last = words.lines().last().unwrap_or("it wrote nothing into logs/evaluation.log");
+                let nothing = || format!("it wrote nothing into {}", self.log.display());
+                let last = words.lines().last().map_or_else(nothing, str::to_owned);
                 Err(self.weights.failed(&format!("{status}: {last}")))
             }
         })

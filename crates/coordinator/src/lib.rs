@@ -6,7 +6,7 @@
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
-//! - [`LocalWorkers`]: worker processes on this machine
+//! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `tensorboard.rs`: the run's curves as TensorBoard reads them
 //! - [`Progress`]: what a person who watches is told

@@ -1,8 +1,9 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -263,7 +264,11 @@ fn append_to(path: &Path) -> Result<File, RunDirectoryError> {
 fn write_whole(path: &Path, content: &[u8]) -> Result<(), RunDirectoryError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut aside = tempfile::Builder::new().prefix(".aside-").tempfile_in(folder)?;
+        let mut aside = tempfile::Builder::new()
+            .prefix(".aside-")
+            // Others may read a run, as far as the umask lets them: evaluations of another user, say.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
         aside.write_all(content)?;
         aside.as_file().sync_all()?;
         aside.persist(path).map_err(|error| error.error)?;
@@ -347,6 +352,10 @@ mod tests {
         assert_eq!(opened.run_id(), run_id);
         assert_eq!(opened.recipe(), &quickstart());
         assert!(opened.logs().is_dir());
+        // Whoever may read an ordinary file here may read the run.
+        fs::write(path.join("ordinary"), "").unwrap();
+        let mode = |name: &str| fs::metadata(path.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode(RECIPE), mode("ordinary"));
         let journal = fs::read_to_string(path.join(JOURNAL)).unwrap();
         let lines: Vec<serde_json::Value> =
             journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

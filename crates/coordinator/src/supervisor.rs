@@ -140,15 +140,10 @@ impl LocalWorkers {
         let LocalWorkers { settings, workers } = self;
         for worker in &mut *workers {
             if worker.restart_at.take_if(|at| *at <= now).is_some() {
-                worker.start_again(settings, now);
+                worker.start_again(settings);
             }
         }
         workers.iter_mut().filter_map(|worker| worker.ended(settings.restart, now)).collect()
-    }
-
-    /// Their process ids.
-    pub fn process_ids(&self) -> Vec<u32> {
-        self.workers.iter().map(|worker| worker.child.id()).collect()
     }
 }
 
@@ -188,7 +183,7 @@ impl LocalWorker {
 
     /// A new process in the place of one that ended. What keeps it from being started may pass, so that is tried
     /// again after a longer pause.
-    fn start_again(&mut self, settings: &LocalWorkerSettings, now: Instant) {
+    fn start_again(&mut self, settings: &LocalWorkerSettings) {
         match LocalWorker::spawn(settings, self.index) {
             Ok(started) => {
                 let restarts = std::mem::take(&mut self.restarts);
@@ -196,7 +191,8 @@ impl LocalWorker {
             }
             Err(error) => {
                 tracing::warn!("{error}");
-                self.restart_at = self.restarts.after_end(now).map(|pause| now + pause);
+                // Counts as one more end, which is told.
+                self.is_reported = false;
             }
         }
     }
@@ -206,7 +202,7 @@ impl LocalWorker {
         if self.is_reported {
             return None;
         }
-        // An error means that it cannot be waited for: then it is not there.
+        // An error tells nothing of its end, so it is asked again.
         let status = self.child.try_wait().ok().flatten()?;
         self.is_reported = true;
         let tail = tail(&self.log, self.log_start).unwrap_or_default();

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use recipe::{Data, Votes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::aside;
+use crate::aside::write_whole;
 use crate::encoder::WeightsIdentity;
 use crate::error::EvaluationError;
 use crate::features::{Frozen, InputIdentity};
@@ -290,16 +290,6 @@ fn compare(field: &str, expected: &Value, found: &Value, differences: &mut Vec<D
     }
 }
 
-/// Writes a file aside, syncs it and renames it, so that it is there whole or not at all.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), EvaluationError> {
-    let write = || {
-        let mut aside = aside::begin(path)?;
-        aside.write_all(content)?;
-        aside::publish(aside, path)
-    };
-    write().map_err(EvaluationError::io("write", path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,16 +324,5 @@ mod tests {
         let expected =
             [("a.b.1", "2.5", "2.6"), ("d", "[1]", "[1,2]"), ("e", "\"x\"", "null"), ("f", "null", "\"x\"")];
         assert_eq!(differences, expected.map(|(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned())));
-    }
-
-    #[test]
-    fn a_failed_write_leaves_what_was_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        write_whole(&path, b"old").unwrap();
-        let error = write_whole(&path.join("below-a-file"), b"new").unwrap_err().to_string();
-        assert!(error.contains("cannot write"), "{error}");
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use simsiam::Entry;
 
-use crate::card::write_whole;
+use crate::aside::write_whole;
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 

@@ -64,7 +64,7 @@ pub struct Frozen {
 
 /// Images that pass through the network together. Fixed, because a sum's order may depend on it; 64 images
 /// of 96 px are 7 MiB as input and some hundred within a ResNet-18.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// The change of features that a GPU's rounding explains, with other kernels chosen in between.
 const MOST_CHANGE: f64 = 1e-3;

@@ -120,7 +120,8 @@ impl FinetuneSettings {
         self.batch.min(images)
     }
 
-    /// Trains, and gives each epoch's mean loss. `learnt_from` are indices into the images and all labels.
+    /// Trains, and gives each epoch's mean loss. The pair is the indices of the images to learn from, and the
+    /// labels of all images.
     fn tune(
         &self,
         tuner: &FineTuner,

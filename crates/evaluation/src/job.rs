@@ -1,7 +1,6 @@
 //! The evaluations from beginning to end: images in, card out.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::error::EvaluationError;
 use crate::features::{Extractor, Frozen, Input, InputIdentity};
 use crate::folds::{Folds, mean_and_std};
 use crate::knn::{self, Neighbours};
-use crate::labelled::{ImagesIdentity, Labelled, identify};
+use crate::labelled::{Labelled, identify, spread};
 use crate::matrix::Matrix;
 use crate::probe::{self, ProbeSettings};
 use crate::quality::Quality;
@@ -193,12 +192,12 @@ impl Job<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<Card, EvaluationError> {
         let images = Images::open(self.data, self.cache_dir)?;
-        let (all, count) = (images.len(), images.len().min(settings.most_images));
+        let indices = spread(images.len(), settings.most_images);
+        let count = indices.len() as u64;
         if count < 2 {
             let (expected, advice) = ("at least 2 images to compare", "give more images");
             return Err(EvaluationError::images(images.name(), expected, count.to_string(), advice));
         }
-        let indices: Vec<u64> = (0..count).map(|place| place * all / count).collect();
         let start = Instant::now();
         let extractor = Extractor::new(self.encoder, &images, self.input, self.device);
         let mut plain_progress = |done| progress(Phase::Features, done, count);
@@ -261,7 +260,7 @@ impl Job<'_> {
         let mut of = |part: &str, phase, labelled: &Labelled| {
             let images = labelled.images();
             let extractor = Extractor::new(self.encoder, images, self.input, self.device);
-            let indices: Vec<u64> = (0..images.len()).collect();
+            let indices = labelled.indices();
             let mut progress = |done| progress(phase, done, images.len());
             let (matrix, frozen) = extractor.features(part, &indices, &mut progress)?;
             Ok::<_, EvaluationError>((matrix, frozen, extractor.input().clone()))
@@ -322,9 +321,7 @@ impl Parts {
     }
 
     pub(crate) fn identity(&self, source: &Data) -> DataIdentity {
-        let of = |part: &Labelled| -> ImagesIdentity {
-            identify(part.images(), (0..part.labels().len()).map(|index| index as u64))
-        };
+        let of = |part: &Labelled| identify(part.images(), part.indices().into_iter());
         DataIdentity {
             source: source.clone(),
             name: self.test.images().name().to_owned(),
@@ -339,22 +336,6 @@ struct Features {
     frozen: BTreeMap<String, Frozen>,
     input: InputIdentity,
     seconds: f64,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Phase::TrainFeatures => "features of the training part",
-            Phase::TestFeatures => "features of the test part",
-            Phase::Neighbours => "nearest neighbours",
-            Phase::Probe => "linear probe",
-            Phase::Features => "features of the images",
-            Phase::ViewFeatures => "features of two views",
-            Phase::LinearTraining => "training of a linear layer",
-            Phase::FineTuning => "fine-tuning",
-            Phase::TestAnswers => "answers on the test part",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -89,6 +89,12 @@ impl Labelled {
     }
 }
 
+/// The indices of at most `most` of `all` images, evenly spread over them.
+pub(crate) fn spread(all: u64, most: u64) -> Vec<u64> {
+    let count = all.min(most);
+    (0..count).map(|place| place * all / count).collect()
+}
+
 /// The identity of the images at `indices`, in that order.
 pub(crate) fn identify(images: &Images, indices: impl ExactSizeIterator<Item = u64>) -> ImagesIdentity {
     let mut hasher = blake3::Hasher::new();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::encoder;
 use crate::error::EvaluationError;
 
-const JOURNAL: &str = "journal.jsonl";
+pub(crate) const JOURNAL: &str = "journal.jsonl";
 
 /// The names of a run's checkpoints, oldest first.
 ///
@@ -31,15 +31,16 @@ pub fn has_ended(run: &Path) -> Result<bool, EvaluationError> {
         event: String,
     }
     let path = run.join(JOURNAL);
-    let text = match fs::read_to_string(&path) {
+    let text = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let advice = "name the folder of a run that was begun";
             return Err(EvaluationError::content(&path, "a run's journal", "no such file", advice));
         }
         other => other.map_err(EvaluationError::io("read", &path))?,
     };
-    // A line that is being written is not whole yet, and says nothing.
-    let last = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).next_back();
+    // A line that is being written is not whole yet, may end within a letter, and says nothing.
+    let lines = text.split(|byte| *byte == b'\n');
+    let last = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()).next_back();
     Ok(last.is_some_and(|line| line.event == "ended"))
 }
 

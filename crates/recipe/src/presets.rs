@@ -1,6 +1,6 @@
 //! The recipes that ship with the program: the files of `configs/`, so that it needs none of them at hand.
 
-/// The recipe of a run without `--config`: synthetic images, a narrow network, a few minutes on a CPU.
+/// The recipe of a run without `--config`: drawn images, a narrow network, about a minute on two CPU cores.
 pub const QUICKSTART: &str = include_str!("../../../configs/quickstart.toml");
 
 /// Every recipe of `configs/`: its name, which is also its file's, and its text.

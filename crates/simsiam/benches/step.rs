@@ -1,4 +1,4 @@
-//! One training step, as the PyTorch peer script runs it: ResNet-18, 32 images in two views each, f32, forward,
+//! One training step, as it is compared with PyTorch: ResNet-18, 32 images in two views each, f32, forward,
 //! backward and SGD. And the features of 32 images, as evaluation computes them.
 //!
 //! `cargo bench -p simsiam --bench step`; the figure is images per second (`elem/s`).
@@ -12,7 +12,7 @@ use simsiam::{Device, SimSiam, State, Trainer};
 
 const BATCH: usize = 32;
 
-/// Crop side and stem, as in the peer script.
+/// Crop side and stem, as in that comparison.
 const SIZES: [(usize, &str); 2] = [(96, "imagenet"), (32, "small")];
 
 fn recipe(side: usize, stem: &str) -> Recipe {

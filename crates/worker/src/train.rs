@@ -14,8 +14,8 @@ use crate::session::Session;
 use crate::training_thread::{Command, unexpected};
 
 /// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
-/// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set until a step is
-/// committed with it, in this generation or a later one.
+/// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set once this
+/// worker was asked to, in later generations too.
 ///
 /// An error leaves `state` as the last committed step made it.
 pub(crate) fn train(
@@ -84,9 +84,7 @@ fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) ->
             *stopping = true;
             Ok(())
         }
-        Ok(Command::Halt { generation }) if generation == session.generation() => Err(session.halted()),
-        // Of the generation before, which this worker has left by itself.
-        Ok(Command::Halt { .. }) => Ok(()),
+        Ok(Command::Halt { .. }) => Err(session.halted()),
         Ok(Command::Dismiss) => Err(WorkerError::Dismissed("dismissed in the middle of a run".to_string())),
         Ok(Command::Assemble(..) | Command::Start { .. } | Command::Save) => {
             Err(unexpected("a new generation cannot form while this one trains".to_string()))

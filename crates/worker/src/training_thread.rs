@@ -91,11 +91,10 @@ impl TrainingThread {
                     // The connections of the generation before, if there are any left, are closed first.
                     assembled = None;
                     position.generation = order.generation;
+                    // Also if the assembly fails: whoever holds the state may be told to save it.
+                    publisher.enter(order.generation, order.checkpoint_step, Instant::now());
                     match self.assemble(&order, interrupt, &trainer, &store, position) {
-                        Ok(session) => {
-                            publisher.enter(order.generation, order.checkpoint_step, Instant::now());
-                            assembled = Some((session, order.publishes));
-                        }
+                        Ok(session) => assembled = Some((session, order.publishes)),
                         Err(error) => self.leave(position, error)?,
                     }
                 }

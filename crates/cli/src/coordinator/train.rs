@@ -17,11 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::TrainArguments;
-use super::recipe_source::difference;
 use crate::cache::CacheArguments;
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
+use crate::recipe_source::difference;
 use crate::{PROGRAM_VERSION, logging, network, start, worker};
 
 /// Trains, with the workers that the arguments ask for.
@@ -200,6 +200,11 @@ fn on_failure(arguments: &TrainArguments) -> OnFailure {
     }
 }
 
+/// This program, to be started again in another role.
+fn own_executable() -> Result<PathBuf> {
+    std::env::current_exe().context("find this program's own file")
+}
+
 /// This program again, in the worker's role.
 fn start_workers(
     address: &str,
@@ -211,7 +216,7 @@ fn start_workers(
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
-        executable: std::env::current_exe().context("find this program's own file")?,
+        executable: own_executable()?,
         arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
         count: arguments.workers,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
@@ -230,7 +235,7 @@ fn evaluations(directory: &RunDirectory, cache: &CacheArguments) -> Result<Optio
     let own = ["evaluate", "knn", "--json", "--beside-training"].map(OsString::from);
     let run = directory.path().as_os_str().to_owned();
     Ok(Some(Evaluations::new(EvaluationSettings {
-        executable: std::env::current_exe().context("find this program's own file")?,
+        executable: own_executable()?,
         arguments: own.into_iter().chain(cache.to_arguments()).chain([run]).collect(),
         every_checkpoints,
         log: directory.logs().join("evaluation.log"),

@@ -4,9 +4,9 @@ use anyhow::{Context, Result};
 
 use crate::parent;
 
-/// Ten steps of niceness leave a process about a tenth of a core that others want too, and all of one that
-/// nobody wants: the workers, which wait for each other in every step, are held up by no more than that.
-const NICENESS: i32 = 10;
+/// The lowest priority: what the workers leave. They wait for each other in every step, so whatever is taken from one
+/// is taken from all: ten steps of niceness made steps a third longer, nineteen a tenth (docs/performance.md).
+const NICENESS: i32 = 19;
 
 /// Gives way to the workers of this machine, and ends with the coordinator that started this process.
 pub(super) fn begin() -> Result<()> {

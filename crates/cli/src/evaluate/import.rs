@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use coordinator::RunDirectory;
 use recipe::{Heads, Start};
 
-use crate::coordinator::recipe_source::RecipeArguments;
 use crate::display::Screen;
+use crate::recipe_source::RecipeArguments;
 use crate::{PROGRAM_VERSION, start};
 
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// Runs `SMALL`, does `signal_` to the `victims` once 20 steps are committed, and waits for the end. Gives how
+/// Runs `SMALL`, sends `with` to the `victims` once 20 steps are committed, and waits for the end. Gives how
 /// long it took from the signal to the next committed step, and what was written meanwhile.
 fn disturb(
     place: &Place,

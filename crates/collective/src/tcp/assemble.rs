@@ -17,9 +17,6 @@ const GREETING_LIMIT: Duration = Duration::from_secs(2);
 /// Greetings read at the same time beyond one for each peer; a flood of strangers costs no more than this.
 const STRANGERS_AT_ONCE: usize = 16;
 
-/// How often a waiting side looks whether the other one has already failed, or both were interrupted.
-const TICK: Duration = INTERRUPT_TICK;
-
 /// Pauses between two attempts to dial grow from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
 
@@ -150,10 +147,11 @@ impl Assembly<'_> {
         let attempt = || {
             let unresolved = || io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
             let address = address.to_socket_addrs()?.next().ok_or_else(unresolved)?;
-            let left = self.until.saturating_duration_since(Instant::now()).clamp(TICK, GREETING_LIMIT);
+            let left =
+                self.until.saturating_duration_since(Instant::now()).clamp(INTERRUPT_TICK, GREETING_LIMIT);
             let mut stream = TcpStream::connect_timeout(&address, left)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(TICK))?;
+            stream.set_read_timeout(Some(INTERRUPT_TICK))?;
             stream.write_all(&self.hello.to_bytes())?;
             Ok(stream)
         };
@@ -222,7 +220,7 @@ impl Assembly<'_> {
 fn wait_for_callers(listener: &TcpListener, callers: &[Caller]) -> io::Result<()> {
     let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
     polled.extend(callers.iter().map(|caller| PollFd::new(&caller.stream, PollFlags::IN)));
-    let timeout = TICK.try_into().expect("a tick is a small time");
+    let timeout = INTERRUPT_TICK.try_into().expect("a tick is a small time");
     match poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),

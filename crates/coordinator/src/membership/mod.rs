@@ -173,7 +173,7 @@ impl Membership {
     /// Whether `worker` was told to publish the checkpoints of `generation`, or to save what it holds since. Every
     /// state that a worker holds is one that was committed, so it may do so while the next generation is formed.
     pub fn publishes(&self, worker: WorkerId, generation: Generation) -> bool {
-        let is_open = matches!(self.phase, Phase::Training | Phase::Stopping | Phase::Regrouping);
+        let is_open = self.is_under_way() || self.phase == Phase::Gathering;
         let is_asked = self.ranks.first() == Some(&worker) || self.saver == Some(worker);
         is_open && is_asked && self.members.get(&worker).is_some_and(|member| member.generation == generation)
     }
@@ -231,8 +231,7 @@ impl Membership {
             member.heard_at = now;
             return vec![Action::Admit { worker }];
         }
-        let is_closed = !self.recovers() && self.generation.0 > 0;
-        if self.members.len() >= self.settings.workers as usize || is_closed {
+        if self.members.len() >= self.settings.workers as usize {
             return vec![refuse(&format!(
                 "this run has its {} workers already: start the coordinator for one more with --workers or \
                  --remote-workers",
@@ -303,7 +302,7 @@ impl Membership {
         let ends: Vec<(WorkerId, u64, Digest)> =
             self.ends.iter().map(|(&worker, &(step, state_hash))| (worker, step, state_hash)).collect();
         if let Some(reason) = agreement::differing_ends(&ends) {
-            return self.fail(format!("{reason}; {}", self.how_to_go_on()));
+            return self.fail_for(&reason);
         }
         self.committed_step = self.committed_step.max(step);
         // Before the last step, they were asked to: all of them by a stop, or one by a drain, which it passed on
@@ -331,7 +330,7 @@ impl Membership {
         let reason = format!("{} failed after step {step}: {reason}", self.describe(worker));
         match suspect.filter(|suspect| *suspect != worker && self.knows(*suspect)) {
             Some(suspect) => self.suspect(format!("{reason} (it suspects {})", self.describe(suspect)), now),
-            None => self.fail(format!("{reason}; {}", self.how_to_go_on())),
+            None => self.fail_for(&reason),
         }
     }
 
@@ -350,7 +349,7 @@ impl Membership {
         if !self.recovers() && self.phase != Phase::Gathering {
             return match self.settings.workers_are_local {
                 true => self.suspect(failure, now),
-                false => self.fail(format!("{failure}; {}", self.how_to_go_on())),
+                false => self.fail_for(&failure),
             };
         }
         self.members.remove(&worker);
@@ -368,7 +367,7 @@ impl Membership {
     /// what is wrong with all of them; later it is started again, unless that was done too often.
     fn process_ended(&mut self, reason: String, crashed: bool, restarts: bool, now: Duration) -> Vec<Action> {
         if self.generation.0 == 0 || (crashed && !self.recovers()) {
-            return self.fail(format!("{reason}; {}", self.how_to_go_on()));
+            return self.fail_for(&reason);
         }
         if !self.recovers() {
             return self.suspect(reason, now);
@@ -377,7 +376,7 @@ impl Membership {
         if self.workers_wanted() <= self.settings.workers.saturating_sub(self.places_closed) {
             return Vec::new();
         }
-        self.fail(format!("{reason}; it ended too often to be started again; {}", self.how_to_go_on()))
+        self.fail_for(&format!("{reason}; it ended too often to be started again"))
     }
 
     /// A checkpoint lies on the disk; if it was waited for, the next generation can start from it.
@@ -402,6 +401,8 @@ impl Membership {
         let consequences = match self.phase {
             Phase::Training => self.order_stop(now),
             Phase::Regrouping if is_first => Vec::new(),
+            // Those who wait for another one save what they hold.
+            Phase::Gathering if is_first && self.generation.0 > 0 => self.regroup(now),
             Phase::Assembling if is_first && self.generation.0 > 1 => Vec::new(),
             _ => self.end(Outcome::Stopped { step }),
         };
@@ -419,6 +420,11 @@ impl Membership {
     fn suspect(&mut self, reason: String, now: Duration) -> Vec<Action> {
         self.verdict.get_or_insert(Verdict { reason, until: now + SECOND_HAND_WAIT });
         Vec::new()
+    }
+
+    /// Ends the run for a reason, and says how to go on.
+    fn fail_for(&mut self, reason: &str) -> Vec<Action> {
+        self.fail(format!("{reason}; {}", self.how_to_go_on()))
     }
 
     fn fail(&mut self, reason: String) -> Vec<Action> {

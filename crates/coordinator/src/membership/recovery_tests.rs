@@ -246,6 +246,29 @@ fn who_keeps_the_others_waiting_is_lost() {
 }
 
 #[test]
+fn a_stop_while_others_are_waited_for_saves_what_is_held() {
+    let mut course = Course::training(Settings { on_failure: OnFailure::Wait, ..settings(2) });
+    course.step_done(1, 1);
+    course.step(lost(2));
+    course.halted(1, 1);
+    assert_eq!(course.membership.phase(), Phase::Gathering);
+    assert_eq!(assemblies(&course.step(Event::StopRequested)), [(1, 2, 1, 8)]);
+    assert_eq!(told(&course.assembled_at(1, 1), |order| matches!(order, Order::Stop { .. })), [1]);
+}
+
+#[test]
+fn who_is_to_save_may_do_so_while_others_are_waited_for() {
+    let mut course = Course::training(Settings { min_workers: 3, ..shrinking(4) });
+    course.step(lost(1));
+    course.halted(2, 7);
+    course.halted(3, 8);
+    assert_eq!(saves(&course.halted(4, 8)), [3]);
+    course.step(lost(2));
+    assert_eq!(course.membership.phase(), Phase::Gathering);
+    assert!(course.membership.publishes(WorkerId(3), Generation(1)));
+}
+
+#[test]
 fn generations_that_come_to_nothing_end_the_run() {
     let mut course = Course::training(shrinking(2));
     for generation in 1..=5 {

@@ -10,7 +10,7 @@ impl Membership {
     /// Ends the waits that are over.
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Action> {
         if let Some(verdict) = self.verdict.take_if(|verdict| verdict.until <= now) {
-            return self.fail(format!("{}; {}", verdict.reason, self.how_to_go_on()));
+            return self.fail_for(&verdict.reason);
         }
         let limit = self.settings.timeouts.heartbeat;
         let silent = self.members.iter().filter(|(_, member)| {
@@ -38,7 +38,7 @@ impl Membership {
             }
             if !self.recovers() && self.phase != Phase::Gathering {
                 let failure = format!("{} was lost: {reason}", self.describe(worker));
-                actions.extend(self.fail(format!("{failure}; {}", self.how_to_go_on())));
+                actions.extend(self.fail_for(&failure));
                 break;
             }
             let failure = Some(format!("{reason}, and its place was given away: start it again"));

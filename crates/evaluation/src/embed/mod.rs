@@ -17,7 +17,7 @@ use simsiam::{Device, FrozenBackbone};
 
 use crate::encoder::{Encoder, WeightsIdentity};
 use crate::error::EvaluationError;
-use crate::features::{Input, InputIdentity};
+use crate::features::{BATCH, Input, InputIdentity};
 use crate::job::{Phase, Progress};
 use source::{Pixels, Row};
 
@@ -29,9 +29,6 @@ pub struct Embedded {
     /// Length of the features.
     pub columns: usize,
 }
-
-/// Pictures that pass through the network together, as many as in every other evaluation.
-const BATCH: u64 = 64;
 
 /// Looks at every image of `data` and writes its path, its label where there is one, and its features to `path`:
 /// as Parquet, CSV or safetensors, as the name says. A folder's pictures are decoded as they are needed and none
@@ -55,8 +52,8 @@ pub fn embed(
     let cannot_write = |error| EvaluationError::io("write", path)(error);
 
     let (mut table, mut embedded, total) = (None, Embedded { rows: 0, columns: 0 }, pixels.count());
-    for start in (0..total).step_by(BATCH as usize) {
-        let end = (start + BATCH).min(total);
+    for start in (0..total).step_by(BATCH) {
+        let end = (start + BATCH as u64).min(total);
         let rows = pixels.rows(start..end)?;
         if !rows.is_empty() {
             let features = network.features(&rows)?; // [rows, columns]
@@ -86,16 +83,12 @@ struct Network<'a> {
 impl<'a> Network<'a> {
     fn new(encoder: &'a Encoder, geometry: Geometry, input: Input, device: &Device) -> Network<'a> {
         let views = &encoder.recipe().views;
-        let image_px = geometry.width_px.min(geometry.height_px);
-        let side_px = match input {
-            Input::Crop => views.crop_px,
-            Input::Native => image_px,
-        };
+        let input = InputIdentity::of(views, geometry, input);
         Network {
             encoder,
             backbone: FrozenBackbone::new(&encoder.recipe().model, encoder.state(), device),
-            maker: ViewMaker::new(&Views { crop_px: side_px, ..views.clone() }, geometry),
-            input: InputIdentity { input, side_px, image_px, mean: views.mean, std: views.std },
+            maker: ViewMaker::new(&Views { crop_px: input.side_px, ..views.clone() }, geometry),
+            input,
         }
     }
 

@@ -68,11 +68,10 @@ impl Table for SafetensorsTable {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>, path: &Path) -> io::Result<()> {
+    fn finish(self: Box<Self>, path: &Path) -> io::Result<()> {
         let (paths, labels) = (serde_json::to_vec(&self.paths)?, serde_json::to_vec(&self.labels)?);
         let mut out = aside::begin(path)?;
         out.write_all(&self.header(&paths, &labels)?)?;
-        self.features.flush()?;
         let mut features = self.features.into_inner().map_err(io::IntoInnerError::into_error)?;
         features.rewind()?;
         io::copy(&mut features, &mut out)?;

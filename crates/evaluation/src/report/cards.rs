@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::card::VotesScores;
 use crate::error::EvaluationError;
+use crate::finetune::FinetuneSettings;
+use crate::official::OfficialSettings;
+use crate::probe::Optimizer;
 use crate::scores::{Proportion, Scores};
 
 /// Figures of a card that has more are cut: the card itself has all.
@@ -140,9 +143,36 @@ fn command(kind: &str, measurement: &Value) -> Option<String> {
             Some(format!("knn --k {} --temperature {}", votes["k"], votes["temperature"]))
         }
         ("linear-folds", _) => Some("linear --folds".to_owned()),
+        ("linear-official", _) => {
+            serde_json::from_value(measurement["settings"].clone()).ok().map(|settings| official(&settings))
+        }
+        ("finetune", _) => {
+            serde_json::from_value(measurement["settings"].clone()).ok().map(|settings| finetune(&settings))
+        }
         ("knn" | "linear" | "quality", _) => Some(kind.to_owned()),
         _ => None,
     }
+}
+
+fn official(settings: &OfficialSettings) -> String {
+    let OfficialSettings { optimizer, epochs, batch, base_learning_rate, seed, .. } = settings;
+    let optimizer = match optimizer {
+        Optimizer::Sgd => "sgd",
+        Optimizer::Lars => "lars",
+    };
+    format!(
+        "linear --protocol official --optimizer {optimizer} --epochs {epochs} --batch {batch} --learning-rate \
+         {base_learning_rate} --seed {seed}"
+    )
+}
+
+fn finetune(settings: &FinetuneSettings) -> String {
+    let FinetuneSettings { labels_percent, epochs, batch, seed, .. } = settings;
+    let (backbone, classifier) = (settings.backbone_learning_rate, settings.classifier_learning_rate);
+    format!(
+        "finetune --labels {labels_percent} --epochs {epochs} --batch {batch} --learning-rate {backbone} \
+         --classifier-learning-rate {classifier} --seed {seed}"
+    )
 }
 
 impl ResultCard {
@@ -206,8 +236,16 @@ fn generic(measurement: &Value) -> Vec<Figure> {
 }
 
 /// Parts of a measurement that are how it was made, or too long for a table.
-const LEFT_OUT: [&str; 7] =
-    ["evaluation", "settings", "views", "confusion", "per_class", "validation", "l2_at_end_of_grid"];
+const LEFT_OUT: [&str; 8] = [
+    "evaluation",
+    "settings",
+    "views",
+    "confusion",
+    "per_class",
+    "validation",
+    "l2_at_end_of_grid",
+    "losses",
+];
 
 /// Names that say nothing to a reader of a table.
 const STRUCTURAL: [&str; 4] = ["scores", "quality", "fit", "results"];

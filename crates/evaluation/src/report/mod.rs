@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use recipe::{Data, Recipe};
 use simsiam::Device;
 
-use crate::card::write_whole;
+use crate::aside::write_whole;
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::job::Progress;
@@ -64,31 +64,24 @@ pub fn write_report(
     file: &Path,
     progress: &mut Progress<'_>,
 ) -> Result<(), EvaluationError> {
-    let report = Report {
-        runs: RunFiles::read_all(request.runs)?,
-        pictures: match request.runs {
-            [run] => Some(Pictures::of(run, request, progress)?),
-            _ => None,
-        },
+    let runs = RunFiles::read_all(request.runs)?;
+    let pictures = match runs.as_slice() {
+        [run] => Some(Pictures::of(run, request, progress)),
+        _ => None,
     };
-    write_whole(file, page::render(&report).as_bytes())
+    write_whole(file, page::render(&Report { runs, pictures }).as_bytes())
 }
 
 impl Pictures {
-    fn of(
-        run: &Path,
-        request: &ReportRequest<'_>,
-        progress: &mut Progress<'_>,
-    ) -> Result<Pictures, EvaluationError> {
-        let recipe = crate::encoder::read_recipe(&run.join(crate::encoder::RECIPE))?;
-        let data = (request.data)(&recipe);
-        let gallery = Encoder::open(run, None)
+    fn of(run: &RunFiles, request: &ReportRequest<'_>, progress: &mut Progress<'_>) -> Pictures {
+        let data = (request.data)(&run.recipe);
+        let gallery = Encoder::open(&run.folder, None)
             .and_then(|encoder| {
                 pictures::gallery(&encoder, &data, request.cache_dir, request.device, progress)
             })
             .map_err(|error| error.to_string());
-        let views = pictures::views(&recipe, request.cache_dir).map_err(|error| error.to_string());
-        Ok(Pictures { gallery, views })
+        let views = pictures::views(&run.recipe, request.cache_dir).map_err(|error| error.to_string());
+        Pictures { gallery, views }
     }
 }
 

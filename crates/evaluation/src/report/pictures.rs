@@ -19,7 +19,7 @@ use crate::error::EvaluationError;
 use crate::features::{Extractor, Input};
 use crate::job::{Phase, Progress};
 use crate::knn::Neighbours;
-use crate::labelled::Labelled;
+use crate::labelled::{Labelled, spread};
 
 /// What a report computes is bounded, whatever the data: minutes at the very most.
 const MOST_TEST_IMAGES: u64 = 2000;
@@ -112,7 +112,8 @@ pub(super) fn gallery(
 ) -> Result<Gallery, EvaluationError> {
     let [train, test] = [Split::Train, Split::Test].map(|split| Labelled::open(data, split, cache_dir));
     let (train, test) = (train?, test?);
-    let (bank, points) = (spread(&train, MOST_TRAIN_IMAGES), spread(&test, MOST_TEST_IMAGES));
+    let (bank, points) =
+        (spread(train.images().len(), MOST_TRAIN_IMAGES), spread(test.images().len(), MOST_TEST_IMAGES));
     let mut features = |part: &str, phase, labelled: &Labelled, indices: &[u64]| {
         let extractor = Extractor::new(encoder, labelled.images(), Input::Crop, device);
         let mut progress = |done| progress(phase, done, indices.len() as u64);
@@ -183,13 +184,6 @@ pub(super) fn views(recipe: &Recipe, cache_dir: &Path) -> Result<Vec<Viewed>, Ev
         viewed.push(Viewed { image, views });
     }
     Ok(viewed)
-}
-
-/// The indices of at most `most` images, evenly spread over all.
-fn spread(labelled: &Labelled, most: u64) -> Vec<u64> {
-    let all = labelled.images().len();
-    let count = all.min(most);
-    (0..count).map(|place| place * all / count).collect()
 }
 
 /// Places in `labels`: the first of each class, then the second of each, until there are enough.

@@ -9,10 +9,10 @@ use super::journal::{self, Journal};
 use super::metrics::{self, Step};
 use crate::encoder::{RECIPE, read_recipe};
 use crate::error::EvaluationError;
+use crate::run::JOURNAL;
 
 // The layout of a run directory, as the coordinator and the evaluations write it.
 const METRICS: &str = "metrics.jsonl";
-const JOURNAL: &str = "journal.jsonl";
 pub(super) const EVALUATIONS: &str = "evaluations";
 
 /// A run's files.

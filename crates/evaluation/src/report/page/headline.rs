@@ -91,7 +91,7 @@ fn tiles(run: &RunFiles) -> Vec<Tile> {
     if let Some(last) = run.steps.last() {
         let total = run.steps_per_epoch().map(|steps| steps * u64::from(run.recipe.training.epochs));
         let of = total.map_or(String::new(), |total| format!(" of {}", number(total as f64, 0)));
-        let epoch = format!("epoch {} of {}{of}", last.epoch, run.recipe.training.epochs, of = "");
+        let epoch = format!("epoch {} of {}", last.epoch, run.recipe.training.epochs);
         tiles.push(tile("steps", format!("{}{of}", number(last.step as f64, 0)), epoch));
         let mean = |of| last_mean(&run.steps, of);
         tiles.push(tile(

@@ -6,6 +6,7 @@ use super::super::cards::ResultCard;
 use super::super::chart::heat_map;
 use super::super::run_files::RunFiles;
 use super::words::percent;
+use crate::scores::Scores;
 
 /// The confusion matrix of the newest linear probe, or else of kNN.
 pub(super) fn render(run: &RunFiles) -> Markup {
@@ -23,6 +24,11 @@ pub(super) fn render(run: &RunFiles) -> Markup {
     }
 }
 
-fn with_scores(card: &ResultCard) -> Option<(&ResultCard, &crate::scores::Scores)> {
-    card.scores.as_ref().filter(|scores| !scores.per_class.is_empty()).map(|scores| (card, scores))
+fn with_scores(card: &ResultCard) -> Option<(&ResultCard, &Scores)> {
+    // A card is a file that anyone may have changed: a matrix of another size has no names for its cells.
+    let is_square = |scores: &&Scores| {
+        let (classes, confusion) = (scores.per_class.len(), &scores.confusion);
+        classes > 0 && confusion.len() == classes && confusion.iter().all(|row| row.len() == classes)
+    };
+    card.scores.as_ref().filter(is_square).map(|scores| (card, scores))
 }

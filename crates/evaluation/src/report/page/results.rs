@@ -32,13 +32,15 @@ pub(super) fn render(runs: &[RunFiles]) -> Markup {
 }
 
 /// Kinds in the order in which people ask for them; others follow.
-const ORDER: [&str; 4] = ["knn", "linear", "linear-folds", "quality"];
+const ORDER: [&str; 6] = ["knn", "linear", "linear-folds", "linear-official", "finetune", "quality"];
 
 fn title(kind: &str) -> String {
     match kind {
         "knn" => "k nearest neighbours".to_owned(),
         "linear" => "Linear probe".to_owned(),
         "linear-folds" => "Linear probe over folds of the training part".to_owned(),
+        "linear-official" => "Linear layer by the official protocol".to_owned(),
+        "finetune" => "Fine-tuned, not frozen: not comparable with the others".to_owned(),
         "quality" => "Quality without labels".to_owned(),
         other => other.replace('-', " "),
     }

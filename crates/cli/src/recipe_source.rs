@@ -40,7 +40,7 @@ impl RecipeArguments {
     }
 
     /// Whether the run was named apart from its recipe.
-    pub(super) fn name_is_given(&self) -> bool {
+    pub(crate) fn name_is_given(&self) -> bool {
         self.name.is_some()
     }
 }
@@ -54,7 +54,7 @@ fn read(path: &Path) -> Result<String> {
 
 /// Where two recipes differ, as lines such as `training.epochs: 5, not 10`; `None` if they are the same but
 /// for their names.
-pub(super) fn difference(saved: &Recipe, asked: &Recipe) -> Option<String> {
+pub(crate) fn difference(saved: &Recipe, asked: &Recipe) -> Option<String> {
     let asked = Recipe { name: saved.name.clone(), ..asked.clone() };
     if *saved == asked {
         return None;
