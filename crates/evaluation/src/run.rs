@@ -56,14 +56,16 @@ mod tests {
         assert_eq!(checkpoints(&run).unwrap(), ["step-000005", "step-000010"]);
         assert!(has_ended(&run).unwrap_err().to_string().contains("no such file"));
         for (journal, ended) in [
-            ("", false),
-            ("{\"event\":\"created\"}\n", false),
-            ("{\"event\":\"created\"}\n{\"event\":\"ended\",\"outcome\":\"completed\"}\n", true),
-            ("{\"event\":\"ended\"}\n{\"event\":\"opened\"}\n", false),
-            ("{\"event\":\"ended\"}\n{\"event\":\"op", true),
+            (&b""[..], false),
+            (b"{\"event\":\"created\"}\n", false),
+            (b"{\"event\":\"created\"}\n{\"event\":\"ended\",\"outcome\":\"completed\"}\n", true),
+            (b"{\"event\":\"ended\"}\n{\"event\":\"opened\"}\n", false),
+            (b"{\"event\":\"ended\"}\n{\"event\":\"op", true),
+            // Cut within a letter.
+            (b"{\"event\":\"ended\"}\n{\"event\":\"lost\",\"reason\":\"\xc3", true),
         ] {
             fs::write(run.join(JOURNAL), journal).unwrap();
-            assert_eq!(has_ended(&run).unwrap(), ended, "{journal}");
+            assert_eq!(has_ended(&run).unwrap(), ended, "{}", String::from_utf8_lossy(journal));
         }
     }
 }

@@ -132,8 +132,14 @@ fn parse(file: &str, text: &[u8]) -> serde_json::Result<ResultCard> {
         command: command(&kind, &measurement),
         kind,
         figures,
-        scores,
+        scores: scores.filter(names_its_cells),
     })
+}
+
+/// A card is a file that anyone may have changed: a matrix of another size has no names for its cells.
+fn names_its_cells(scores: &Scores) -> bool {
+    let (classes, confusion) = (scores.per_class.len(), &scores.confusion);
+    classes > 0 && confusion.len() == classes && confusion.iter().all(|row| row.len() == classes)
 }
 
 fn command(kind: &str, measurement: &Value) -> Option<String> {
@@ -303,12 +309,26 @@ mod tests {
     #[test]
     fn known_kinds_give_their_figures() {
         let top1 = Proportion::new(3, 4);
-        let scores = json!({"top1": top1, "top5": null, "per_class": [], "confusion": [[3, 1], [0, 4]]});
+        let class = |name: &str| json!({"class": name, "recall": top1});
+        let scores = json!({
+            "top1": top1, "top5": null, "per_class": [class("cat"), class("dog")], "confusion": [[3, 1], [0, 4]],
+        });
         let knn = json!({"evaluation": "knn", "results": [{"votes": {"k": 20, "temperature": 0.07}, "scores": scores}]});
         let linear = json!({"evaluation": "linear", "settings": {"a": 1}, "fit": {"l2": 0.5, "converged": true}, "scores": scores});
         let folds = json!({"evaluation": "linear-folds", "folds": [1, 2], "mean": 0.5, "std": 0.25});
         let quality = json!({"evaluation": "quality", "views": {}, "quality": {"effective_rank": 7.5}});
+        let official = OfficialSettings::usual(Optimizer::Lars);
+        let official = json!({"evaluation": "linear-official", "settings": official, "fit": {"losses": [2, 1]}, "scores": scores});
+        let finetune = FinetuneSettings { labels_percent: 10.0, ..FinetuneSettings::default() };
+        let finetune =
+            json!({"evaluation": "finetune", "settings": finetune, "fit": {"steps": 7}, "scores": scores});
+        let lars = "linear --protocol official --optimizer lars --epochs 90 --batch 4096 --learning-rate 0.1 --seed 0";
+        let tuned =
+            super::finetune(&FinetuneSettings { labels_percent: 10.0, ..FinetuneSettings::default() });
+        assert!(tuned.starts_with("finetune --labels 10 --epochs "), "{tuned}");
         for (measurement, expected, share, command) in [
+            (&official, vec!["top-1"], Some(0.75), lars),
+            (&finetune, vec!["top-1", "steps"], Some(0.75), tuned.as_str()),
             (&knn, vec!["k 20, T 0.07"], Some(0.75), "knn --k 20 --temperature 0.07"),
             (&linear, vec!["top-1", "converged", "l2"], Some(0.75), "linear"),
             (&folds, vec!["mean of 2 folds"], None, "linear --folds"),
@@ -319,6 +339,22 @@ mod tests {
             assert_eq!(card.top1().map(|top1| top1.share), share);
             assert_eq!((card.scores.is_some(), card.command.as_deref()), (share.is_some(), Some(command)));
             assert_eq!((card.weights(), card.step, card.side_px), ("step-000005", 5, 32));
+        }
+    }
+
+    #[test]
+    fn a_matrix_without_names_for_its_cells_is_left_out() {
+        let top1 = Proportion::new(3, 4);
+        let class = json!({"class": "cat", "recall": top1});
+        for (per_class, confusion) in [
+            (json!([]), json!([])),
+            (json!([class]), json!([[1, 2], [3, 4]])),
+            (json!([class, class]), json!([[1, 2, 3], [4, 5]])),
+        ] {
+            let scores = json!({"top1": top1, "top5": null, "per_class": per_class, "confusion": confusion});
+            let card =
+                parse("x.json", card(&json!({"evaluation": "linear", "scores": scores})).as_bytes()).unwrap();
+            assert_eq!((card.scores.is_none(), card.top1()), (true, Some(&top1)));
         }
     }
 
