@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cache::CacheArguments;
+use crate::device::DeviceArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
 use crate::recipe_source::RecipeArguments;
@@ -67,6 +68,8 @@ struct TrainArguments {
     /// Allow --listen on an address that other machines reach, without authentication
     #[arg(long)]
     insecure_network: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }

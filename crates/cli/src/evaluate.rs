@@ -16,9 +16,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use evaluation::{Card, Encoder, Input, Job, Names, Phase, QualitySettings, Summary, export};
 use recipe::{Data, Recipe, Votes};
-use simsiam::Device;
 
 use crate::cache::CacheArguments;
+use crate::device::DeviceArguments;
 use crate::display::Screen;
 use crate::exit::{self, Ending};
 use crate::logging;
@@ -79,6 +79,8 @@ struct SubjectArguments {
     #[arg(long, hide = true)]
     beside_training: bool,
     #[command(flatten)]
+    device: DeviceArguments,
+    #[command(flatten)]
     cache: CacheArguments,
 }
 
@@ -129,6 +131,8 @@ enum NamesArgument {
 struct VerifyArguments {
     /// The card, a file of a run's folder `evaluations`
     card: PathBuf,
+    #[command(flatten)]
+    device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }
@@ -243,7 +247,7 @@ impl SubjectArguments {
             data: &data,
             input: if self.native { Input::Native } else { Input::Crop },
             cache_dir: &self.cache.folder(),
-            device: &Device::flex(),
+            device: &self.device.open(&self.cache.folder())?,
         })?;
         screen.finish();
         let path = card.write(&run_folder(&self.run)?.join("evaluations"))?;
@@ -298,7 +302,7 @@ impl VerifyArguments {
             data: &card.data.source,
             input: card.input.input,
             cache_dir: &self.cache.folder(),
-            device: &Device::flex(),
+            device: &self.device.open(&self.cache.folder())?,
         };
         let differences = job.verify(&card, progress)?;
         if differences.is_empty() {

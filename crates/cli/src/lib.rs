@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod worker;
 
 mod cache;
+mod device;
 mod display;
 mod exit;
 mod logging;

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use worker::{Device, Settings, Transport};
+use worker::{Settings, Transport};
 
 use crate::cache::CacheArguments;
+use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
 use crate::{PROGRAM_VERSION, logging, network, parent};
 
@@ -36,6 +37,8 @@ pub struct WorkerArguments {
     /// Fetch all images from the coordinator, even where this machine sees the same files
     #[arg(long)]
     no_local_files: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
     /// End when standard input closes: the coordinator that started this worker is gone then
@@ -94,7 +97,7 @@ fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     Ok(Settings {
         coordinator: arguments.join.clone(),
         connect_limit: Duration::from_secs(arguments.connect_timeout_s),
-        device: Device::flex(),
+        device: arguments.device.open(&arguments.cache.folder())?,
         transport: Transport::listen(&arguments.listen)?,
         cache: Some(arguments.cache.blocks()?),
         maps_local_files: !arguments.no_local_files,

@@ -34,8 +34,8 @@ pub struct LocalWorkerSettings {
     pub executable: PathBuf,
     /// Its arguments, the same for all: `worker --join ADDRESS`, say.
     pub arguments: Vec<OsString>,
-    /// How many.
-    pub count: u32,
+    /// What each of them is told beside that: as many workers as there are arguments here.
+    pub own_arguments: Vec<OsString>,
     /// `RAYON_NUM_THREADS` of each, so that together they do not ask for more than the machine has.
     pub threads_per_worker: usize,
     /// The folder for `worker-0.log`, `worker-1.log`, ...
@@ -74,7 +74,7 @@ pub struct LocalWorkers {
 
 #[derive(Debug)]
 struct LocalWorker {
-    index: u32,
+    index: usize,
     name: String,
     child: Child,
     /// Held open as long as the worker is to live.
@@ -129,7 +129,7 @@ impl LocalWorkers {
     /// Those of the system; workers that were started by then are ended.
     pub fn spawn(settings: &LocalWorkerSettings) -> Result<LocalWorkers, SupervisorError> {
         let mut started = LocalWorkers { settings: settings.clone(), workers: Vec::new() };
-        for index in 0..settings.count {
+        for index in 0..settings.own_arguments.len() {
             started.workers.push(LocalWorker::spawn(settings, index)?);
         }
         Ok(started)
@@ -148,7 +148,7 @@ impl LocalWorkers {
 }
 
 impl LocalWorker {
-    fn spawn(settings: &LocalWorkerSettings, index: u32) -> Result<LocalWorker, SupervisorError> {
+    fn spawn(settings: &LocalWorkerSettings, index: usize) -> Result<LocalWorker, SupervisorError> {
         let name = format!("worker-{index}");
         let log = settings.logs.join(format!("{name}.log"));
         let open = || -> io::Result<(File, File, u64)> {
@@ -160,6 +160,7 @@ impl LocalWorker {
             open().map_err(|source| SupervisorError::Log { path: log.clone(), source })?;
         let mut child = Command::new(&settings.executable)
             .args(&settings.arguments)
+            .arg(&settings.own_arguments[index])
             .env("RAYON_NUM_THREADS", settings.threads_per_worker.to_string())
             .stdin(Stdio::piped())
             .stdout(output)
@@ -253,7 +254,7 @@ mod tests {
         LocalWorkerSettings {
             executable: PathBuf::from("/bin/sh"),
             arguments: vec!["-c".into(), script.into()],
-            count: 2,
+            own_arguments: vec!["first".into(), "second".into()],
             threads_per_worker: 3,
             logs: folder.to_path_buf(),
             restart: false,
@@ -275,12 +276,12 @@ mod tests {
     fn an_end_is_told_once_with_the_last_words() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("worker-1.log"), "from an earlier run\n").unwrap();
-        let script = "echo threads $RAYON_NUM_THREADS; echo no such recipe >&2; exit 3";
+        let script = "echo $0, threads $RAYON_NUM_THREADS; echo no such recipe >&2; exit 3";
         let mut workers = LocalWorkers::spawn(&shell(folder.path(), script)).unwrap();
         let mut ends = wait_for_ends(&mut workers, 2);
         ends.sort_by(|a, b| a.name.cmp(&b.name));
         assert_eq!(ends[1].name, "worker-1");
-        assert_eq!(ends[1].tail, "threads 3\nno such recipe");
+        assert_eq!(ends[1].tail, "second, threads 3\nno such recipe");
         assert!(!ends[1].crashed());
         let sentence = ends[1].to_string();
         for part in ["worker-1", "exit status: 3", "no such recipe"] {
@@ -314,7 +315,8 @@ mod tests {
     fn a_process_is_started_again_after_its_pause_until_it_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = shell(folder.path(), "echo tried; exit 7");
-        (settings.count, settings.restart) = (1, true);
+        settings.own_arguments.truncate(1);
+        settings.restart = true;
         let mut workers = LocalWorkers::spawn(&settings).unwrap();
         // A clock that runs ahead, so that nothing is waited for but the processes.
         let mut now = Instant::now();

@@ -609,7 +609,7 @@ async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words
     let settings = LocalWorkerSettings {
         executable: "/bin/sh".into(),
         arguments: vec!["-c".into(), "echo no device is free >&2; exit 1".into()],
-        count: 2,
+        own_arguments: vec!["".into(); 2],
         threads_per_worker: 1,
         logs: directory.logs(),
         restart: true,

@@ -74,6 +74,21 @@ pub struct Training {
     /// The paper's one essential: no gradient through `z`. `false` is for watching the collapse.
     #[serde(default = "yes")]
     pub stop_gradient: bool,
+    /// What convolutions and linear layers multiply in.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// What convolutions and linear layers multiply in, and activations are kept in. Weights, statistics, loss and
+/// optimizer are in `f32` either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits. A GPU may round factors to TF32, which has 10 bits behind the point.
+    #[default]
+    F32,
+    /// 16 bits with the range of `f32`: half the memory and several times the speed on a GPU, slow on a CPU.
+    Bf16,
 }
 
 /// When the weights, the momentum and the position are saved.
@@ -189,6 +204,7 @@ mod tests {
             (vec!["training.shards=6"], "power of two"),
             (vec!["training.batch=100", "training.shards=8"], "does not divide"),
             (vec!["training.batch=8", "training.shards=8"], "at least 2"),
+            (vec!["training.precision=fp8"], "fp8"),
             (vec!["training.epochs=0"], "training.epochs"),
             (vec!["optimizer.momentum=1.5"], "optimizer.momentum"),
             (vec!["optimizer.base_learning_rate=-1.0"], "optimizer.base_learning_rate"),

@@ -12,7 +12,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::bucket::all_finite;
 use crate::features::image_tensor;
 use crate::layers::{BatchStatistics, Linear, Statistics};
-use crate::parameters::{Kind, Layout, Leaf, Parameters};
+use crate::parameters::{Layout, Leaf, Parameters};
 use crate::resnet::ResNet;
 use crate::state::State;
 use crate::step::STATISTICS_MOMENTUM;
@@ -61,7 +61,7 @@ impl FineTuner {
         device: &Device,
     ) -> FineTuner {
         let flex = Device::flex();
-        let mut outline = Parameters::new(&flex, |_, range| TensorData::zeros::<f32, _>([range.len()]));
+        let mut outline = Parameters::zeros(&flex);
         Network::new(&mut outline, model, classes);
         let layout = outline.layout;
         let optimizer = recipe::Optimizer {
@@ -117,9 +117,12 @@ impl FineTuner {
         let mut gradient = vec![0.0; self.layout.parameter_count()];
         for (leaf, entry) in leaves.iter().zip(&self.layout.parameters) {
             let values = leaf(&mut gradients).expect("every parameter takes part in the loss");
+            let values = values.into_data();
             kernels::copy(values.as_slice().expect("training is in f32"), &mut gradient[entry.range.clone()]);
         }
-        let [statistics] = statistics.map(BatchStatistics::into_flat);
+        let [statistics] = statistics.map(|statistics| {
+            statistics.into_flat().into_data().try_into_vec::<f32>().expect("statistics are f32")
+        });
         let loss = loss.into_data().iter::<f64>().next().expect("a loss is one number");
         if !(loss.is_finite() && all_finite(&gradient) && all_finite(&statistics)) {
             return Err(Diverged { step: state.step, loss });
@@ -159,10 +162,7 @@ impl FineTuner {
     }
 
     fn bind(&self, state: &State, device: &Device) -> (Network, Vec<Leaf>) {
-        let mut parameters = Parameters::new(device, |kind, range| match kind {
-            Kind::Parameter => kernels::tensor_data(&state.weights[range]),
-            Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
-        });
+        let mut parameters = Parameters::of(state, device);
         let network = Network::new(&mut parameters, &self.model, self.classes);
         (network, parameters.leaves)
     }

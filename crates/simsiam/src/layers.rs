@@ -69,7 +69,10 @@ impl Linear {
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = kernels::linear(x, self.weight.clone()); // [n, out]
         match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze(),
+            Some(bias) => {
+                let bias = bias.clone().cast(y.dtype());
+                y + bias.unsqueeze()
+            }
             None => y,
         }
     }
@@ -98,14 +101,9 @@ impl BatchStatistics {
         self.recorded[index] = Some([mean, variance]);
     }
 
-    /// Means and unbiased variances, flat, in the layout's order.
-    pub(crate) fn into_flat(self) -> Vec<f32> {
-        self.recorded
-            .into_iter()
-            .flatten()
-            .flatten()
-            .flat_map(|tensor| tensor.into_data().try_into_vec::<f32>().expect("statistics are f32"))
-            .collect()
+    /// Means and unbiased variances, flat, in the layout's order, without gradients.
+    pub(crate) fn into_flat(self) -> Tensor<1> {
+        Tensor::cat(self.recorded.into_iter().flatten().flatten().map(Tensor::inner).collect(), 0)
     }
 }
 

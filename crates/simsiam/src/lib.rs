@@ -10,6 +10,7 @@
 pub mod checkpoint;
 
 mod bucket;
+mod device;
 mod features;
 mod fine_tuning;
 mod heads;
@@ -25,6 +26,7 @@ mod step;
 
 pub use bucket::{BucketLayout, Folded};
 pub use burn::tensor::Device;
+pub use device::{DeviceError, DeviceName};
 pub use features::FrozenBackbone;
 pub use fine_tuning::{Diverged, FineTuner, FrozenClassifier, TuningRates};
 pub use layers::{BatchStatistics, Statistics};
@@ -32,4 +34,4 @@ pub use parameters::{Entry, Layout};
 pub use schedule::{LearningRates, Schedule};
 pub use simsiam::{Encoded, SimSiam};
 pub use state::{State, StateHash};
-pub use step::{NonFinite, PhaseSeconds, Trainer};
+pub use step::{DeviceFailure, NonFinite, PhaseSeconds, Trainer};

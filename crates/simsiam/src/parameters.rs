@@ -7,10 +7,12 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor};
 use recipe::{Draws, Purpose};
 
+use crate::kernels;
 use crate::simsiam::SimSiam;
+use crate::state::State;
 
 /// Where a parameter or a running statistic lies, and how it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +103,7 @@ impl Layout {
 /// The recipe's network, built from zeros only to look at it, and what it asked for.
 pub(crate) fn outline(model: &recipe::Model) -> (SimSiam, Layout) {
     let device = Device::flex();
-    let mut parameters = Parameters::new(&device, |_, range| TensorData::zeros::<f32, _>([range.len()]));
+    let mut parameters = Parameters::zeros(&device);
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.layout)
 }
@@ -126,18 +128,45 @@ pub(crate) struct Parameters<'a> {
     pub(crate) leaves: Vec<Leaf>,
 }
 
-/// Gives the numbers at a place, flat.
-type Values<'a> = dyn FnMut(Kind, Range<usize>) -> TensorData + 'a;
+/// Gives the numbers at a place, flat, without gradients.
+type Values<'a> = dyn FnMut(Kind, Range<usize>) -> Tensor<1> + 'a;
 
-/// Takes the gradient of one parameter out of a backward pass. The parameter is held as the network uses it,
+/// Takes the gradient of one parameter out of a backward pass, flat. The parameter is held as the network uses it,
 /// without an operation between: burn consumes what it recorded in the first backward pass, and one network
 /// serves a pass for each shard.
-pub(crate) type Leaf = Box<dyn Fn(&mut Gradients) -> Option<TensorData>>;
+pub(crate) type Leaf = Box<dyn Fn(&mut Gradients) -> Option<Tensor<1>>>;
 
 impl<'a> Parameters<'a> {
-    /// `values` gives the numbers at a place.
-    pub(crate) fn new(device: &'a Device, values: impl FnMut(Kind, Range<usize>) -> TensorData + 'a) -> Self {
+    /// `values` gives the numbers at a place, on this device without its gradients.
+    fn new(device: &'a Device, values: impl FnMut(Kind, Range<usize>) -> Tensor<1> + 'a) -> Self {
         Parameters { device, values: Box::new(values), layout: Layout::default(), leaves: Vec::new() }
+    }
+
+    /// For a network that is only looked at.
+    pub(crate) fn zeros(device: &'a Device) -> Self {
+        Parameters::new(device, |_, range| Tensor::zeros([range.len()], &device.clone().without_autodiff()))
+    }
+
+    /// For a network with the state's weights, which have gradients if the device records them.
+    pub(crate) fn of(state: &'a State, device: &'a Device) -> Self {
+        let plain = device.clone().without_autodiff();
+        let flat = move |kind| match kind {
+            Kind::Parameter => &state.weights,
+            Kind::Statistic => &state.statistics,
+        };
+        if kernels::is_flex(device) {
+            // Each in memory of its own, which is used again in the next step.
+            return Parameters::new(device, move |kind, range| {
+                Tensor::from_data(kernels::tensor_data(&flat(kind)[range]), &plain)
+            });
+        }
+        // One transfer of each to the device, of which every parameter is a part.
+        let upload = |kind| Tensor::<1>::from_data(kernels::tensor_data(flat(kind)), &plain);
+        let (weights, statistics) = (upload(Kind::Parameter), upload(Kind::Statistic));
+        Parameters::new(device, move |kind, range| match kind {
+            Kind::Parameter => weights.clone().slice(range),
+            Kind::Statistic => statistics.clone().slice(range),
+        })
     }
 
     /// The next parameter.
@@ -150,12 +179,14 @@ impl<'a> Parameters<'a> {
         let range = next_range(&self.layout.parameters, &shape);
         let values = (self.values)(Kind::Parameter, range.clone());
         self.layout.parameters.push(Entry { name, shape: shape.to_vec(), range, initial });
-        let mut parameter = Tensor::<1>::from_data(values, self.device).reshape(shape);
+        let mut parameter = self.on_device(values.reshape(shape));
         if self.device.is_autodiff() {
             parameter = parameter.require_grad();
         }
         let leaf = parameter.clone();
-        self.leaves.push(Box::new(move |gradients| leaf.grad_remove(gradients).map(Tensor::into_data)));
+        self.leaves.push(Box::new(move |gradients| {
+            leaf.grad_remove(gradients).map(|gradient| gradient.flatten(0, D - 1))
+        }));
         parameter
     }
 
@@ -165,12 +196,16 @@ impl<'a> Parameters<'a> {
         let values = (self.values)(Kind::Statistic, range.clone());
         let initial = Initial::Constant(0.0);
         self.layout.statistics.push(Entry { name, shape: vec![length], range, initial });
-        Tensor::from_data(values, self.device)
+        self.on_device(values)
     }
 
     /// A tensor that is no parameter.
     pub(crate) fn constant(&self, length: usize, value: f32) -> Tensor<1> {
-        Tensor::from_data(TensorData::new(vec![value; length], [length]), self.device)
+        Tensor::full([length], value, self.device)
+    }
+
+    fn on_device<const D: usize>(&self, values: Tensor<D>) -> Tensor<D> {
+        if self.device.is_autodiff() { values.autodiff() } else { values }
     }
 }
 

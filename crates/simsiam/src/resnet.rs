@@ -60,8 +60,7 @@ impl ResNet {
         for block in &self.blocks {
             x = block.forward(x, statistics);
         }
-        let [n, _, _, channels] = x.dims();
-        x.mean_dims(&[1, 2]).reshape([n, channels]) // [n, features]
+        kernels::average_pool(x) // [n, features]
     }
 
     /// Floats in the outputs of every convolution and BatchNorm, for one image of `side` pixels.

@@ -8,7 +8,7 @@
 //! ```
 //! (algorithm 1 of arXiv 2011.10566)
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::heads::{Predictor, Projector};
 use crate::layers::{BatchStatistics, Statistics};
@@ -54,6 +54,8 @@ impl SimSiam {
 
         let z = self.f(Tensor::cat(vec![x1, x2], 0), per_view); // [2n, d]
         let p = self.h.forward(z.clone(), per_view); // [2n, d]
+        // Nothing from here on is short of time or memory, so it is in f32 whatever came before.
+        let (z, p) = (z.cast(DType::F32), p.cast(DType::F32));
         let ([z1, z2], [p1, p2]) = (halves(z), halves(p)); // each [n, d]
 
         let loss = (self.d(p1, z2.clone()) + self.d(p2, z1.clone())) / 2.0;

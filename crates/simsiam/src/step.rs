@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use recipe::Recipe;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use recipe::{Precision, Recipe};
 
 use crate::bucket::{BucketLayout, Folded, all_finite};
-use crate::parameters::{Kind, Layout, Leaf, Parameters};
+use crate::parameters::{Layout, Leaf, Parameters};
 use crate::schedule::{LearningRates, Schedule};
 use crate::simsiam::{Encoded, SimSiam};
 use crate::state::State;
@@ -30,7 +30,8 @@ pub struct Bound {
     leaves: Vec<Leaf>,
 }
 
-/// Where the time of one shard went.
+/// Where the time of one shard went. A GPU is waited for once, at the end: there `forward` is the time it took to tell
+/// it what to do, and `backward` holds the rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PhaseSeconds {
     /// From views to loss.
@@ -51,6 +52,14 @@ pub struct NonFinite {
     /// The shards it came from; empty if every shard was finite and only their sum was not.
     pub shards: Vec<u32>,
 }
+
+/// The device could not do its part of a step, of which nothing is left.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the device failed: {0}. If its memory is full, raise training.shards, which makes each part of a batch smaller, or \
+     lower training.batch"
+)]
+pub struct DeviceFailure(String);
 
 impl Trainer {
     /// A trainer for a run over `images` images.
@@ -86,32 +95,30 @@ impl Trainer {
 
     /// Forward and backward of one shard: fills its `bucket` from its part of the batch, two views of every
     /// image as `[n, 3, crop_px, crop_px]`.
+    ///
+    /// # Errors
+    /// [`DeviceFailure`]: on a GPU, whatever went wrong since the step before shows only now.
     pub fn forward_backward(
         &self,
         bound: &Bound,
         shard: u32,
         [x1, x2]: [Vec<f32>; 2],
         bucket: &mut [f32],
-    ) -> PhaseSeconds {
+    ) -> Result<PhaseSeconds, DeviceFailure> {
         let start = Instant::now();
         let Encoded { loss, z, statistics } = bound.network.forward(self.batch(x1), self.batch(x2));
         let forward = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
         let mut gradients = loss.backward();
-        for (leaf, entry) in bound.leaves.iter().zip(&self.layout.parameters) {
-            let gradient = leaf(&mut gradients).expect("every parameter takes part in the loss");
-            copy(&gradient, &mut bucket[entry.range.clone()]);
-        }
-        let [first, second] = statistics.map(layers::BatchStatistics::into_flat);
-        for ((place, first), second) in
-            bucket[self.bucket.statistics.clone()].iter_mut().zip(first).zip(second)
-        {
-            *place = (1.0 - STATISTICS_MOMENTUM) * first + second;
-        }
-        self.read_monitors(loss, z, bucket);
+        let gradients = bound
+            .leaves
+            .iter()
+            .map(|leaf| leaf(&mut gradients).expect("every parameter takes part in the loss"));
+        let statistics = statistics.map(layers::BatchStatistics::into_flat);
+        self.collect(gradients.chain(riders(loss, z, statistics)), bucket)?;
         self.flag_if_not_finite(shard, bucket);
-        PhaseSeconds { forward, backward: start.elapsed().as_secs_f64() }
+        Ok(PhaseSeconds { forward, backward: start.elapsed().as_secs_f64() })
     }
 
     /// Commits a step: weights, momentum, running statistics and position advance together, or, if anything
@@ -142,16 +149,31 @@ impl Trainer {
     fn batch(&self, values: Vec<f32>) -> Tensor<4> {
         let side = self.recipe.views.crop_px as usize;
         let n = values.len() / (3 * side * side);
-        Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device)
+        let x = Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device);
+        match self.recipe.training.precision {
+            Precision::F32 => x,
+            // The network's layers follow their input.
+            Precision::Bf16 => x.cast(DType::BF16),
+        }
     }
 
-    fn read_monitors(&self, loss: Tensor<1>, z: [Tensor<2>; 2], bucket: &mut [f32]) {
-        let [z1, z2] = z; // each [n, d]
-        let z = Tensor::cat(vec![z1, z2], 0); // [2n, d]
-        read(z.clone().mean_dim(0).flatten(0, 1), &mut bucket[self.bucket.z_mean.clone()]);
-        read(z.square().mean_dim(0).flatten(0, 1), &mut bucket[self.bucket.z_square_mean.clone()]);
-        let loss_at = self.bucket.loss;
-        read(loss, &mut bucket[loss_at..=loss_at]);
+    /// Writes everything that is a sum over shards into the bucket, whose beginning it is.
+    fn collect(
+        &self,
+        parts: impl Iterator<Item = Tensor<1>>,
+        bucket: &mut [f32],
+    ) -> Result<(), DeviceFailure> {
+        let bucket = &mut bucket[..=self.bucket.loss];
+        if !kernels::is_flex(&self.device) {
+            // Gathered on the device: one transfer, and the only wait of the shard.
+            return read(Tensor::cat(parts.collect(), 0), bucket);
+        }
+        let mut rest = bucket;
+        for part in parts {
+            let place = rest.split_off_mut(..part.dims()[0]).expect("the bucket has a place for every part");
+            read(part, place)?;
+        }
+        Ok(())
     }
 
     fn flag_if_not_finite(&self, shard: u32, bucket: &mut [f32]) {
@@ -164,10 +186,7 @@ impl Trainer {
 
 /// The recipe's network with the state's weights. Parameters have gradients if the device records them.
 pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
-    let mut parameters = Parameters::new(device, |kind, range| match kind {
-        Kind::Parameter => kernels::tensor_data(&state.weights[range]),
-        Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
-    });
+    let mut parameters = Parameters::of(state, device);
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.leaves)
 }
@@ -179,10 +198,19 @@ impl SimSiam {
     }
 }
 
-fn read(tensor: Tensor<1>, into: &mut [f32]) {
-    copy(&tensor.into_data(), into);
+/// What rides along behind the gradient, in the bucket's order.
+fn riders(loss: Tensor<1>, z: [Tensor<2>; 2], [first, second]: [Tensor<1>; 2]) -> [Tensor<1>; 4] {
+    let z = Tensor::cat(z.map(Tensor::inner).to_vec(), 0); // [2n, d]
+    [
+        first * (1.0 - STATISTICS_MOMENTUM) + second,
+        z.clone().mean_dim(0).flatten(0, 1),
+        z.square().mean_dim(0).flatten(0, 1),
+        loss.inner(),
+    ]
 }
 
-fn copy(data: &TensorData, into: &mut [f32]) {
-    kernels::copy(data.as_slice().expect("training is in f32"), into);
+fn read(tensor: Tensor<1>, into: &mut [f32]) -> Result<(), DeviceFailure> {
+    let data = tensor.try_into_data().map_err(|error| DeviceFailure(format!("{error:?}")))?;
+    kernels::copy(data.as_slice().expect("gradients and what rides along are f32"), into);
+    Ok(())
 }

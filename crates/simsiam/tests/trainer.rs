@@ -3,9 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
 
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{Device, LearningRates, State, Trainer};
+use simsiam::{Device, DeviceName, LearningRates, State, Trainer};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
+
+/// The CPU, or what `SIMSIAM_DEVICE` names: these promises hold on every device.
+fn device() -> Device {
+    let name: DeviceName =
+        std::env::var("SIMSIAM_DEVICE").map_or(DeviceName::Cpu, |name| name.parse().unwrap());
+    name.open(&std::env::temp_dir()).unwrap()
+}
 
 fn trainer() -> Trainer {
     let set = [
@@ -17,7 +24,7 @@ fn trainer() -> Trainer {
         "model.predictor_dim=8",
     ];
     let set = set.map(String::from);
-    Trainer::new(&Recipe::from_toml(recipe::QUICKSTART, &set).unwrap(), 64, Device::flex())
+    Trainer::new(&Recipe::from_toml(recipe::QUICKSTART, &set).unwrap(), 64, device())
 }
 
 /// Two views of four images, different for each shard.
@@ -34,7 +41,7 @@ fn one_network_serves_every_shard_of_a_step() {
     let state = State::initial(trainer.layout(), 3);
     let bucket_of = |shard: u32, bound: &_| {
         let mut bucket = vec![f32::NAN; trainer.bucket().values()];
-        trainer.forward_backward(bound, shard, views(shard), &mut bucket);
+        trainer.forward_backward(bound, shard, views(shard), &mut bucket).unwrap();
         bucket
     };
     let shared = trainer.bind(&state);
@@ -58,7 +65,7 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
                 x1[5] = value;
             }
             let mut bucket = vec![0.0; trainer.bucket().values()];
-            trainer.forward_backward(&network, shard, [x1, x2], &mut bucket);
+            trainer.forward_backward(&network, shard, [x1, x2], &mut bucket).unwrap();
             sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
         }
         let mut state = before.clone();
@@ -74,7 +81,7 @@ fn a_commit_moves_everything_together() {
     let trainer = trainer();
     let before = State::initial(trainer.layout(), 3);
     let mut sum = vec![0.0; trainer.bucket().values()];
-    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut sum);
+    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut sum).unwrap();
     let mut state = before.clone();
     trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap();
     assert_eq!(state.step, 1);

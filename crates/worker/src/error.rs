@@ -37,6 +37,9 @@ pub enum WorkerError {
     /// Loss or gradient is not finite.
     #[error(transparent)]
     NonFinite(#[from] simsiam::NonFinite),
+    /// This worker's device failed; another worker can take over.
+    #[error(transparent)]
+    Device(#[from] simsiam::DeviceFailure),
     /// A call to the coordinator failed.
     #[error("{call}: {problem}")]
     Call {

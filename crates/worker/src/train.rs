@@ -42,7 +42,7 @@ pub(crate) fn train(
         while let Some(shard) = sums.next_shard() {
             let batch = timed(&mut done.data_seconds, || session.next_batch(state.step, shard))?;
             let bucket = sums.next_bucket();
-            let seconds = trainer.forward_backward(&network, shard, batch.views, bucket);
+            let seconds = trainer.forward_backward(&network, shard, batch.views, bucket)?;
             if *stopping {
                 trainer.bucket().request_stop(bucket);
             }

@@ -64,12 +64,16 @@ struct Position {
 
 impl TrainingThread {
     /// Works until it is dismissed. What keeps it from going on is reported before it is returned, unless it is
-    /// the coordinator itself that is gone or has said so.
+    /// the coordinator itself that is gone or has said so, or this worker's device, which only this worker loses:
+    /// its process ends and the others go on.
     pub(crate) fn run(self, commands: &Receiver<Command>) -> Result<(), WorkerError> {
         let mut position = Position::default();
         let reports = self.reports.clone();
         self.work(commands, &mut position).inspect_err(|error| {
-            if matches!(error, WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_)) {
+            if matches!(
+                error,
+                WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_) | WorkerError::Device(_)
+            ) {
                 return;
             }
             let step = position.state.map_or(0, |state| state.step);

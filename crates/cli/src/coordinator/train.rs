@@ -38,6 +38,8 @@ struct Prepared {
     directory: RunDirectory,
     deal: Deal,
     total_steps: u64,
+    /// What each worker of this machine computes on, as its argument.
+    worker_devices: Vec<OsString>,
 }
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
@@ -52,6 +54,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     };
     check_workers(arguments.all_workers(), recipe.training.shards)?;
     check_min_workers(arguments.losses.min_workers, arguments.all_workers())?;
+    let worker_devices = arguments.device.of_workers(arguments.workers)?;
     let path = arguments.out.join(&recipe.name);
     if resumed.is_none() {
         RunDirectory::refuse_unless_free(&path)?;
@@ -78,7 +81,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps })
+    Ok(Prepared { directory, deal, total_steps, worker_devices })
 }
 
 /// Opens the run to go on with, whose own recipe counts.
@@ -125,7 +128,7 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps } = prepared;
+    let Prepared { directory, deal, total_steps, worker_devices } = prepared;
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", arguments.listen))?;
@@ -161,8 +164,8 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(&address, &directory, arguments)?,
-        evaluations: evaluations(&directory, &arguments.cache)?,
+        local_workers: start_workers(&address, &directory, arguments, worker_devices)?,
+        evaluations: evaluations(&directory, arguments)?,
         directory,
     };
     let (stops, mut stopped_by) = stops()?;
@@ -210,6 +213,7 @@ fn start_workers(
     address: &str,
     directory: &RunDirectory,
     arguments: &TrainArguments,
+    worker_devices: Vec<OsString>,
 ) -> Result<Option<LocalWorkers>> {
     if arguments.workers == 0 {
         return Ok(None);
@@ -218,7 +222,7 @@ fn start_workers(
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
         arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
-        count: arguments.workers,
+        own_arguments: worker_devices,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
         logs: directory.logs(),
         restart: on_failure(arguments) != OnFailure::Abort,
@@ -227,16 +231,17 @@ fn start_workers(
 }
 
 /// This program again, in the role of `evaluate`, whenever the recipe asks for it.
-fn evaluations(directory: &RunDirectory, cache: &CacheArguments) -> Result<Option<Evaluations>> {
+fn evaluations(directory: &RunDirectory, arguments: &TrainArguments) -> Result<Option<Evaluations>> {
     let every_checkpoints = directory.recipe().evaluation.every_checkpoints;
     if every_checkpoints == 0 {
         return Ok(None);
     }
     let own = ["evaluate", "knn", "--json", "--beside-training"].map(OsString::from);
+    let place = arguments.cache.to_arguments().into_iter().chain([arguments.device.to_argument()]);
     let run = directory.path().as_os_str().to_owned();
     Ok(Some(Evaluations::new(EvaluationSettings {
         executable: own_executable()?,
-        arguments: own.into_iter().chain(cache.to_arguments()).chain([run]).collect(),
+        arguments: own.into_iter().chain(place).chain([run]).collect(),
         every_checkpoints,
         log: directory.logs().join("evaluation.log"),
     })))

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use evaluation::{Embedded, Input, Progress, embed};
 use recipe::{Data, Recipe};
-use simsiam::Device;
 
 use super::{DataSource, WeightsArguments, parse_data};
 use crate::cache::CacheArguments;
+use crate::device::DeviceArguments;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EmbedArguments {
@@ -24,6 +24,8 @@ pub(super) struct EmbedArguments {
     #[arg(long)]
     native: bool,
     #[command(flatten)]
+    device: DeviceArguments,
+    #[command(flatten)]
     cache: CacheArguments,
 }
 
@@ -32,7 +34,8 @@ impl EmbedArguments {
         let encoder = self.weights.open(&self.run)?;
         let data = data(&self.images, encoder.recipe());
         let input = if self.native { Input::Native } else { Input::Crop };
-        let (cache_dir, device) = (self.cache.folder(), Device::flex());
+        let cache_dir = self.cache.folder();
+        let device = self.device.open(&cache_dir)?;
         let place = (cache_dir.as_path(), &device);
         let Embedded { rows, columns } = embed(&encoder, &data, input, &self.file, place, progress)?;
         Ok(format!("{}: {rows} rows of {columns} features", self.file.display()))

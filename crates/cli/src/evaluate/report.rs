@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use evaluation::{ReportRequest, write_report};
-use simsiam::Device;
 
 use super::{DataSource, parse_data};
 use crate::cache::CacheArguments;
+use crate::device::DeviceArguments;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReportArguments {
@@ -20,6 +20,8 @@ pub(super) struct ReportArguments {
     /// Labelled images for the map and the neighbours, if the run's own have no labels
     #[arg(long, value_name = "SOURCE:FOLDER", value_parser = parse_data)]
     data: Option<DataSource>,
+    #[command(flatten)]
+    device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }
@@ -38,7 +40,7 @@ impl ReportArguments {
                 self.data.as_ref().map_or_else(|| recipe.labelled_data().clone(), |data| data.of(recipe))
             },
             cache_dir: &self.cache.folder(),
-            device: &Device::flex(),
+            device: &self.device.open(&self.cache.folder())?,
         };
         write_report(&request, &out, progress)?;
         Ok(out.display().to_string())

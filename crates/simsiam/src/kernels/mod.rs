@@ -1,8 +1,10 @@
 //! The network's operations over channels-last activations, `[n, height, width, channels]`.
 //!
-//! On the CPU (burn's flex backend) they are the kernels of this module, with backward passes written by
-//! hand; on every other device they are [`twin`]'s compositions of burn's own operations, which is also what
-//! the tests compare the kernels with. burn's tensors and its autodiff tape stay in charge either way.
+//! In `f32` on the CPU (burn's flex backend) they are the kernels of this module, with backward passes written by
+//! hand; on every other device, and in bf16, they are [`twin`]'s compositions of burn's own operations, which is
+//! also what the tests compare the kernels with. burn's tensors and its autodiff tape stay in charge either way.
+//!
+//! The activations' type decides: weights are multiplied in it, normalisation and its statistics are in `f32`.
 
 mod autodiff;
 mod batch_norm;
@@ -93,7 +95,7 @@ pub(crate) struct Normalised<const D: usize> {
 /// `x: [n, h, w, in]`, `weight: [out, in, kernel, kernel]` `-> [n, h / stride, w / stride, out]`, padded by
 /// half the kernel.
 pub(crate) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Tensor<4> {
-    if !is_flex(&x.device()) {
+    if !has_kernels(&x) {
         return twin::convolution(x, weight, stride);
     }
     let y = <Dispatch as Kernels>::convolution(x.into_dispatch(), weight.into_dispatch(), stride);
@@ -102,7 +104,7 @@ pub(crate) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize) -> Ten
 
 /// `x: [n, in]`, `weight: [out, in]` `-> [n, out]`.
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    if !is_flex(&x.device()) {
+    if !has_kernels(&x) {
         return twin::linear(x, weight);
     }
     // A convolution of one pixel: it packs the weight itself, so nothing is transposed beforehand.
@@ -119,7 +121,7 @@ pub(crate) fn batch_norm<const D: usize>(
     groups: usize,
     then: Then<D>,
 ) -> Normalised<D> {
-    if !is_flex(&x.device()) {
+    if !has_kernels(&x) {
         return twin::batch_norm(x, &gamma, &beta, groups, then);
     }
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
@@ -144,8 +146,7 @@ pub(crate) fn batch_norm_running<const D: usize>(
     [mean, variance]: [Tensor<1>; 2],
     then: Then<D>,
 ) -> Tensor<D> {
-    let device = x.device();
-    if device.is_autodiff() || !is_flex(&device) {
+    if x.device().is_autodiff() || !has_kernels(&x) {
         return twin::batch_norm_running(x, [gamma, beta], [mean, variance], then);
     }
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
@@ -168,9 +169,15 @@ pub(crate) fn batch_norm_running<const D: usize>(
     })
 }
 
+/// The mean over all pixels, `[n, h, w, c] -> [n, c]`.
+pub(crate) fn average_pool(x: Tensor<4>) -> Tensor<2> {
+    let ([n, _, _, channels], dtype) = (x.dims(), x.dtype());
+    x.cast(DType::F32).mean_dims(&[1, 2]).reshape([n, channels]).cast(dtype)
+}
+
 /// The greatest of 3x3 pixels at every second one, `[n, h, w, c] -> [n, h / 2, w / 2, c]`.
 pub(crate) fn max_pool(x: Tensor<4>) -> Tensor<4> {
-    if !is_flex(&x.device()) {
+    if !has_kernels(&x) {
         return twin::max_pool(x);
     }
     Tensor::from_dispatch(<Dispatch as Kernels>::max_pool(x.into_dispatch()))
@@ -192,7 +199,13 @@ pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
 /// Numbers of one thread's turn in work that is a pass over memory: long beside the cost of handing it out.
 pub(crate) const SHARE: usize = 1 << 16;
 
-fn is_flex(device: &Device) -> bool {
+/// Whether this module's own kernels can take `x`.
+fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && is_flex(&x.device())
+}
+
+/// Whether the device is the CPU, with or without gradients.
+pub(crate) fn is_flex(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Autodiff(inner) => matches!(**inner, DispatchDevice::Flex(_)),
         device => matches!(device, DispatchDevice::Flex(_)),
