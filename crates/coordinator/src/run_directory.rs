@@ -1,8 +1,9 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::journal::{Created, Record};
+use crate::membership::Past;
 use crate::tensorboard::TensorBoard;
 
 const RECIPE: &str = "recipe.toml";
@@ -33,10 +35,12 @@ pub enum RunDirectoryError {
         path: PathBuf,
     },
     /// Two coordinators would write the same files.
-    #[error("another coordinator is at work in {path}: wait until it ends, or choose another --name")]
+    #[error("another coordinator ({holder}) is at work in {path}: wait until it ends, or choose another --name")]
     Locked {
         /// The folder.
         path: PathBuf,
+        /// Which one, for people.
+        holder: String,
     },
     /// There is nothing to go on with.
     #[error(
@@ -89,6 +93,7 @@ pub struct RunDirectory {
     path: PathBuf,
     recipe: Recipe,
     run_id: [u8; 16],
+    past: Past,
     journal: File,
     metrics: File,
     checkpoints: Checkpoints,
@@ -149,12 +154,14 @@ impl RunDirectory {
         let recipe = Recipe::from_toml(&text, &[])
             .map_err(|source| RunDirectoryError::Recipe { path: recipe_path, source })?;
         let run_id = read_run_id(&path.join(JOURNAL))?;
+        let journal = append_to(&path.join(JOURNAL))?;
         let logs = path.join(LOGS);
         fs::create_dir_all(&logs).map_err(failed("create", &logs))?;
         Ok(RunDirectory {
             recipe,
             run_id,
-            journal: append_to(&path.join(JOURNAL))?,
+            past: read_past(&path.join(JOURNAL))?,
+            journal,
             metrics: append_to(&path.join(METRICS))?,
             checkpoints: Checkpoints::open(&path.join(CHECKPOINTS), &hexadecimal(&run_id))?,
             path: path.to_path_buf(),
@@ -175,6 +182,11 @@ impl RunDirectory {
     /// 16 bytes that no other run has.
     pub fn run_id(&self) -> [u8; 16] {
         self.run_id
+    }
+
+    /// What the journal tells of the coordinators before.
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// The run's checkpoints.
@@ -209,6 +221,26 @@ impl RunDirectory {
         self.metrics.write_all(&text).map_err(failed("write", &self.path.join(METRICS)))
     }
 
+    /// What the metrics tell so far.
+    pub(crate) fn told(&self) -> Result<Told, RunDirectoryError> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: u64,
+            evaluation: Option<String>,
+        }
+        let path = self.path.join(METRICS);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let mut told = Told::default();
+        let lines = text.split(|byte| *byte == b'\n');
+        for line in lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+            match line.evaluation {
+                Some(_) => drop(told.evaluated.insert(line.step)),
+                None => told.last_step = told.last_step.max(line.step),
+            }
+        }
+        Ok(told)
+    }
+
     /// Removes the metrics of steps after `step`: they are made again, and are not to be there twice. From step
     /// 0 on, everything is.
     pub(crate) fn forget_metrics_after(&mut self, step: u64) -> Result<(), RunDirectoryError> {
@@ -228,6 +260,15 @@ impl RunDirectory {
     }
 }
 
+/// What `metrics.jsonl` tells.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Steps committed; 0 if there is none.
+    pub(crate) last_step: u64,
+    /// The steps whose weights were evaluated.
+    pub(crate) evaluated: BTreeSet<u64>,
+}
+
 fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
     for entry in fs::read_dir(path).map_err(failed("read", path))? {
         if entry.map_err(failed("read", path))?.file_name() != LOCK {
@@ -239,11 +280,39 @@ fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
 
 fn lock(path: &Path) -> Result<File, RunDirectoryError> {
     let lock_path = path.join(LOCK);
-    let file = append_to(&lock_path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .read(true)
+        .open(&lock_path)
+        .map_err(failed("open", &lock_path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RunDirectoryError::Locked { path: path.to_path_buf() }),
+        Ok(()) => {
+            sign(&mut file).map_err(failed("write", &lock_path))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            Err(RunDirectoryError::Locked { path: path.to_path_buf(), holder: signature(file) })
+        }
         Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path)(error)),
+    }
+}
+
+/// Says in the lock who holds it.
+fn sign(lock: &mut File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    write!(lock, "process {}", std::process::id())
+}
+
+fn signature(lock: File) -> String {
+    let mut text = String::new();
+    // More than a line is not what was written.
+    match lock.take(64).read_to_string(&mut text) {
+        Ok(_) if !text.trim().is_empty() => text.trim().to_string(),
+        // It has not signed yet.
+        Ok(_) | Err(_) => "process unknown".to_string(),
     }
 }
 
@@ -307,6 +376,20 @@ fn read_run_id(path: &Path) -> Result<[u8; 16], RunDirectoryError> {
     run_id_from(&created.run_id).ok_or_else(|| {
         damaged(format!("{:?} as run_id, which has not 32 hexadecimal digits", created.run_id))
     })
+}
+
+/// What the journal tells. A line that this version does not know is one that a later version knows what to do with.
+fn read_past(path: &Path) -> Result<Past, RunDirectoryError> {
+    let text = fs::read(path).map_err(failed("read", path))?;
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let records: Vec<Record> = lines
+        .filter_map(|line| {
+            serde_json::from_slice(line)
+                .inspect_err(|error| tracing::warn!("{}: a line is passed over: {error}", path.display()))
+                .ok()
+        })
+        .collect();
+    Ok(Past::replay(&records))
 }
 
 fn run_id_from(text: &str) -> Option<[u8; 16]> {
