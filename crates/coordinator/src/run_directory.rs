@@ -412,7 +412,8 @@ fn draw_run_id(path: &Path) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::Outcome;
+    use crate::membership::{Digest, Outcome, Place};
+    use protocol::WorkerId;
 
     fn quickstart() -> Recipe {
         Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap()
@@ -449,6 +450,67 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        let place = Place {
+            worker: WorkerId(7),
+            collective_address: "10.0.0.1:7000".to_string(),
+            first_shard: 0,
+            shard_count: 4,
+        };
+        let records = [
+            Record::Opened {
+                program_version: "1.0.0".to_string(),
+                checkpoint: Some("step-000003".to_string()),
+                step: 3,
+                address: Some("10.0.0.9:7070".to_string()),
+                workers: 2,
+                local_workers: 0,
+                awaited: vec![3, 4],
+            },
+            Record::Joined {
+                worker: 7,
+                incarnation: u64::MAX,
+                collective_address: "10.0.0.1:7000".to_string(),
+                description: "host".to_string(),
+                outlives_coordinator: true,
+            },
+            Record::Returned { worker: 3, step: None },
+            Record::Generation { generation: 2, places: vec![place] },
+            Record::Started { generation: 2, step: 3, state_hash: "00".to_string() },
+            Record::Adopted { generation: 2, step: 3 },
+            Record::Checkpoint { generation: 2, checkpoint: "step-000005".to_string(), step: 5 },
+            Record::StopRequested { step: 5 },
+            Record::Lost { worker: 3, reason: "gone".to_string() },
+            Record::Ended(Outcome::Failed { reason: "disk".to_string() }),
+            Record::Ended(Outcome::Completed { step: 9, state_hash: Digest([0xab; 32]) }),
+        ];
+        for record in &records {
+            run.record(record).unwrap();
+        }
+        drop(run);
+        let text = fs::read_to_string(path.join(JOURNAL)).unwrap();
+        let read: Vec<Record> = text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, records);
+        assert!(!RunDirectory::open(&path).unwrap().past().has_left_workers(), "the run has ended");
+
+        // Without its end, and with lines of other versions, cut as a crash cuts them.
+        let whole: Vec<&str> = text.lines().take(5).collect();
+        let earlier = r#"{"event":"opened","program_version":"0.9.0","checkpoint":null,"step":0}"#;
+        let later = r#"{"event":"moved","worker":7}"#;
+        let cut = format!("{}\n{earlier}\n{later}\n{}\n{{\"event\":\"lo", whole[0], whole[1..].join("\n"));
+        fs::write(path.join(JOURNAL), cut).unwrap();
+        let run = RunDirectory::open(&path).unwrap();
+        let past = run.past();
+        assert_eq!((past.workers_admitted, past.generation.0, past.workers), (7, 2, 2));
+        assert_eq!((past.ranks.as_slice(), past.has_started), (&[WorkerId(7)][..], false));
+        assert_eq!(past.members[&WorkerId(7)].incarnation, u64::MAX);
+        assert_eq!(past.address.as_deref(), Some("10.0.0.9:7070"));
+    }
+
+    #[test]
     fn two_runs_have_different_ids() {
         let folder = tempfile::tempdir().unwrap();
         let ids = ["a", "b"].map(|name| create(&folder.path().join(name)).unwrap().run_id());
@@ -472,7 +534,8 @@ mod tests {
         let run = path.join("run");
         let held = create(&run).unwrap();
         check(create(&run), "--resume");
-        check(RunDirectory::open(&run), "another coordinator");
+        let ours = format!("another coordinator (process {})", std::process::id());
+        check(RunDirectory::open(&run), &ours);
         drop(held);
         RunDirectory::open(&run).unwrap();
 

@@ -79,14 +79,19 @@ impl Membership {
         }
         let name = self.describe(worker);
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
+        let was_told = member.stage == Stage::Halting;
         match member.stage {
             Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Halting => {
                 member.stage = Stage::Idle(held_step);
             }
             Stage::Away | Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => return Vec::new(),
         }
-        if self.phase == Phase::Regrouping {
-            return self.regroup(now);
+        match self.phase {
+            Phase::Regrouping => return self.regroup(now),
+            // It came back from a generation that was over.
+            Phase::Reuniting if was_told => return self.reunite(now),
+            _ if was_told => return self.take_in(now),
+            _ => {}
         }
         let reason = complaint.map_or_else(String::new, |complaint| complaint.reason);
         self.break_off(format!("{name} left: {reason}"), now)

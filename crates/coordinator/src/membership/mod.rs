@@ -226,6 +226,10 @@ impl Membership {
             if generation.is_some_and(|generation| generation != member.generation) {
                 return Vec::new();
             }
+            // Who comes back says first where it stands.
+            if member.stage == Stage::Away && !matches!(event, Event::Attending { .. }) {
+                return Vec::new();
+            }
             member.heard_at = now;
         }
         match event {
@@ -306,7 +310,9 @@ impl Membership {
     /// time, because the generation before was lost with it, has been told.
     fn step_done(&mut self, worker: WorkerId, report: StepReport, now: Duration) -> Vec<Action> {
         let is_possible = self.is_under_way() && report.step <= self.settings.total_steps;
-        if !is_possible || !self.ranks.contains(&worker) {
+        // A worker that comes back from an older generation still speaks of that one.
+        let is_present = report.generation == self.generation && self.ranks.contains(&worker);
+        if !is_possible || !is_present {
             return Vec::new();
         }
         if self.ranks.first() != Some(&worker) || self.phase == Phase::Regrouping {
@@ -329,12 +335,12 @@ impl Membership {
 
     /// Once all have finished, with the same state, the run is over.
     fn finished(&mut self, worker: WorkerId, step: u64, state_hash: Digest, now: Duration) -> Vec<Action> {
-        if self.phase == Phase::Regrouping {
-            // Who was never told to start has finished nothing: only its `Halted` says that it is out.
-            return if self.has_started { self.halted(worker, Some(step), None, now) } else { Vec::new() };
-        }
-        if !self.is_under_way() || !self.ranks.contains(&worker) {
+        // Who was never told to start has finished nothing: only its `Halted` says that it is out.
+        if !self.has_started || !self.is_under_way() || !self.ranks.contains(&worker) {
             return Vec::new();
+        }
+        if self.phase == Phase::Regrouping {
+            return self.halted(worker, Some(step), None, now);
         }
         self.note_progress(now);
         if let Some(member) = self.members.get_mut(&worker) {

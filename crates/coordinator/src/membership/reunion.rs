@@ -56,8 +56,7 @@ impl Membership {
             return once(record).chain(self.give_up(&[worker], &reason, now)).collect();
         }
         let mut actions = vec![record];
-        let present = self.generation;
-        for report in steps.into_iter().filter(|report| report.generation == present) {
+        for report in steps {
             actions.extend(self.step_done(worker, report, now));
         }
         let is_here = generation == self.generation && self.ranks.contains(&worker);
@@ -84,7 +83,7 @@ impl Membership {
     }
 
     /// Once all of the last generation are back it goes on, or is over if one of them has left it.
-    fn reunite(&mut self, now: Duration) -> Vec<Action> {
+    pub(super) fn reunite(&mut self, now: Duration) -> Vec<Action> {
         let is_back = |stage: Option<&Stage>| stage.is_some_and(|stage| *stage != Stage::Away);
         let takes_part = |stage: Option<&Stage>| {
             matches!(
