@@ -136,7 +136,9 @@ impl Average {
 fn sentence(progress: &Progress) -> Option<String> {
     Some(match progress {
         Progress::Resumed { checkpoint, step } => format!("goes on from {checkpoint}, {step} steps are done"),
-        Progress::Awaiting { workers: 1 } => "waits for the worker of the last generation to come back".to_string(),
+        Progress::Awaiting { workers: 1 } => {
+            "waits for the worker of the last generation to come back".to_string()
+        }
         Progress::Awaiting { workers } => {
             format!("waits for the {workers} workers of the last generation to come back")
         }

@@ -254,6 +254,27 @@ mod tests {
     }
 
     #[test]
+    fn what_died_with_a_coordinator_is_made_by_the_next_and_the_count_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        for (seen, missed, expected) in [
+            // The fourth was under way, the third is none of those that are evaluated.
+            (4, Some(("4", false)), vec!["4--checkpoint", "6--checkpoint"]),
+            (3, Some(("3", false)), vec!["4--checkpoint", "6--checkpoint"]),
+            (3, Some(("3", true)), vec!["3--checkpoint", "4--checkpoint", "6--checkpoint"]),
+            (4, None, vec!["6--checkpoint"]),
+        ] {
+            let mut evaluations = evaluations(folder.path(), 2, ANSWER);
+            evaluations.go_on(seen, missed);
+            let mut told = subjects(until_all_ended(&mut evaluations));
+            for number in seen + 1..=6 {
+                evaluations.published(&number.to_string(), false);
+                told.extend(subjects(until_all_ended(&mut evaluations)));
+            }
+            assert_eq!(told, expected, "{seen} {missed:?}");
+        }
+    }
+
+    #[test]
     fn a_failure_is_told_with_the_last_words() {
         let folder = tempfile::tempdir().unwrap();
         for (script, phrase) in [

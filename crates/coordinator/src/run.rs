@@ -261,7 +261,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     /// Begins with the random weights, or with what the last coordinator did not live to evaluate.
     fn take_up_evaluations(&mut self, past: &Past, start: Option<&CheckpointDirectory>, told: &Told) {
         let Some(evaluations) = &mut self.evaluations else { return };
-        if start.is_none_or(|start| start.step() == 0) && !(past.has_left_workers() && told.evaluated.contains(&0)) {
+        if start.is_none_or(|start| start.step() == 0)
+            && !(past.has_left_workers() && told.evaluated.contains(&0))
+        {
             evaluations.begin();
         }
         let missed = start.filter(|start| start.step() > 0 && !told.evaluated.contains(&start.step()));
@@ -363,7 +365,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     fn refuse(&mut self, input: Input) {
         match input {
             Input::Join { reply, .. } => {
-                let _ = reply.send(Answer::Refused("the run has ended: start the coordinator again".to_string()));
+                let _ =
+                    reply.send(Answer::Refused("the run has ended: start the coordinator again".to_string()));
             }
             Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
                 let _ = reply.send(false);

@@ -35,7 +35,9 @@ pub enum RunDirectoryError {
         path: PathBuf,
     },
     /// Two coordinators would write the same files.
-    #[error("another coordinator ({holder}) is at work in {path}: wait until it ends, or choose another --name")]
+    #[error(
+        "another coordinator ({holder}) is at work in {path}: wait until it ends, or choose another --name"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -492,7 +494,8 @@ mod tests {
         }
         drop(run);
         let text = fs::read_to_string(path.join(JOURNAL)).unwrap();
-        let read: Vec<Record> = text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+        let read: Vec<Record> =
+            text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, records);
         assert!(!RunDirectory::open(&path).unwrap().past().has_left_workers(), "the run has ended");
 

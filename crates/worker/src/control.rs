@@ -305,7 +305,9 @@ impl Control {
             return Err(error);
         }
         let limit_s = self.absence_limit.as_secs();
-        tracing::warn!("the coordinator is lost ({reason}); this worker goes on, and looks for it for {limit_s} s");
+        tracing::warn!(
+            "the coordinator is lost ({reason}); this worker goes on, and looks for it for {limit_s} s"
+        );
         self.attendance.send_replace(None);
         let (client, request, reports) = (self.client.clone(), self.request.clone(), self.reports.clone());
         let mut search = pin!(search(client, request, reports, reason, self.absence_limit));

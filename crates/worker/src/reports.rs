@@ -254,8 +254,10 @@ mod tests {
         reports.ordered_into(1);
         for number in 1..=STEPS_KEPT as u64 + 5 {
             let full = v1::StepDone { loss: -0.5, collapse_level: 0.9, step_seconds: 0.1, ..step(1, number) };
-            let times = v1::StepDone { data_seconds: 0.1, forward_seconds: 0.1, backward_seconds: 0.1, ..full };
-            let all = v1::StepDone { learning_rate: 0.1, gradient_norm: 1.0, all_reduce_seconds: 0.1, ..times };
+            let times =
+                v1::StepDone { data_seconds: 0.1, forward_seconds: 0.1, backward_seconds: 0.1, ..full };
+            let all =
+                v1::StepDone { learning_rate: 0.1, gradient_norm: 1.0, all_reduce_seconds: 0.1, ..times };
             reports.step_done(v1::StepDone { update_seconds: 0.1, ..all });
         }
         let (attending, _) = attend(&reports, 0);

@@ -24,7 +24,8 @@ use std::time::Duration;
 use protocol::{Generation, Rank, WorkerId};
 
 use super::{
-    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Stage, agreement, lease,
+    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Stage,
+    agreement, lease,
 };
 use crate::journal::Record;
 
@@ -84,7 +85,9 @@ impl Membership {
             Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Halting => {
                 member.stage = Stage::Idle(held_step);
             }
-            Stage::Away | Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => return Vec::new(),
+            Stage::Away | Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => {
+                return Vec::new();
+            }
         }
         match self.phase {
             Phase::Regrouping => return self.regroup(now),

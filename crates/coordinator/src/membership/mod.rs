@@ -140,8 +140,7 @@ impl Membership {
             .members
             .iter()
             .map(|(&worker, candidate)| {
-                let generation =
-                    if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
+                let generation = if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
                 let candidate = candidate.clone();
                 (worker, Member { candidate, stage: Stage::Away, heard_at: now, generation })
             })

@@ -34,9 +34,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         let steps = steps.into_iter().map(|step| report(0, step)).collect();
         Position { generation: Generation(0), part, held_step, steps }
     });
-    let returns = ((1u64..6).prop_map(WorkerId), generations_back, position).prop_map(
-        |(worker, generations_back, position)| Turn::Return { worker, generations_back, position },
-    );
+    let returns = ((1u64..6).prop_map(WorkerId), generations_back, position)
+        .prop_map(|(worker, generations_back, position)| Turn::Return { worker, generations_back, position });
     prop_oneof![40 => any_event().prop_map(Turn::Event), 2 => Just(Turn::Restart), 12 => returns]
 }
 
@@ -140,8 +139,7 @@ impl Witness {
         }
         self.hear(event);
         if matches!(event, Event::Joined(_)) {
-            let answers =
-                actions.iter().filter(|a| {
+            let answers = actions.iter().filter(|a| {
                 matches!(a, Action::Admit { .. } | Action::Refuse { .. } | Action::Postpone { .. })
             });
             assert_eq!(answers.count(), 1, "whoever joins is answered");

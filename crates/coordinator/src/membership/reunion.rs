@@ -27,8 +27,10 @@ impl Membership {
         candidate: &Candidate,
         now: Duration,
     ) -> Vec<Action> {
-        let member =
-            self.members.get_mut(&worker).filter(|member| member.candidate.incarnation == candidate.incarnation);
+        let member = self
+            .members
+            .get_mut(&worker)
+            .filter(|member| member.candidate.incarnation == candidate.incarnation);
         match member {
             Some(member) if member.stage == Stage::Away => {
                 member.heard_at = now;
@@ -39,7 +41,9 @@ impl Membership {
                 let reason = format!("worker {worker} is still connected");
                 vec![Action::Postpone { reason }]
             }
-            None => vec![refuse(&format!("worker {worker} was lost, and its place given away: start it again"))],
+            None => {
+                vec![refuse(&format!("worker {worker} was lost, and its place given away: start it again"))]
+            }
         }
     }
 
@@ -98,8 +102,7 @@ impl Membership {
         if !stages().all(takes_part) {
             return self.break_off("it broke off while there was no coordinator".to_string(), now);
         }
-        let record =
-            Record::Adopted { generation: self.generation.0, step: self.committed_step };
+        let record = Record::Adopted { generation: self.generation.0, step: self.committed_step };
         let consequences = if self.has_started { self.go_on(now) } else { self.assemble_on(now) };
         once(Action::Record(record)).chain(consequences).collect()
     }

@@ -90,7 +90,10 @@ fn who_is_not_back_in_time_is_lost() {
     course.halted(1, 4);
     assert_eq!(assemblies(&course.halted(3, 4)), [(1, 2, 4, 4), (3, 2, 4, 4)]);
     let late = course.asks_to_come_back(2, 2);
-    assert!(matches!(&late[..], [Action::Refuse { reason }] if reason.contains("start it again")), "{late:?}");
+    assert!(
+        matches!(&late[..], [Action::Refuse { reason }] if reason.contains("start it again")),
+        "{late:?}"
+    );
     assert!(matches!(course.asks_to_come_back(1, 7)[..], [Action::Refuse { .. }]), "another process");
     assert!(matches!(course.asks_to_come_back(1, 1)[..], [Action::Postpone { .. }]), "still connected");
 }
@@ -213,7 +216,10 @@ fn workers_that_end_with_their_coordinator_are_not_waited_for() {
         }
     }
     course.restart();
-    assert_eq!((course.membership.phase(), course.membership.generation()), (Phase::Gathering, Generation(2)));
+    assert_eq!(
+        (course.membership.phase(), course.membership.generation()),
+        (Phase::Gathering, Generation(2))
+    );
     assert!(course.joins(3).is_empty(), "a run that is begun again waits for all");
 }
 

@@ -68,7 +68,9 @@ impl Membership {
             Phase::Training if self.recovers() => {
                 self.break_off(format!("no step was committed for {limit_s:.1} s"), now)
             }
-            Phase::Assembling | Phase::Reuniting | Phase::Regrouping if self.recovers() && !late.is_empty() => {
+            Phase::Assembling | Phase::Reuniting | Phase::Regrouping
+                if self.recovers() && !late.is_empty() =>
+            {
                 let what = if self.phase == Phase::Assembling { "assembled" } else { "ready to regroup" };
                 self.give_up(&late, &format!("it was not {what} within {limit_s:.1} s"), now)
             }
@@ -118,15 +120,13 @@ impl Membership {
                 missing(|stage| matches!(stage, Stage::Finished(_))),
                 self.how_to_go_on()
             ),
-            Phase::Reuniting
-            | Phase::Training
-            | Phase::Regrouping
-            | Phase::Finished
-            | Phase::Failed => format!(
-                "no step was committed for {limit_s:.1} s; still at work: {}; {}",
-                missing(|stage| matches!(stage, Stage::Finished(_))),
-                self.how_to_go_on()
-            ),
+            Phase::Reuniting | Phase::Training | Phase::Regrouping | Phase::Finished | Phase::Failed => {
+                format!(
+                    "no step was committed for {limit_s:.1} s; still at work: {}; {}",
+                    missing(|stage| matches!(stage, Stage::Finished(_))),
+                    self.how_to_go_on()
+                )
+            }
         }
     }
 
