@@ -148,6 +148,7 @@ impl TestRun {
         Settings {
             coordinator: coordinator.to_string(),
             connect_limit: Duration::from_secs(30),
+            absence_limit: Duration::ZERO,
             device: Device::flex(),
             transport,
             cache,

@@ -54,17 +54,19 @@ struct TrainArguments {
     /// Folder that holds the runs, each in a folder of its name
     #[arg(long, value_name = "FOLDER", default_value = "runs")]
     out: PathBuf,
-    /// Worker processes to start on this machine
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    workers: u32,
-    /// Workers that join from elsewhere with `worker --join`; the run begins when all are here
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    remote_workers: u32,
+    /// Worker processes to start on this machine [default: 1, or those of the coordinator that --resume replaces]
+    #[arg(long, value_name = "COUNT")]
+    workers: Option<u32>,
+    /// Workers that join from elsewhere with `worker --join`; the run begins when all are here [default: 0, or those
+    /// of the coordinator that --resume replaces]
+    #[arg(long, value_name = "COUNT")]
+    remote_workers: Option<u32>,
     #[command(flatten)]
     losses: LossArguments,
-    /// Address for the workers; port 0 takes a free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
-    listen: String,
+    /// Address for the workers; port 0 takes a free one [default: 127.0.0.1:0, or that of the coordinator that
+    /// --resume replaces, where workers look for it]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
     /// Allow --listen on an address that other machines reach, without authentication
     #[arg(long)]
     insecure_network: bool,
@@ -72,13 +74,6 @@ struct TrainArguments {
     device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
-}
-
-impl TrainArguments {
-    /// Those of this machine and those that join. Too many are refused later, with a sentence.
-    fn all_workers(&self) -> u32 {
-        self.workers.saturating_add(self.remote_workers)
-    }
 }
 
 #[derive(Debug, clap::Args)]

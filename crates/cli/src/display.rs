@@ -136,6 +136,19 @@ impl Average {
 fn sentence(progress: &Progress) -> Option<String> {
     Some(match progress {
         Progress::Resumed { checkpoint, step } => format!("goes on from {checkpoint}, {step} steps are done"),
+        Progress::Awaiting { workers: 1 } => {
+            "waits for the worker of the last generation to come back".to_string()
+        }
+        Progress::Awaiting { workers } => {
+            format!("waits for the {workers} workers of the last generation to come back")
+        }
+        Progress::Returned { workers, expected, step } => {
+            let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
+            format!("worker {workers} of {expected} is back{step}")
+        }
+        Progress::Adopted { generation, step } => {
+            format!("generation {generation} goes on, {step} steps are done")
+        }
         Progress::Joined { workers, expected, description } => {
             format!("worker {workers} of {expected} joined ({description})")
         }

@@ -34,6 +34,10 @@ pub struct WorkerArguments {
     /// How long to look for the coordinator, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_timeout_s: u64,
+    /// How long to train on without the coordinator once it is lost, and to look for it, in seconds; then this worker
+    /// ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    coordinator_timeout_s: u64,
     /// Fetch all images from the coordinator, even where this machine sees the same files
     #[arg(long)]
     no_local_files: bool,
@@ -97,6 +101,11 @@ fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     Ok(Settings {
         coordinator: arguments.join.clone(),
         connect_limit: Duration::from_secs(arguments.connect_timeout_s),
+        // One that was started by its coordinator ends with it in any case.
+        absence_limit: Duration::from_secs(match arguments.end_with_stdin {
+            true => 0,
+            false => arguments.coordinator_timeout_s,
+        }),
         device: arguments.device.open(&arguments.cache.folder())?,
         transport: Transport::listen(&arguments.listen)?,
         cache: Some(arguments.cache.blocks()?),

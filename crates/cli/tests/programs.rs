@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 #[path = "programs/recovery.rs"]
 mod recovery;
+#[path = "programs/restart.rs"]
+mod restart;
 
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[

@@ -50,7 +50,7 @@ pub struct Evaluations {
     /// At most the random weights and one checkpoint.
     waiting: Vec<Weights>,
     running: Option<Running>,
-    checkpoints_seen: u32,
+    checkpoints_seen: u64,
 }
 
 /// What is evaluated.
@@ -84,10 +84,19 @@ impl Evaluations {
         self.waiting.push(Weights::Random);
     }
 
+    /// The run goes on after `checkpoints_seen`, the last of which was not evaluated if its name is given.
+    pub(crate) fn go_on(&mut self, checkpoints_seen: u64, not_evaluated: Option<(&str, bool)>) {
+        // One that is counted again below.
+        self.checkpoints_seen = checkpoints_seen.saturating_sub(u64::from(not_evaluated.is_some()));
+        if let Some((checkpoint, is_last)) = not_evaluated {
+            self.published(checkpoint, is_last);
+        }
+    }
+
     /// A checkpoint was published; the last one of a run is always evaluated.
     pub(crate) fn published(&mut self, checkpoint: &str, is_last: bool) {
         self.checkpoints_seen += 1;
-        if is_last || self.checkpoints_seen.is_multiple_of(self.settings.every_checkpoints) {
+        if is_last || self.checkpoints_seen.is_multiple_of(u64::from(self.settings.every_checkpoints)) {
             self.waiting.retain(|weights| *weights == Weights::Random);
             self.waiting.push(Weights::Checkpoint(checkpoint.to_owned()));
         }
@@ -242,6 +251,27 @@ mod tests {
             told.extend(subjects(until_all_ended(&mut evaluations)));
         }
         assert_eq!(told, ["2--checkpoint", "4--checkpoint", "5--checkpoint"]);
+    }
+
+    #[test]
+    fn what_died_with_a_coordinator_is_made_by_the_next_and_the_count_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        for (seen, missed, expected) in [
+            // The fourth was under way, the third is none of those that are evaluated.
+            (4, Some(("4", false)), vec!["4--checkpoint", "6--checkpoint"]),
+            (3, Some(("3", false)), vec!["4--checkpoint", "6--checkpoint"]),
+            (3, Some(("3", true)), vec!["3--checkpoint", "4--checkpoint", "6--checkpoint"]),
+            (4, None, vec!["6--checkpoint"]),
+        ] {
+            let mut evaluations = evaluations(folder.path(), 2, ANSWER);
+            evaluations.go_on(seen, missed);
+            let mut told = subjects(until_all_ended(&mut evaluations));
+            for number in seen + 1..=6 {
+                evaluations.published(&number.to_string(), false);
+                told.extend(subjects(until_all_ended(&mut evaluations)));
+            }
+            assert_eq!(told, expected, "{seen} {missed:?}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::membership::{Outcome, Place};
 
 /// One line of `journal.jsonl`. Steps are not among them: `metrics.jsonl` has a line for each, and the
-/// checkpoints say which ones count.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// checkpoints say which ones count. What a later version adds is read as empty where an earlier one wrote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Record {
     /// The first line: the run exists.
@@ -15,10 +15,22 @@ pub enum Record {
     Opened {
         /// Its version.
         program_version: String,
-        /// Where it starts from.
+        /// Where it starts from; `None` from the beginning, or where workers may hold a newer state.
         checkpoint: Option<String>,
         /// Steps committed there.
         step: u64,
+        /// Where it listens.
+        #[serde(default)]
+        address: Option<String>,
+        /// How many workers it waits for.
+        #[serde(default)]
+        workers: u32,
+        /// How many of them it has started itself.
+        #[serde(default)]
+        local_workers: u32,
+        /// The workers of the coordinator before it that may come back.
+        #[serde(default)]
+        awaited: Vec<u64>,
     },
     /// A worker was admitted.
     Joined {
@@ -30,6 +42,16 @@ pub enum Record {
         collective_address: String,
         /// Its host and process.
         description: String,
+        /// Whether it goes on without a coordinator.
+        #[serde(default)]
+        outlives_coordinator: bool,
+    },
+    /// A worker came back from the coordinator before this one.
+    Returned {
+        /// Its id.
+        worker: u64,
+        /// Steps committed in the state that it holds, if it holds one.
+        step: Option<u64>,
     },
     /// A worker is gone.
     Lost {
@@ -53,6 +75,13 @@ pub enum Record {
         step: u64,
         /// Hash of the state that all hold.
         state_hash: String,
+    },
+    /// All workers of a generation are back, and it goes on.
+    Adopted {
+        /// The generation.
+        generation: u64,
+        /// Steps that are known to be committed.
+        step: u64,
     },
     /// A checkpoint was published.
     Checkpoint {

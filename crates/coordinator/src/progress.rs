@@ -17,6 +17,27 @@ pub enum Progress {
         /// Steps committed in it.
         step: u64,
     },
+    /// Workers of the coordinator before this one may still be at work, and are waited for.
+    Awaiting {
+        /// How many.
+        workers: u32,
+    },
+    /// One of them is back.
+    Returned {
+        /// How many workers are here.
+        workers: u32,
+        /// How many the run waits for.
+        expected: u32,
+        /// Steps committed in the state that it holds, if it holds one.
+        step: Option<u64>,
+    },
+    /// All of the last generation are back, and it goes on.
+    Adopted {
+        /// Which one.
+        generation: u64,
+        /// Steps that are known to be committed.
+        step: u64,
+    },
     /// A worker joined.
     Joined {
         /// How many have.
@@ -75,10 +96,15 @@ impl Progress {
     /// What the journal notes is also what a person wants to know, but for the first lines.
     pub(crate) fn from_record(record: &Record, workers: u32, expected: u32) -> Option<Progress> {
         match record.clone() {
-            Record::Created(_) | Record::Opened { checkpoint: None, .. } => None,
-            Record::Opened { checkpoint: Some(checkpoint), step, .. } => {
-                Some(Progress::Resumed { checkpoint, step })
+            Record::Created(_) => None,
+            Record::Opened { awaited, .. } if !awaited.is_empty() => {
+                Some(Progress::Awaiting { workers: awaited.len() as u32 })
             }
+            Record::Opened { checkpoint, step, .. } => {
+                checkpoint.map(|checkpoint| Progress::Resumed { checkpoint, step })
+            }
+            Record::Returned { step, .. } => Some(Progress::Returned { workers, expected, step }),
+            Record::Adopted { generation, step } => Some(Progress::Adopted { generation, step }),
             Record::Joined { description, .. } => Some(Progress::Joined { workers, expected, description }),
             Record::Lost { reason, .. } => Some(Progress::Left { workers, expected, reason }),
             Record::Generation { generation, .. } => Some(Progress::Assembling { generation, workers }),

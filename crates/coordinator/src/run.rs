@@ -17,11 +17,11 @@ use crate::checkpoint::{CheckpointDirectory, CheckpointError};
 use crate::evaluations::Evaluations;
 use crate::journal::Record;
 use crate::membership::{
-    Action, Event, Membership, OnFailure, Order, Outcome, Settings, SettingsError, StepReport, Timeouts,
+    Action, Event, Membership, OnFailure, Order, Outcome, Past, Settings, SettingsError, StepReport, Timeouts,
 };
 use crate::progress::{Progress, StepMetrics};
-use crate::run_directory::{RunDirectory, RunDirectoryError, unix_time};
-use crate::service::{Facts, Input, OrderSender, Service};
+use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
+use crate::service::{Answer, Facts, Input, OrderSender, Service};
 use crate::supervisor::LocalWorkers;
 use crate::tensorboard::TensorBoard;
 use crate::{Blocks, wire};
@@ -119,7 +119,8 @@ pub async fn serve(
     }
     let facts = facts(&run)?;
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
-    let mut control = Control::new(run, start.as_ref(), observer)?;
+    let address = listener.local_addr().ok().map(|address| address.to_string());
+    let mut control = Control::new(run, address, start.as_ref(), observer)?;
     let mut server = Server::start(listener, Service { facts, blocks, inputs });
 
     let result = control.run(received, &mut stops, &mut server).await;
@@ -200,9 +201,22 @@ struct Control<O> {
 }
 
 impl<O: FnMut(&Progress) + Send> Control<O> {
-    fn new(run: Run, start: Option<&CheckpointDirectory>, observer: O) -> Result<Self, CoordinatorError> {
+    fn new(
+        run: Run,
+        address: Option<String>,
+        start: Option<&CheckpointDirectory>,
+        observer: O,
+    ) -> Result<Self, CoordinatorError> {
         let first_step = start.map_or(0, CheckpointDirectory::step);
         let checkpoint = start.map(CheckpointDirectory::name);
+        let told = run.directory.told()?;
+        let mut past = run.directory.past().clone();
+        // Workers that may come back hold what was made since the checkpoint, and it stays told.
+        let awaited: Vec<u64> = past.members.keys().map(|worker| worker.0).collect();
+        let has_left_workers = past.has_left_workers();
+        past.committed_step = if has_left_workers { told.last_step.max(first_step) } else { first_step };
+        let step = past.committed_step;
+        let local_workers = run.local_workers.as_ref().map_or(0, LocalWorkers::count);
         let settings = Settings {
             workers: run.workers,
             workers_are_local: run.local_workers.is_some(),
@@ -215,8 +229,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             timeouts: run.timeouts,
         };
         let mut control = Control {
-            membership: Membership::new(settings, Duration::ZERO)?,
-            curves: run.directory.begin_curves(first_step)?,
+            membership: Membership::new(&past, settings, Duration::ZERO)?,
+            curves: run.directory.begin_curves(step)?,
             directory: run.directory,
             local_workers: run.local_workers,
             evaluations: run.evaluations,
@@ -228,13 +242,33 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             started_at: Instant::now(),
             outcome: None,
         };
-        control.directory.forget_metrics_after(first_step)?;
-        let program_version = run.program_version;
-        control.record(&Record::Opened { program_version, checkpoint, step: first_step })?;
-        if let (0, Some(evaluations)) = (first_step, &mut control.evaluations) {
+        if !has_left_workers {
+            control.directory.forget_metrics_after(step)?;
+        }
+        control.record(&Record::Opened {
+            program_version: run.program_version,
+            checkpoint: if has_left_workers { None } else { checkpoint },
+            step,
+            address,
+            workers: control.workers_expected,
+            local_workers,
+            awaited,
+        })?;
+        control.take_up_evaluations(&past, start, &told);
+        Ok(control)
+    }
+
+    /// Begins with the random weights, or with what the last coordinator did not live to evaluate.
+    fn take_up_evaluations(&mut self, past: &Past, start: Option<&CheckpointDirectory>, told: &Told) {
+        let Some(evaluations) = &mut self.evaluations else { return };
+        if start.is_none_or(|start| start.step() == 0)
+            && !(past.has_left_workers() && told.evaluated.contains(&0))
+        {
             evaluations.begin();
         }
-        Ok(control)
+        let missed = start.filter(|start| start.step() > 0 && !told.evaluated.contains(&start.step()));
+        let missed = missed.map(|start| (start.name(), start.step() == self.total_steps));
+        evaluations.go_on(past.checkpoints, missed.as_ref().map(|(name, is_last)| (name.as_str(), *is_last)));
     }
 
     /// Hears and acts until the run is over and the workers have gone.
@@ -331,7 +365,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     fn refuse(&mut self, input: Input) {
         match input {
             Input::Join { reply, .. } => {
-                let _ = reply.send(Err("the run has ended: start the coordinator again".to_string()));
+                let _ =
+                    reply.send(Answer::Refused("the run has ended: start the coordinator again".to_string()));
             }
             Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
                 let _ = reply.send(false);
@@ -341,12 +376,16 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     }
 
     /// Tells membership what happened and does what it decides. The answer is for a worker that joins.
-    fn act(&mut self, event: Event) -> Result<Option<Result<WorkerId, String>>, CoordinatorError> {
+    fn act(&mut self, event: Event) -> Result<Option<Answer>, CoordinatorError> {
         let mut answer = None;
         for action in self.membership.step(event, self.started_at.elapsed()) {
             match action {
-                Action::Admit { worker } => answer = Some(Ok(worker)),
-                Action::Refuse { reason } => answer = Some(Err(reason)),
+                Action::Admit { worker } => {
+                    let committed_step = self.membership.committed_step();
+                    answer = Some(Answer::Admitted { worker, committed_step });
+                }
+                Action::Refuse { reason } => answer = Some(Answer::Refused(reason)),
+                Action::Postpone { reason } => answer = Some(Answer::Postponed(reason)),
                 Action::Send { worker, order } => self.send(worker, order),
                 Action::Record(record) => self.record(&record)?,
                 Action::Committed(report) => self.committed(&report),

@@ -1,8 +1,9 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::journal::{Created, Record};
+use crate::membership::Past;
 use crate::tensorboard::TensorBoard;
 
 const RECIPE: &str = "recipe.toml";
@@ -33,10 +35,14 @@ pub enum RunDirectoryError {
         path: PathBuf,
     },
     /// Two coordinators would write the same files.
-    #[error("another coordinator is at work in {path}: wait until it ends, or choose another --name")]
+    #[error(
+        "another coordinator ({holder}) is at work in {path}: wait until it ends, or choose another --name"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,
+        /// Which one, for people.
+        holder: String,
     },
     /// There is nothing to go on with.
     #[error(
@@ -89,6 +95,7 @@ pub struct RunDirectory {
     path: PathBuf,
     recipe: Recipe,
     run_id: [u8; 16],
+    past: Past,
     journal: File,
     metrics: File,
     checkpoints: Checkpoints,
@@ -149,12 +156,14 @@ impl RunDirectory {
         let recipe = Recipe::from_toml(&text, &[])
             .map_err(|source| RunDirectoryError::Recipe { path: recipe_path, source })?;
         let run_id = read_run_id(&path.join(JOURNAL))?;
+        let journal = append_to(&path.join(JOURNAL))?;
         let logs = path.join(LOGS);
         fs::create_dir_all(&logs).map_err(failed("create", &logs))?;
         Ok(RunDirectory {
             recipe,
             run_id,
-            journal: append_to(&path.join(JOURNAL))?,
+            past: read_past(&path.join(JOURNAL))?,
+            journal,
             metrics: append_to(&path.join(METRICS))?,
             checkpoints: Checkpoints::open(&path.join(CHECKPOINTS), &hexadecimal(&run_id))?,
             path: path.to_path_buf(),
@@ -175,6 +184,11 @@ impl RunDirectory {
     /// 16 bytes that no other run has.
     pub fn run_id(&self) -> [u8; 16] {
         self.run_id
+    }
+
+    /// What the journal tells of the coordinators before.
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// The run's checkpoints.
@@ -209,6 +223,26 @@ impl RunDirectory {
         self.metrics.write_all(&text).map_err(failed("write", &self.path.join(METRICS)))
     }
 
+    /// What the metrics tell so far.
+    pub(crate) fn told(&self) -> Result<Told, RunDirectoryError> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: u64,
+            evaluation: Option<String>,
+        }
+        let path = self.path.join(METRICS);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let mut told = Told::default();
+        let lines = text.split(|byte| *byte == b'\n');
+        for line in lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+            match line.evaluation {
+                Some(_) => drop(told.evaluated.insert(line.step)),
+                None => told.last_step = told.last_step.max(line.step),
+            }
+        }
+        Ok(told)
+    }
+
     /// Removes the metrics of steps after `step`: they are made again, and are not to be there twice. From step
     /// 0 on, everything is.
     pub(crate) fn forget_metrics_after(&mut self, step: u64) -> Result<(), RunDirectoryError> {
@@ -228,6 +262,15 @@ impl RunDirectory {
     }
 }
 
+/// What `metrics.jsonl` tells.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Steps committed; 0 if there is none.
+    pub(crate) last_step: u64,
+    /// The steps whose weights were evaluated.
+    pub(crate) evaluated: BTreeSet<u64>,
+}
+
 fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
     for entry in fs::read_dir(path).map_err(failed("read", path))? {
         if entry.map_err(failed("read", path))?.file_name() != LOCK {
@@ -239,11 +282,39 @@ fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
 
 fn lock(path: &Path) -> Result<File, RunDirectoryError> {
     let lock_path = path.join(LOCK);
-    let file = append_to(&lock_path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .read(true)
+        .open(&lock_path)
+        .map_err(failed("open", &lock_path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RunDirectoryError::Locked { path: path.to_path_buf() }),
+        Ok(()) => {
+            sign(&mut file).map_err(failed("write", &lock_path))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            Err(RunDirectoryError::Locked { path: path.to_path_buf(), holder: signature(file) })
+        }
         Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path)(error)),
+    }
+}
+
+/// Says in the lock who holds it.
+fn sign(lock: &mut File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    write!(lock, "process {}", std::process::id())
+}
+
+fn signature(lock: File) -> String {
+    let mut text = String::new();
+    // More than a line is not what was written.
+    match lock.take(64).read_to_string(&mut text) {
+        Ok(_) if !text.trim().is_empty() => text.trim().to_string(),
+        // It has not signed yet.
+        Ok(_) | Err(_) => "process unknown".to_string(),
     }
 }
 
@@ -309,6 +380,20 @@ fn read_run_id(path: &Path) -> Result<[u8; 16], RunDirectoryError> {
     })
 }
 
+/// What the journal tells. A line that this version does not know is one that a later version knows what to do with.
+fn read_past(path: &Path) -> Result<Past, RunDirectoryError> {
+    let text = fs::read(path).map_err(failed("read", path))?;
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let records: Vec<Record> = lines
+        .filter_map(|line| {
+            serde_json::from_slice(line)
+                .inspect_err(|error| tracing::warn!("{}: a line is passed over: {error}", path.display()))
+                .ok()
+        })
+        .collect();
+    Ok(Past::replay(&records))
+}
+
 fn run_id_from(text: &str) -> Option<[u8; 16]> {
     let number = u128::from_str_radix(text, 16).ok()?;
     (text.len() == 32 && !text.starts_with('+')).then_some(number.to_be_bytes())
@@ -329,7 +414,8 @@ fn draw_run_id(path: &Path) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::Outcome;
+    use crate::membership::{Digest, Outcome, Place};
+    use protocol::WorkerId;
 
     fn quickstart() -> Recipe {
         Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap()
@@ -366,6 +452,68 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        let place = Place {
+            worker: WorkerId(7),
+            collective_address: "10.0.0.1:7000".to_string(),
+            first_shard: 0,
+            shard_count: 4,
+        };
+        let records = [
+            Record::Opened {
+                program_version: "1.0.0".to_string(),
+                checkpoint: Some("step-000003".to_string()),
+                step: 3,
+                address: Some("10.0.0.9:7070".to_string()),
+                workers: 2,
+                local_workers: 0,
+                awaited: vec![3, 4],
+            },
+            Record::Joined {
+                worker: 7,
+                incarnation: u64::MAX,
+                collective_address: "10.0.0.1:7000".to_string(),
+                description: "host".to_string(),
+                outlives_coordinator: true,
+            },
+            Record::Returned { worker: 3, step: None },
+            Record::Generation { generation: 2, places: vec![place] },
+            Record::Started { generation: 2, step: 3, state_hash: "00".to_string() },
+            Record::Adopted { generation: 2, step: 3 },
+            Record::Checkpoint { generation: 2, checkpoint: "step-000005".to_string(), step: 5 },
+            Record::StopRequested { step: 5 },
+            Record::Lost { worker: 3, reason: "gone".to_string() },
+            Record::Ended(Outcome::Failed { reason: "disk".to_string() }),
+            Record::Ended(Outcome::Completed { step: 9, state_hash: Digest([0xab; 32]) }),
+        ];
+        for record in &records {
+            run.record(record).unwrap();
+        }
+        drop(run);
+        let text = fs::read_to_string(path.join(JOURNAL)).unwrap();
+        let read: Vec<Record> =
+            text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, records);
+        assert!(!RunDirectory::open(&path).unwrap().past().has_left_workers(), "the run has ended");
+
+        // Without its end, and with lines of other versions, cut as a crash cuts them.
+        let whole: Vec<&str> = text.lines().take(5).collect();
+        let earlier = r#"{"event":"opened","program_version":"0.9.0","checkpoint":null,"step":0}"#;
+        let later = r#"{"event":"moved","worker":7}"#;
+        let cut = format!("{}\n{earlier}\n{later}\n{}\n{{\"event\":\"lo", whole[0], whole[1..].join("\n"));
+        fs::write(path.join(JOURNAL), cut).unwrap();
+        let run = RunDirectory::open(&path).unwrap();
+        let past = run.past();
+        assert_eq!((past.workers_admitted, past.generation.0, past.workers), (7, 2, 2));
+        assert_eq!((past.ranks.as_slice(), past.has_started), (&[WorkerId(7)][..], false));
+        assert_eq!(past.members[&WorkerId(7)].incarnation, u64::MAX);
+        assert_eq!(past.address.as_deref(), Some("10.0.0.9:7070"));
+    }
+
+    #[test]
     fn two_runs_have_different_ids() {
         let folder = tempfile::tempdir().unwrap();
         let ids = ["a", "b"].map(|name| create(&folder.path().join(name)).unwrap().run_id());
@@ -389,7 +537,8 @@ mod tests {
         let run = path.join("run");
         let held = create(&run).unwrap();
         check(create(&run), "--resume");
-        check(RunDirectory::open(&run), "another coordinator");
+        let ours = format!("another coordinator (process {})", std::process::id());
+        check(RunDirectory::open(&run), &ours);
         drop(held);
         RunDirectory::open(&run).unwrap();
 

@@ -33,7 +33,7 @@ const REPORTS_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Input {
     /// May this worker take part, and as whom?
-    Join { candidate: Candidate, reply: oneshot::Sender<Result<WorkerId, String>> },
+    Join { candidate: Candidate, reply: oneshot::Sender<Answer> },
     /// A worker listens; is it one of this run's, and the only one under this id?
     Attend { worker: WorkerId, orders: OrderSender, reply: oneshot::Sender<bool> },
     /// The stream of a worker that listened has ended.
@@ -46,6 +46,18 @@ pub(crate) enum Input {
     Committed { step: u64, reply: oneshot::Sender<()> },
     /// Something happened that membership is to know.
     Event(Event),
+}
+
+/// What a worker that wants to take part is told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Admitted {
+        worker: WorkerId,
+        committed_step: u64,
+    },
+    Refused(String),
+    /// Refused for now.
+    Postponed(String),
 }
 
 pub(crate) type OrderSender = mpsc::Sender<Result<v1::Order, Status>>;
@@ -153,15 +165,21 @@ impl Coordinator for Service {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         let request = request.into_inner();
         self.check_versions(&request)?;
+        if request.worker_id != 0 {
+            self.facts.check_run(&request.run_id)?;
+        }
         let candidate = wire::candidate(request);
-        let worker =
-            self.ask(|reply| Input::Join { candidate, reply }).await?.map_err(Status::failed_precondition)?;
-        Ok(Response::new(v1::JoinReply {
-            worker_id: worker.0,
-            run_id: self.facts.run_id.clone(),
-            recipe_toml: self.facts.recipe_toml.clone(),
-            manifest_json: self.facts.manifest_json.clone(),
-        }))
+        match self.ask(|reply| Input::Join { candidate, reply }).await? {
+            Answer::Admitted { worker, committed_step } => Ok(Response::new(v1::JoinReply {
+                worker_id: worker.0,
+                run_id: self.facts.run_id.clone(),
+                recipe_toml: self.facts.recipe_toml.clone(),
+                manifest_json: self.facts.manifest_json.clone(),
+                committed_step,
+            })),
+            Answer::Refused(reason) => Err(Status::failed_precondition(reason)),
+            Answer::Postponed(reason) => Err(Status::unavailable(reason)),
+        }
     }
 
     async fn attend(

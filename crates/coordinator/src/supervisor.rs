@@ -135,6 +135,11 @@ impl LocalWorkers {
         Ok(started)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.settings.count
+    }
+
     /// Starts again those whose pause is over at `now`, and tells which ended since this was called last.
     pub fn look_after(&mut self, now: Instant) -> Vec<ProcessEnd> {
         let LocalWorkers { settings, workers } = self;

@@ -3,11 +3,15 @@
 use protocol::{Generation, WorkerId, v1};
 use tonic::Status;
 
-use crate::membership::{Candidate, Complaint, Digest, Event, Holding, Order, StepReport, StepSeconds};
+use crate::membership::{
+    Candidate, Complaint, Digest, Event, Holding, Order, Part, Position, StepReport, StepSeconds,
+};
 
 pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
     Candidate {
+        returning: (request.worker_id != 0).then_some(WorkerId(request.worker_id)),
         incarnation: request.incarnation,
+        outlives_coordinator: request.outlives_coordinator,
         collective_address: request.collective_address,
         description: request.description,
     }
@@ -17,7 +21,7 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
 pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event, Status> {
     use v1::report::Event as Wire;
     Ok(match event {
-        Wire::Attending(v1::Attending {}) => Event::Attending { worker },
+        Wire::Attending(attending) => Event::Attending { worker, position: position(&attending) },
         Wire::Heartbeat(v1::Heartbeat { generation }) => {
             Event::Heartbeat { worker, generation: Generation(generation) }
         }
@@ -51,6 +55,19 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
                 .then(|| complaint(halted.reason, halted.suspect_worker_id)),
         },
     })
+}
+
+fn position(attending: &v1::Attending) -> Position {
+    Position {
+        generation: Generation(attending.generation),
+        part: match attending.part() {
+            v1::Part::None => Part::None,
+            v1::Part::Assembles => Part::Assembles,
+            v1::Part::Trains => Part::Trains,
+        },
+        held_step: attending.holds_state.then_some(attending.step),
+        steps: attending.steps.iter().map(step_report).collect(),
+    }
 }
 
 /// On the wire, worker 0 is nobody.

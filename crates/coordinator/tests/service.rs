@@ -165,7 +165,7 @@ impl FakeWorker {
     async fn attend(&mut self) -> Result<(), Status> {
         let (reports, stream) = mpsc::channel(16);
         self.reports = Some(reports);
-        self.report(Event::Attending(v1::Attending {})).await;
+        self.report(Event::Attending(v1::Attending::default())).await;
         self.orders = Some(self.client.attend(ReceiverStream::new(stream)).await?.into_inner());
         Ok(())
     }
@@ -202,8 +202,12 @@ impl FakeWorker {
     }
 
     async fn step_done(&self, step: u64) {
+        self.step_done_in(1, step).await;
+    }
+
+    async fn step_done_in(&self, generation: u64, step: u64) {
         let done =
-            v1::StepDone { generation: 1, step, loss: -0.25, step_seconds: 0.5, ..v1::StepDone::default() };
+            v1::StepDone { generation, step, loss: -0.25, step_seconds: 0.5, ..v1::StepDone::default() };
         self.report(Event::StepDone(done)).await;
     }
 
@@ -260,6 +264,7 @@ fn join_request(incarnation: u64) -> v1::JoinRequest {
         collective_address: format!("127.0.0.1:{incarnation}"),
         description: format!("fake {incarnation}"),
         incarnation,
+        ..v1::JoinRequest::default()
     }
 }
 
@@ -345,7 +350,8 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
     assert_eq!(worker.joined.run_id, run_id.as_slice());
     let Order::Assemble(assemble) = worker.order().await else { panic!("expected Assemble") };
     assert_eq!((assemble.step, &assemble.checkpoint[..], assemble.checkpoint_step), (2, "step-000002", 2));
-    worker.assembled_in(1, 2, 1).await;
+    assert_eq!(assemble.generation, 2, "generations only rise");
+    worker.assembled_in(2, 2, 1).await;
     let Order::Start(_) = worker.order().await else { panic!("expected Start") };
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     for part in worker.fetch_checkpoint("step-000002").await.unwrap() {
@@ -357,8 +363,8 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
     }
     assert_eq!(files, checkpoint_files(2));
     assert_eq!(json_lines(&path.join("metrics.jsonl")).len(), 2, "step 3 is made again");
-    worker.step_done(3).await;
-    worker.finished(TOTAL_STEPS).await;
+    worker.step_done_in(2, 3).await;
+    worker.finished_in(2, TOTAL_STEPS).await;
     assert_eq!(worker.dismissed().await, "");
     drop(workers);
     assert!(matches!(cluster.end().await, Outcome::Completed { step: TOTAL_STEPS, .. }));
@@ -461,7 +467,7 @@ async fn who_does_not_fit_may_not_join() {
     let cluster = Cluster::start(create(folder.path()), 1).await;
     let join = |request| FakeWorker::join_as(&cluster.address, request);
     let request = v1::JoinRequest { protocol_version: 99, ..join_request(1) };
-    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 2"]);
+    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 3"]);
     let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
     refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
     let mut first = join(join_request(1)).await.unwrap();

@@ -1,17 +1,14 @@
 //! Reaching the coordinator: retries with growing pauses, until a deadline.
 
 use std::error::Error;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::Pauses;
 use crate::limits;
 use crate::v1::coordinator_client::CoordinatorClient;
-
-/// The first pause: a coordinator that starts together with its workers listens within this time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// No pause is longer, so that a worker is there soon after its coordinator.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -44,15 +41,15 @@ pub enum ConnectError {
 
 /// Connects to the coordinator at `address` (`HOST:PORT`), trying again until `deadline`.
 ///
-/// The pauses between attempts double from 50 ms to 2 s, each shortened by up to half at random, so that
-/// workers which lost their coordinator together do not come back together.
+/// [`Pauses`] up to 2 s lie between the attempts. The client connects again by itself when its connection is lost,
+/// and looks the name up anew each time.
 ///
 /// # Errors
 /// [`ConnectError::Address`] at once; [`ConnectError::Deadline`] when nobody answered in time.
 pub async fn connect(address: &str, deadline: Instant) -> Result<CoordinatorClient<Channel>, ConnectError> {
     let endpoint = parse(address)?;
     let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     let mut reason = "no attempt was made".to_string();
     let mut attempts = 0;
     loop {
@@ -63,13 +60,12 @@ pub async fn connect(address: &str, deadline: Instant) -> Result<CoordinatorClie
             Err(_) if attempts == 1 => reason = "no answer".to_string(),
             Err(_) => {}
         }
-        let pause_now = pause.mul_f64(0.5 + 0.5 * unit_random());
-        if Instant::now() + pause_now >= deadline {
+        let pause = pauses.next_pause();
+        if Instant::now() + pause >= deadline {
             let waited_s = started.elapsed().as_secs_f64();
             return Err(ConnectError::Deadline { address: address.to_string(), attempts, waited_s, reason });
         }
-        sleep(pause_now).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(pause).await;
     }
 }
 
@@ -91,11 +87,6 @@ fn innermost(error: &dyn Error) -> String {
         cause = next;
     }
     cause.to_string()
-}
-
-/// Between 0 and 1, different in every process: `RandomState` is seeded by the operating system.
-fn unit_random() -> f64 {
-    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

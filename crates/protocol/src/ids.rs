@@ -7,7 +7,7 @@ use std::fmt;
 pub struct WorkerId(pub u64);
 
 /// One fixed membership of a run. Counts from 1 and only rises; 0 is "none yet".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation(pub u64);
 
 /// A worker's place in a generation, from 0.

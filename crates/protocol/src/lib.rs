@@ -9,14 +9,17 @@
 mod connect;
 mod ids;
 mod limits;
+mod pauses;
 
 pub use connect::{ConnectError, connect};
 pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
+pub use pauses::Pauses;
 
 /// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation
-/// can follow another, and every message names its run.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// can follow another, and every message names its run; since 3 a worker comes back to a coordinator that was
+/// restarted.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The messages, the client and the server, generated from `/proto/simsiam/v1/coordinator.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

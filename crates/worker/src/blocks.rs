@@ -21,7 +21,7 @@ pub(crate) struct RemoteBlocks {
 impl FetchBlock for RemoteBlocks {
     fn fetch(&self, shard: u32, block: u32) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         let bytes = self.manifest.block_bytes(block);
-        Ok(self.link.wait(BLOCK_LIMIT, receive(self.link.clone(), shard, block, bytes))?)
+        Ok(self.link.call(BLOCK_LIMIT, || receive(self.link.clone(), shard, block, bytes))?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::panic::resume_unwind;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -12,18 +12,18 @@ use collective::Interrupt;
 use dataset::{BlockCache, Manifest};
 use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
-use protocol::{PROTOCOL_VERSION, WorkerId, v1};
+use protocol::{PROTOCOL_VERSION, Pauses, WorkerId, v1};
 use recipe::Recipe;
 use simsiam::Device;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 
 use crate::WorkerError;
-use crate::link::Link;
+use crate::link::{Attendance, Link};
 use crate::reports::Reports;
 use crate::training_thread::{Command, TrainingThread};
 use crate::transport::Transport;
@@ -31,8 +31,11 @@ use crate::transport::Transport;
 /// Often beside the coordinator's limit of fifteen seconds, rarely beside a step.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reports that may wait to be sent: minutes of the shortest steps.
-const REPORTS_UNDER_WAY: usize = 1024;
+/// Between two attempts to find the coordinator again: one that was restarted has its workers back within seconds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a coordinator that takes a call may think about the answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the training thread has to end once it is dismissed. One that is in the middle of a large shard
 /// does not hear it in time, and ends with the process.
@@ -47,6 +50,8 @@ pub struct Settings {
     pub coordinator: String,
     /// How long to look for it.
     pub connect_limit: Duration,
+    /// How long to go on without it, and to look for it again, once it is lost.
+    pub absence_limit: Duration,
     /// What it computes on.
     pub device: Device,
     /// How its gradients reach the others.
@@ -62,7 +67,8 @@ pub struct Settings {
 }
 
 /// Takes part in a run from the join to the dismissal. Once `drain` resolves, this worker wants to leave: while
-/// it trains, all workers then finish the step in hand together, and save.
+/// it trains, all workers then finish the step in hand together, and save. While the coordinator is lost, training
+/// goes on, and this worker comes back to it as soon as it is there again.
 ///
 /// # Errors
 /// Whatever keeps this worker from going on, or [`WorkerError::Dismissed`] if the run failed elsewhere.
@@ -72,20 +78,24 @@ pub struct Settings {
 pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
     let mut client = protocol::connect(&settings.coordinator, deadline).await?;
-    let joined =
-        timeout_at(deadline, join(&mut client, &settings)).await.unwrap_or_else(|_| Err(no_answer()))?;
+    let request = request(&settings);
+    let joined = join(&mut client, &request, deadline).await?;
     let worker = WorkerId(joined.worker_id);
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
-    let (sender, receiver) = tokio::sync::mpsc::channel(REPORTS_UNDER_WAY);
-    let run_id = joined.run_id.clone();
-    let reports = Reports::new(worker, run_id.clone(), sender);
-    let link = Link { client: client.clone(), worker, run_id, runtime: Handle::current() };
+    let (run_id, absence_limit) = (joined.run_id.clone(), settings.absence_limit);
+    let request = v1::JoinRequest { worker_id: worker.0, run_id: run_id.clone(), ..request };
+    let reports = Reports::new(worker, run_id.clone());
+    let attendance = watch::Sender::new(None);
+    let link = Link {
+        client: client.clone(),
+        worker,
+        run_id,
+        runtime: Handle::current(),
+        attendance: attendance.subscribe(),
+        absence_limit,
+    };
     let training = describe(&joined, settings, link, reports.clone())?;
-    reports.attending();
-    let attended = timeout_at(deadline, client.attend(ReceiverStream::new(receiver))).await;
-    let orders = attended.map_err(|_| no_answer())?.map_err(|status| refused(&status))?.into_inner();
-
     let (commands, commanded) = mpsc::channel();
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -96,22 +106,78 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
             let _ = ended.send(outcome);
         })
         .expect("the system has room for one more thread");
-    attend(orders, commands, end, drain, &reports).await
+    let present = Present::default();
+    let control = Control {
+        client,
+        request,
+        reports,
+        attendance,
+        times_found: 0,
+        absence_limit,
+        commands,
+        end,
+        present,
+        is_draining: false,
+        failure: None,
+    };
+    control.run(joined.committed_step, pin!(drain)).await
 }
 
-async fn join(
-    client: &mut CoordinatorClient<Channel>,
-    settings: &Settings,
-) -> Result<v1::JoinReply, WorkerError> {
-    let request = v1::JoinRequest {
+/// What a new worker says of itself.
+fn request(settings: &Settings) -> v1::JoinRequest {
+    v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         program_version: settings.program_version.clone(),
         collective_address: settings.transport.address(),
         description: settings.description.clone(),
         // The system seeds `RandomState`.
         incarnation: RandomState::new().hash_one(std::process::id()),
-    };
-    Ok(client.join(request).await.map_err(|status| refused(&status))?.into_inner())
+        outlives_coordinator: !settings.absence_limit.is_zero(),
+        ..v1::JoinRequest::default()
+    }
+}
+
+/// Joins a run, and asks again until `deadline` while there is no place, or nobody to answer.
+async fn join(
+    client: &mut CoordinatorClient<Channel>,
+    request: &v1::JoinRequest,
+    deadline: Instant,
+) -> Result<v1::JoinReply, WorkerError> {
+    let mut pauses = Pauses::up_to(LONGEST_PAUSE);
+    loop {
+        let status = match timeout_at(deadline, client.join(request.clone())).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => status,
+            Err(_) => return Err(no_answer()),
+        };
+        let next = Instant::now() + pauses.next_pause();
+        if is_final(&status) || next >= deadline {
+            return Err(refused(&status));
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// Whether asking again would get the same answer.
+fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::Unimplemented
+    )
+}
+
+/// Listens for the orders of a coordinator that knows of `committed_step` steps.
+async fn attend(
+    client: &mut CoordinatorClient<Channel>,
+    reports: &Reports,
+    committed_step: u64,
+) -> Result<Streaming<v1::Order>, Status> {
+    let stream = ReceiverStream::new(reports.attend(committed_step));
+    Ok(client.attend(stream).await?.into_inner())
 }
 
 /// Parses what the coordinator answered, once and completely.
@@ -146,69 +212,207 @@ fn describe(
 
 type ThreadEnd = oneshot::Receiver<thread::Result<Result<(), WorkerError>>>;
 
-/// Passes orders on until the coordinator dismisses this worker, the training thread fails, or the
-/// connection is lost.
-async fn attend(
-    mut orders: Streaming<v1::Order>,
+/// The asynchronous half, once it has joined.
+struct Control {
+    client: CoordinatorClient<Channel>,
+    /// How it joins again.
+    request: v1::JoinRequest,
+    reports: Reports,
+    attendance: watch::Sender<Attendance>,
+    times_found: u64,
+    absence_limit: Duration,
     commands: mpsc::Sender<Command>,
-    mut end: ThreadEnd,
-    drain: impl Future<Output = ()>,
-    reports: &Reports,
-) -> Result<(), WorkerError> {
-    let mut drain = pin!(drain);
-    let mut is_draining = false;
-    let mut present = Present::default();
-    let mut heartbeat = interval(HEARTBEAT_INTERVAL);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failure: Option<(WorkerError, Instant)> = None;
-    loop {
-        let last_word = failure.as_ref().map_or_else(far_away, |(_, until)| *until);
-        tokio::select! {
-            order = orders.message() => match order {
-                Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
-                    present.interrupt.raise();
-                    return dismissed(dismissal.failure, failure, &commands, end).await;
-                }
-                // The thread that is gone has reported why.
-                Ok(Some(order)) => drop(present.command(order).map(|command| commands.send(command))),
-                Ok(None) => return Err(lost(failure, "it closed the stream of orders")),
-                Err(status) => return Err(lost(failure, status.message())),
-            },
-            _ = heartbeat.tick() => reports.heartbeat(present.generation),
-            () = &mut drain, if !is_draining => {
-                is_draining = true;
-                // The thread that is gone has no step in hand.
-                let _ = commands.send(Command::Stop);
-            }
-            ended = &mut end, if failure.is_none() => match ended.expect("the thread sends how it ended") {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => failure = Some((error, Instant::now() + LAST_WORD_LIMIT)),
-                Err(panic) => resume_unwind(panic),
-            },
-            () = sleep_until(last_word) => return Err(lost(failure, "no last word came")),
+    end: ThreadEnd,
+    present: Present,
+    is_draining: bool,
+    /// Why the training thread has ended, and until when the coordinator's last word is waited for.
+    failure: Option<(WorkerError, Instant)>,
+}
+
+/// How a stream of orders ended.
+enum Parting {
+    /// With this worker's part in the run.
+    Ended(Result<(), WorkerError>),
+    /// With the connection.
+    Lost(String),
+}
+
+impl Control {
+    async fn run(
+        mut self,
+        committed_step: u64,
+        mut drain: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), WorkerError> {
+        let attending = attend(&mut self.client, &self.reports, committed_step);
+        let mut parting = match timeout(ANSWER_LIMIT, attending).await {
+            Ok(Ok(orders)) => self.follow(orders, drain.as_mut()).await,
+            Ok(Err(status)) if is_final(&status) => Parting::Ended(Err(refused(&status))),
+            Ok(Err(status)) => Parting::Lost(status.message().to_string()),
+            Err(_) => Parting::Lost("it did not answer in time".to_string()),
+        };
+        loop {
+            let reason = match parting {
+                Parting::Ended(outcome) => return outcome,
+                Parting::Lost(reason) => reason,
+            };
+            let orders = self.find_again(&reason, drain.as_mut()).await?;
+            parting = self.follow(orders, drain.as_mut()).await;
         }
+    }
+
+    /// Passes orders on until the coordinator dismisses this worker, the training thread fails, or the connection
+    /// is lost.
+    async fn follow(
+        &mut self,
+        mut orders: Streaming<v1::Order>,
+        mut drain: Pin<&mut impl Future<Output = ()>>,
+    ) -> Parting {
+        self.times_found += 1;
+        self.attendance.send_replace(Some(self.times_found));
+        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let last_word = self.failure.as_ref().map_or_else(far_away, |(_, until)| *until);
+            tokio::select! {
+                order = orders.message() => match order {
+                    Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
+                        return Parting::Ended(self.dismissed(dismissal.failure).await);
+                    }
+                    Ok(Some(order)) => self.pass_on(order),
+                    Ok(None) => return Parting::Lost("it closed the stream of orders".to_string()),
+                    Err(status) => return Parting::Lost(status.message().to_string()),
+                },
+                _ = heartbeat.tick() => self.reports.heartbeat(self.present.generation),
+                () = drain.as_mut(), if !self.is_draining => self.begin_drain(),
+                ended = &mut self.end, if self.failure.is_none() => match thread_end(ended) {
+                    Ok(()) => return Parting::Ended(Ok(())),
+                    Err(error) => self.failure = Some((error, Instant::now() + LAST_WORD_LIMIT)),
+                },
+                () = sleep_until(last_word) => return Parting::Lost("no last word came".to_string()),
+            }
+        }
+    }
+
+    /// Looks for the coordinator while the training thread goes on with its generation. One that has failed has
+    /// nothing to come back for.
+    async fn find_again(
+        &mut self,
+        reason: &str,
+        mut drain: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Streaming<v1::Order>, WorkerError> {
+        self.reports.detach();
+        if let Some((error, _)) = self.failure.take() {
+            return Err(error);
+        }
+        let limit_s = self.absence_limit.as_secs();
+        tracing::warn!(
+            "the coordinator is lost ({reason}); this worker goes on, and looks for it for {limit_s} s"
+        );
+        self.attendance.send_replace(None);
+        let (client, request, reports) = (self.client.clone(), self.request.clone(), self.reports.clone());
+        let mut search = pin!(search(client, request, reports, reason, self.absence_limit));
+        loop {
+            tokio::select! {
+                orders = &mut search => return match orders {
+                    Ok(orders) => {
+                        tracing::info!("the coordinator is found again");
+                        Ok(orders)
+                    }
+                    Err(error) => {
+                        self.abandon().await;
+                        Err(error)
+                    }
+                },
+                () = drain.as_mut(), if !self.is_draining => self.begin_drain(),
+                ended = &mut self.end => return Err(match thread_end(ended) {
+                    Ok(()) => WorkerError::CoordinatorLost(reason.to_string()),
+                    Err(error) => error,
+                }),
+            }
+        }
+    }
+
+    fn pass_on(&mut self, order: v1::Order) {
+        if let Some(command) = self.present.command(order) {
+            if let Command::Assemble(assemble, _) = &command {
+                self.reports.ordered_into(assemble.generation);
+            }
+            // The thread that is gone has reported why.
+            let _ = self.commands.send(command);
+        }
+    }
+
+    fn begin_drain(&mut self) {
+        self.is_draining = true;
+        // The thread that is gone has no step in hand.
+        let _ = self.commands.send(Command::Stop);
+    }
+
+    /// Ends the training thread, after its step if that is short.
+    async fn abandon(&mut self) {
+        // One that waits for others hears only the interrupt.
+        self.present.interrupt.raise();
+        let _ = self.commands.send(Command::Dismiss);
+        let _ = timeout(GRACE, &mut self.end).await;
+    }
+
+    /// Ends the training thread. Its own failure says more than the coordinator's word for it.
+    async fn dismissed(&mut self, reason: String) -> Result<(), WorkerError> {
+        self.present.interrupt.raise();
+        if let Some((error, _)) = self.failure.take() {
+            return Err(error);
+        }
+        // A thread that has ended needs no word.
+        let _ = self.commands.send(Command::Dismiss);
+        match timeout(GRACE, &mut self.end).await {
+            Ok(Ok(Err(panic))) => resume_unwind(panic),
+            Ok(Ok(Ok(Err(error)))) if !matches!(error, WorkerError::Dismissed(_)) => return Err(error),
+            Ok(_) => {}
+            Err(_) => tracing::warn!("the training thread is still at work, and is left behind"),
+        }
+        if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
     }
 }
 
-/// Ends the training thread. Its own failure says more than the coordinator's word for it.
-async fn dismissed(
-    reason: String,
-    failure: Option<(WorkerError, Instant)>,
-    commands: &mpsc::Sender<Command>,
-    end: ThreadEnd,
+/// How the training thread ended.
+fn thread_end(
+    ended: Result<thread::Result<Result<(), WorkerError>>, oneshot::error::RecvError>,
 ) -> Result<(), WorkerError> {
-    if let Some((error, _)) = failure {
-        return Err(error);
+    ended.expect("the thread sends how it ended").unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Asks for the coordinator until it answers, at most for `limit`. The name that it has is looked up each time.
+async fn search(
+    mut client: CoordinatorClient<Channel>,
+    request: v1::JoinRequest,
+    reports: Reports,
+    reason: &str,
+    limit: Duration,
+) -> Result<Streaming<v1::Order>, WorkerError> {
+    let deadline = Instant::now() + limit;
+    let mut pauses = Pauses::up_to(LONGEST_PAUSE);
+    let mut problem = reason.to_string();
+    loop {
+        let next = Instant::now() + pauses.next_pause();
+        if next >= deadline {
+            let waited_s = limit.as_secs();
+            return Err(WorkerError::CoordinatorLost(match waited_s {
+                0 => problem,
+                _ => format!("it did not come back within {waited_s} s: {problem}"),
+            }));
+        }
+        sleep_until(next).await;
+        let attempt = async {
+            let joined = client.join(request.clone()).await?.into_inner();
+            attend(&mut client, &reports, joined.committed_step).await
+        };
+        problem = match timeout(ANSWER_LIMIT, attempt).await {
+            Ok(Ok(orders)) => return Ok(orders),
+            Ok(Err(status)) if is_final(&status) => return Err(refused(&status)),
+            Ok(Err(status)) => status.message().to_string(),
+            Err(_) => "it did not answer in time".to_string(),
+        };
     }
-    // A thread that has ended needs no word.
-    let _ = commands.send(Command::Dismiss);
-    match timeout(GRACE, end).await {
-        Ok(Ok(Err(panic))) => resume_unwind(panic),
-        Ok(Ok(Ok(Err(error)))) if !matches!(error, WorkerError::Dismissed(_)) => return Err(error),
-        Ok(_) => {}
-        Err(_) => tracing::warn!("the training thread is still at work, and is left behind"),
-    }
-    if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
 }
 
 /// The generation that this worker was last ordered into, and the word that ends its waiting there.
@@ -224,6 +428,8 @@ impl Present {
         // An order that this version does not know is additive, and so may be passed over.
         Some(match order.order? {
             Order::Assemble(assemble) => {
+                // Whatever it was ordered before is over.
+                self.interrupt.raise();
                 *self = Present { generation: assemble.generation, interrupt: Interrupt::default() };
                 Command::Assemble(assemble, self.interrupt.clone())
             }
@@ -247,11 +453,7 @@ impl Present {
     }
 }
 
-fn lost(failure: Option<(WorkerError, Instant)>, reason: &str) -> WorkerError {
-    failure.map_or_else(|| WorkerError::CoordinatorLost(reason.to_string()), |(error, _)| error)
-}
-
-fn refused(status: &tonic::Status) -> WorkerError {
+fn refused(status: &Status) -> WorkerError {
     WorkerError::Refused(status.message().to_string())
 }
 

@@ -12,7 +12,7 @@ pub enum WorkerError {
     /// The coordinator answered, but said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
-    /// The coordinator's answers stopped.
+    /// The coordinator's answers stopped, and it did not come back.
     #[error("the connection to the coordinator is lost ({0}); start the worker again once it is back")]
     CoordinatorLost(String),
     /// The coordinator sent something this program cannot use.

@@ -1,5 +1,6 @@
-//! The calls that threads without async code make to the coordinator.
+//! The calls that threads without async code make to the coordinator, and that outlast its restart.
 
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
@@ -7,7 +8,17 @@ use bytes::Bytes;
 use protocol::WorkerId;
 use protocol::v1::coordinator_client::CoordinatorClient;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// How long after a call that broke off the loss of the coordinator is noticed, if it is lost: all calls share its
+/// connection.
+const NOTICE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Whether there is a coordinator: the number of times that one was found, `None` while it is looked for.
+pub(crate) type Attendance = Option<u64>;
 
 /// A worker's connection to its coordinator. Clones share it.
 #[derive(Debug, Clone)]
@@ -17,20 +28,81 @@ pub(crate) struct Link {
     /// 16 bytes, part of every request.
     pub(crate) run_id: Bytes,
     pub(crate) runtime: Handle,
+    pub(crate) attendance: watch::Receiver<Attendance>,
+    /// How long a coordinator that is lost is waited for.
+    pub(crate) absence_limit: Duration,
 }
 
 impl Link {
-    /// Waits for a call on a thread that runs no async tasks, for at most `limit`.
+    /// Waits for a call on a thread that runs no async tasks, for at most `limit`. If the coordinator is lost
+    /// meanwhile, waits for the next one, and calls again.
+    pub(crate) fn call<T, F>(&self, limit: Duration, call: impl FnMut() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        self.runtime.block_on(self.outlast(limit, call))
+    }
+
+    /// The same for an async task.
+    pub(crate) async fn outlast<T, F>(
+        &self,
+        limit: Duration,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        loop {
+            let before = *self.attendance.borrow();
+            match within(limit, call()).await {
+                Err(status) if broke_off(&status) && self.is_found_again(before).await => {
+                    tracing::info!("a call that broke off is made again: {}", status.message());
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits on a thread that runs no async tasks, for at most `limit` beyond what a lost coordinator may take to come
+    /// back.
     pub(crate) fn wait<T>(
         &self,
         limit: Duration,
-        call: impl Future<Output = Result<T, tonic::Status>>,
-    ) -> Result<T, tonic::Status> {
-        self.runtime.block_on(async {
-            tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-                let limit_s = limit.as_secs_f64();
-                Err(tonic::Status::deadline_exceeded(format!("it took more than {limit_s:.1} s")))
-            })
-        })
+        outcome: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        self.runtime.block_on(within(limit + self.absence_limit, outcome))
     }
+
+    /// How often a coordinator was found by now.
+    pub(crate) fn attendance(&self) -> Attendance {
+        *self.attendance.borrow()
+    }
+
+    /// Whether the coordinator was lost since `before`, and another one found.
+    async fn is_found_again(&self, before: Attendance) -> bool {
+        let mut attendance = self.attendance.clone();
+        holds(&mut attendance, NOTICE_LIMIT, |now| *now != before || now.is_none()).await
+            && holds(&mut attendance, self.absence_limit, Option::is_some).await
+    }
+}
+
+/// Whether `condition` comes true within `limit`.
+async fn holds(
+    attendance: &mut watch::Receiver<Attendance>,
+    limit: Duration,
+    condition: impl FnMut(&Attendance) -> bool,
+) -> bool {
+    timeout(limit, attendance.wait_for(condition)).await.is_ok_and(|found| found.is_ok())
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let limit_s = limit.as_secs_f64();
+        Err(Status::deadline_exceeded(format!("it took more than {limit_s:.1} s")))
+    })
+}
+
+/// Whether nobody answered: an answer has no cause of its own on this side.
+fn broke_off(status: &Status) -> bool {
+    status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
 }

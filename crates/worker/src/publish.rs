@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::{PART_BYTES, v1};
 use simsiam::{Layout, State, checkpoint};
 use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 use crate::WorkerError;
 use crate::link::Link;
@@ -18,7 +20,8 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(250);
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// Publishes the state when the recipe says so. At most one checkpoint is on its way; training goes on, and one
-/// that is on its way when a generation ends arrives all the same: its step was committed.
+/// that is on its way when a generation ends arrives all the same: its step was committed. If its coordinator dies, it
+/// is sent once more to the next one.
 pub(crate) struct Publisher {
     link: Link,
     generation: u64,
@@ -94,9 +97,10 @@ impl Publisher {
         let task = self.link.runtime.spawn(async move {
             let written = tokio::task::spawn_blocking(move || checkpoint::write(&layout, &state));
             let files = written.await.expect("a state can always be written into memory");
+            // Copies of them are views of the same files.
             let parts = parts(&link, generation, step, files);
-            let mut client = link.client.clone();
-            Ok(client.publish_checkpoint(tokio_stream::iter(parts)).await?.into_inner().checkpoint)
+            let send = || publish(link.client.clone(), parts.clone());
+            link.outlast(PUBLISH_LIMIT, send).await
         });
         Upload { step, task }
     }
@@ -118,6 +122,13 @@ impl Publisher {
             }
         }
     }
+}
+
+async fn publish(
+    mut client: CoordinatorClient<Channel>,
+    parts: Vec<v1::CheckpointPart>,
+) -> Result<String, tonic::Status> {
+    Ok(client.publish_checkpoint(tokio_stream::iter(parts)).await?.into_inner().checkpoint)
 }
 
 /// The files cut into messages. Each part is a view of its file, not a copy.

@@ -32,7 +32,7 @@ pub(crate) fn fetch_state(
 }
 
 fn fetch_checkpoint(link: &Link, layout: &Layout, name: &str, limit: Duration) -> Result<State, WorkerError> {
-    let files = link.wait(limit, receive(link.clone(), name, most_bytes(layout))).map_err(|status| {
+    let files = link.call(limit, || receive(link.clone(), name, most_bytes(layout))).map_err(|status| {
         WorkerError::Call {
             call: "fetch the checkpoint to start from",
             problem: status.message().to_string(),

@@ -109,6 +109,7 @@ impl TrainingThread {
                             "a start of generation {generation}, which is not assembled"
                         )));
                     };
+                    self.reports.starting(generation);
                     let publisher = publishes.then_some(&mut publisher);
                     match train(
                         &trainer,
@@ -130,10 +131,18 @@ impl TrainingThread {
                     assembled = None;
                     self.reports.halted(generation, position.state.as_ref(), None);
                 }
-                Command::Save => match &position.state {
-                    Some(state) => publisher.publish_last(state, Instant::now())?,
-                    None => return Err(unexpected("a save of a state that this worker lacks".to_string())),
-                },
+                Command::Save => {
+                    let Some(state) = &position.state else {
+                        return Err(unexpected("a save of a state that this worker lacks".to_string()));
+                    };
+                    let attendance = self.link.attendance();
+                    match publisher.publish_last(state, Instant::now()) {
+                        Err(error) if self.link.attendance() != attendance => {
+                            tracing::warn!("{error}; if it is still wanted, the coordinator asks again");
+                        }
+                        outcome => outcome?,
+                    }
+                }
                 Command::Stop => stopping = true,
                 Command::Dismiss => break,
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Run,
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Run,
     RunDirectory, Timeouts, check_min_workers, check_workers, serve,
 };
 use dataset::{Deal, Images};
@@ -40,21 +40,54 @@ struct Prepared {
     total_steps: u64,
     /// What each worker of this machine computes on, as its argument.
     worker_devices: Vec<OsString>,
+    cluster: Cluster,
+}
+
+/// Where the workers find the coordinator, and how many they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Cluster {
+    listen: String,
+    local_workers: u32,
+    remote_workers: u32,
+}
+
+impl Cluster {
+    /// What the arguments leave open is as under the coordinator before, if workers may be looking for it.
+    fn new(arguments: &TrainArguments, past: Option<&Past>) -> Cluster {
+        let past = past.filter(|past| past.has_left_workers());
+        let none_given = arguments.workers.is_none() && arguments.remote_workers.is_none();
+        let (local_workers, remote_workers) = match past.filter(|_| none_given) {
+            Some(past) => (past.local_workers, past.workers.saturating_sub(past.local_workers)),
+            None => (arguments.workers.unwrap_or(1), arguments.remote_workers.unwrap_or(0)),
+        };
+        let listen = arguments.listen.clone().or_else(|| past?.address.clone());
+        let listen = listen.unwrap_or_else(|| "127.0.0.1:0".to_string());
+        Cluster { listen, local_workers, remote_workers }
+    }
+
+    /// Too many are refused later, with a sentence.
+    fn workers(&self) -> u32 {
+        self.local_workers.saturating_add(self.remote_workers)
+    }
 }
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
-    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
-    if arguments.remote_workers > 0 {
-        network::refuse_unspecified(&arguments.listen, &addresses)?;
+    if let Some(listen) = &arguments.listen {
+        network::listen_addresses(listen, arguments.insecure_network)?;
     }
     let resumed = arguments.resume.as_ref().map(|folder| resume(arguments, folder.as_deref())).transpose()?;
+    let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
+    let addresses = network::listen_addresses(&cluster.listen, arguments.insecure_network)?;
+    if cluster.remote_workers > 0 {
+        network::refuse_unspecified(&cluster.listen, &addresses)?;
+    }
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
     };
-    check_workers(arguments.all_workers(), recipe.training.shards)?;
-    check_min_workers(arguments.losses.min_workers, arguments.all_workers())?;
-    let worker_devices = arguments.device.of_workers(arguments.workers)?;
+    check_workers(cluster.workers(), recipe.training.shards)?;
+    check_min_workers(arguments.losses.min_workers, cluster.workers())?;
+    let worker_devices = arguments.device.of_workers(cluster.local_workers)?;
     let path = arguments.out.join(&recipe.name);
     if resumed.is_none() {
         RunDirectory::refuse_unless_free(&path)?;
@@ -81,7 +114,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps, worker_devices })
+    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster })
 }
 
 /// Opens the run to go on with, whose own recipe counts.
@@ -128,10 +161,10 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, worker_devices } = prepared;
-    let listener = TcpListener::bind(&arguments.listen)
+    let Prepared { directory, deal, total_steps, worker_devices, cluster } = prepared;
+    let listener = TcpListener::bind(&cluster.listen)
         .await
-        .with_context(|| format!("listen on {}; choose another --listen", arguments.listen))?;
+        .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
     let address = listener.local_addr().context("ask for the address listened on")?.to_string();
     let path = directory.path().to_path_buf();
     let manifest = deal.manifest();
@@ -145,17 +178,17 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         directory.recipe().training.batch,
         manifest.shards
     ));
-    if arguments.remote_workers > 0 {
+    if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
         let flags = worker::network_flags(&address, arguments.insecure_network).join(" ");
         screen.line(&format!(
             "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}`",
-            arguments.remote_workers
+            cluster.remote_workers
         ));
     }
     let run = Run {
         manifest_json: manifest.to_json(),
         total_steps,
-        workers: arguments.all_workers(),
+        workers: cluster.workers(),
         on_failure: on_failure(arguments),
         min_workers: arguments.losses.min_workers,
         timeouts: Timeouts {
@@ -164,7 +197,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(&address, &directory, arguments, worker_devices)?,
+        local_workers: start_workers(&address, &directory, worker_devices, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
         directory,
     };
@@ -212,18 +245,18 @@ fn own_executable() -> Result<PathBuf> {
 fn start_workers(
     address: &str,
     directory: &RunDirectory,
-    arguments: &TrainArguments,
     worker_devices: Vec<OsString>,
+    arguments: &TrainArguments,
 ) -> Result<Option<LocalWorkers>> {
-    if arguments.workers == 0 {
+    if worker_devices.is_empty() {
         return Ok(None);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
         arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
+        threads_per_worker: (cores / worker_devices.len()).max(1),
         own_arguments: worker_devices,
-        threads_per_worker: (cores / arguments.workers as usize).max(1),
         logs: directory.logs(),
         restart: on_failure(arguments) != OnFailure::Abort,
     };

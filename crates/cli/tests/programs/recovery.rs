@@ -40,17 +40,17 @@ fn disturb(
     words(&output)
 }
 
-fn lines(place: &Place, run: &str, file: &str) -> Vec<serde_json::Value> {
+pub(super) fn lines(place: &Place, run: &str, file: &str) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(place.run(run).join(file)).unwrap_or_default();
     // The last line may still be on its way.
     text.split_inclusive('\n').filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn count(place: &Place, run: &str, event: &str) -> usize {
+pub(super) fn count(place: &Place, run: &str, event: &str) -> usize {
     lines(place, run, "journal.jsonl").iter().filter(|line| line["event"] == event).count()
 }
 
-fn check_end(place: &Place, run: &str) {
+pub(super) fn check_end(place: &Place, run: &str) {
     assert_eq!(place.state_hash(run), place.state_hash("whole"), "{run}");
     let steps: Vec<u64> =
         lines(place, run, "metrics.jsonl").iter().map(|line| line["step"].as_u64().unwrap()).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Generation, Rank, WorkerId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::journal::Record;
 
@@ -14,6 +14,8 @@ use crate::journal::Record;
 pub enum Phase {
     /// Too few workers are here: at first not all of them yet, later fewer than are wanted to go on.
     Gathering,
+    /// The coordinator was restarted, and the workers of the last generation come back to it. They may train on.
+    Reuniting,
     /// A generation is formed: its workers fetch their shards and connect to each other.
     Assembling,
     /// Steps are being made.
@@ -31,12 +33,15 @@ pub enum Phase {
 /// Everything that membership reacts to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A worker wants to take part. Answered by [`Action::Admit`] or [`Action::Refuse`].
+    /// A worker wants to take part, or is back. Answered by [`Action::Admit`], [`Action::Refuse`] or
+    /// [`Action::Postpone`].
     Joined(Candidate),
     /// A worker listens for orders.
     Attending {
         /// Who.
         worker: WorkerId,
+        /// Where it stands.
+        position: Position,
     },
     /// A sign of life.
     Heartbeat {
@@ -127,7 +132,7 @@ impl Event {
     /// The worker that this event is a sign of life of, and the generation that it speaks of.
     pub(super) fn reporter(&self) -> Option<(WorkerId, Option<Generation>)> {
         match self {
-            Event::Attending { worker } => Some((*worker, None)),
+            Event::Attending { worker, .. } => Some((*worker, None)),
             Event::StepDone { worker, report } => Some((*worker, Some(report.generation))),
             Event::Heartbeat { worker, generation }
             | Event::Assembled { worker, generation, .. }
@@ -154,6 +159,11 @@ pub enum Action {
     },
     /// The worker that asked may not join.
     Refuse {
+        /// A sentence for a person.
+        reason: String,
+    },
+    /// The worker that asked may not join now, but perhaps when it asks again.
+    Postpone {
         /// A sentence for a person.
         reason: String,
     },
@@ -228,12 +238,41 @@ pub enum Order {
 /// A worker that wants to take part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
+    /// Who it is, if it comes back.
+    pub returning: Option<WorkerId>,
     /// The number that it drew when it started.
     pub incarnation: u64,
+    /// Whether it goes on without a coordinator, and comes back to the next one.
+    pub outlives_coordinator: bool,
     /// Where other workers reach it.
     pub collective_address: String,
     /// For people: host and process.
     pub description: String,
+}
+
+/// Where a worker stands that listens for orders. A new one stands nowhere.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Position {
+    /// The generation that it was last ordered into; 0 before its first.
+    pub generation: Generation,
+    /// What it does there.
+    pub part: Part,
+    /// Steps committed in the state that it holds, if it holds one.
+    pub held_step: Option<u64>,
+    /// Steps of that generation that the coordinator may not have heard of, in order.
+    pub steps: Vec<StepReport>,
+}
+
+/// A worker's part in the generation that it was last ordered into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    /// It has left it, or was never in one.
+    #[default]
+    None,
+    /// It was told its place, but not yet to start.
+    Assembles,
+    /// It was told to start, and trains or has done its last step.
+    Trains,
 }
 
 /// Why a worker left its generation, or cannot go on.
@@ -246,10 +285,10 @@ pub struct Complaint {
 }
 
 /// A worker's place in a generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Who.
-    #[serde(serialize_with = "as_number")]
+    #[serde(serialize_with = "as_number", deserialize_with = "from_number")]
     pub worker: WorkerId,
     /// Where other workers reach it.
     pub collective_address: String,
@@ -261,6 +300,10 @@ pub struct Place {
 
 fn as_number<S: serde::Serializer>(worker: &WorkerId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(worker.0)
+}
+
+fn from_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<WorkerId, D::Error> {
+    u64::deserialize(deserializer).map(WorkerId)
 }
 
 /// What an assembled worker holds. Workers train together only if they hold the same.
@@ -311,7 +354,7 @@ pub struct StepSeconds {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     /// Every step of the recipe is done.
@@ -352,5 +395,13 @@ impl fmt::Debug for Digest {
 impl Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let hash = blake3::Hash::from_hex(&text).map_err(serde::de::Error::custom)?;
+        Ok(Digest(*hash.as_bytes()))
     }
 }

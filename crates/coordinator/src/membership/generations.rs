@@ -24,7 +24,8 @@ use std::time::Duration;
 use protocol::{Generation, Rank, WorkerId};
 
 use super::{
-    Action, Complaint, Holding, Membership, OnFailure, Order, Outcome, Phase, Place, Stage, agreement, lease,
+    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Stage,
+    agreement, lease,
 };
 use crate::journal::Record;
 
@@ -37,8 +38,8 @@ impl Membership {
     pub(super) fn workers_wanted(&self) -> u32 {
         match self.settings.on_failure {
             // Anyone who is left can save what is to be kept.
-            _ if self.stop_requested && self.generation.0 > 0 => 1,
-            OnFailure::Shrink if self.generation.0 > 0 => self.settings.min_workers,
+            _ if self.stop_requested && self.has_begun => 1,
+            OnFailure::Shrink if self.has_begun => self.settings.min_workers,
             OnFailure::Shrink | OnFailure::Wait | OnFailure::Abort => self.settings.workers,
         }
     }
@@ -72,20 +73,28 @@ impl Membership {
         complaint: Option<Complaint>,
         now: Duration,
     ) -> Vec<Action> {
-        if !self.recovers() {
+        // A person who restarts a coordinator wants to go on with whoever has come back.
+        if !self.recovers() && self.phase != Phase::Regrouping {
             let Some(complaint) = complaint else { return Vec::new() };
             return self.worker_failed(worker, held_step.unwrap_or(0), complaint, now);
         }
         let name = self.describe(worker);
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
+        let was_told = member.stage == Stage::Halting;
         match member.stage {
-            Stage::Assembling | Stage::Assembled(_) | Stage::Halting => {
+            Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Halting => {
                 member.stage = Stage::Idle(held_step);
             }
-            Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => return Vec::new(),
+            Stage::Away | Stage::Joined | Stage::Idle(_) | Stage::Finished(_) | Stage::Failed => {
+                return Vec::new();
+            }
         }
-        if self.phase == Phase::Regrouping {
-            return self.regroup(now);
+        match self.phase {
+            Phase::Regrouping => return self.regroup(now),
+            // It came back from a generation that was over.
+            Phase::Reuniting if was_told => return self.reunite(now),
+            _ if was_told => return self.take_in(now),
+            _ => {}
         }
         let reason = complaint.map_or_else(String::new, |complaint| complaint.reason);
         self.break_off(format!("{name} left: {reason}"), now)
@@ -100,12 +109,13 @@ impl Membership {
             let Some(member) = self.members.get_mut(&worker) else { continue };
             match member.stage {
                 Stage::Finished(step) => member.stage = Stage::Idle(Some(step)),
-                Stage::Assembling | Stage::Assembled(_) => {
+                Stage::Assembling | Stage::Assembled(_) | Stage::Trains => {
                     member.stage = Stage::Halting;
                     let order = Order::Halt { generation: self.generation, reason: reason.clone() };
                     actions.push(Action::Send { worker, order });
                 }
-                Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Failed => {}
+                // Who is away is told when it comes back.
+                Stage::Away | Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Failed => {}
             }
         }
         self.regrouping_because = reason;
@@ -115,7 +125,12 @@ impl Membership {
 
     /// Once nobody is in the old generation any more, the next one is formed if enough are left.
     pub(super) fn regroup(&mut self, now: Duration) -> Vec<Action> {
-        if self.members.values().any(|member| member.stage == Stage::Halting) {
+        let is_in_it = |(worker, member): (&WorkerId, &Member)| match member.stage {
+            Stage::Halting => true,
+            Stage::Away => self.ranks.contains(worker),
+            _ => false,
+        };
+        if self.members.iter().any(is_in_it) {
             return Vec::new();
         }
         let mut actions = self.confirm_steps();
@@ -180,6 +195,7 @@ impl Membership {
         self.waiting_since = now;
         self.generation.0 += 1;
         self.fruitless_generations += 1;
+        self.is_first_generation = !std::mem::replace(&mut self.has_begun, true);
         (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
@@ -215,10 +231,14 @@ impl Membership {
 
     /// Once all are assembled and hold the same, they start.
     pub(super) fn assembled(&mut self, worker: WorkerId, holding: Holding, now: Duration) -> Vec<Action> {
-        if self.phase != Phase::Assembling {
-            return Vec::new();
-        }
         self.advance(worker, &Stage::Assembling, Stage::Assembled(holding));
+        match self.phase {
+            Phase::Assembling => self.start_if_all_are_assembled(now),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn start_if_all_are_assembled(&mut self, now: Duration) -> Vec<Action> {
         let holdings: Vec<(WorkerId, Holding)> = self
             .members
             .iter()

@@ -5,16 +5,21 @@
 //! `Gathering -> Assembling -> Training -> (Stopping ->) Finished`, and from anywhere to `Failed`.
 //! When a worker is lost, or one joins that may take over shards, it goes
 //! `-> Regrouping (-> Gathering) -> Assembling` once more, with the next generation: `generations.rs` says how
-//! the workers agree on the step that it starts from, `waits.rs` how every wait ends.
+//! the workers agree on the step that it starts from, `waits.rs` how every wait ends. After a restart of the
+//! coordinator it begins with `Reuniting -> Training`, or whatever the workers were about: `reunion.rs`.
 
 mod agreement;
 mod events;
 mod generations;
 mod lease;
+mod past;
 #[cfg(test)]
 mod promises;
 #[cfg(test)]
 mod recovery_tests;
+mod reunion;
+#[cfg(test)]
+mod reunion_tests;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -27,10 +32,11 @@ use std::time::Duration;
 use protocol::{Generation, WorkerId};
 
 pub use events::{
-    Action, Candidate, Complaint, Digest, Event, Holding, Order, Outcome, Phase, Place, StepReport,
-    StepSeconds,
+    Action, Candidate, Complaint, Digest, Event, Holding, Order, Outcome, Part, Phase, Place, Position,
+    StepReport, StepSeconds,
 };
 pub use lease::{Lease, lease};
+pub use past::Past;
 pub use settings::{OnFailure, Settings, SettingsError, Timeouts, check_min_workers, check_workers};
 
 use crate::journal::Record;
@@ -60,6 +66,10 @@ pub struct Membership {
     ends: BTreeMap<WorkerId, (u64, Digest)>,
     /// Steps that others than the first rank reported; they count if its word does not come.
     unconfirmed: BTreeMap<u64, StepReport>,
+    /// Whether there was a generation whose workers may be left: less is enough to go on then than to begin.
+    has_begun: bool,
+    /// Whether this generation is the first, so that nobody holds more than what is on the disk.
+    is_first_generation: bool,
     /// Whether this generation was told to start.
     has_started: bool,
     /// Whether this generation has committed a step.
@@ -86,6 +96,8 @@ struct Member {
 /// How far one worker is.
 #[derive(Debug, PartialEq)]
 enum Stage {
+    /// Admitted by the coordinator before this one, and not back yet.
+    Away,
     /// Admitted, but it does not listen yet.
     Joined,
     /// Waits for a generation, and holds the state after this many steps, if any.
@@ -94,6 +106,8 @@ enum Stage {
     Assembling,
     /// Is ready, or trains.
     Assembled(Holding),
+    /// Came back from training, where it had been told to start.
+    Trains,
     /// Was told to leave its generation.
     Halting,
     /// Has committed its last step.
@@ -116,29 +130,47 @@ struct Verdict {
 }
 
 impl Membership {
-    /// A run that waits for its workers since `now`.
+    /// A run that waits for its workers since `now`: for new ones, and first of all for those that its past has left.
     ///
     /// # Errors
     /// [`Settings::check`].
-    pub fn new(settings: Settings, now: Duration) -> Result<Membership, SettingsError> {
+    pub fn new(past: &Past, settings: Settings, now: Duration) -> Result<Membership, SettingsError> {
         settings.check()?;
+        let members: BTreeMap<WorkerId, Member> = past
+            .members
+            .iter()
+            .map(|(&worker, candidate)| {
+                let generation = if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
+                let candidate = candidate.clone();
+                (worker, Member { candidate, stage: Stage::Away, heard_at: now, generation })
+            })
+            .collect();
+        let has_begun = !past.ranks.is_empty();
+        let phase = match has_begun {
+            false => Phase::Gathering,
+            true if past.ranks.iter().all(|rank| members.contains_key(rank)) => Phase::Reuniting,
+            // Whoever is left of it has to leave it.
+            true => Phase::Regrouping,
+        };
         Ok(Membership {
-            phase: Phase::Gathering,
-            generation: Generation(0),
-            members: BTreeMap::new(),
-            ranks: Vec::new(),
-            workers_admitted: 0,
-            committed_step: settings.first_step,
+            phase,
+            generation: past.generation,
+            members,
+            ranks: past.ranks.clone(),
+            workers_admitted: past.workers_admitted,
+            committed_step: settings.first_step.max(past.committed_step),
             saved: Saved { checkpoint: settings.checkpoint.clone(), step: settings.first_step },
             waiting_since: now,
             verdict: None,
             stop_requested: false,
             ends: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
-            has_started: false,
+            has_begun,
+            is_first_generation: !has_begun,
+            has_started: past.has_started,
             has_stepped: false,
             fruitless_generations: 0,
-            regrouping_because: String::new(),
+            regrouping_because: "the coordinator was restarted without all of its workers".to_string(),
             saver: None,
             places_closed: 0,
             settings,
@@ -160,9 +192,9 @@ impl Membership {
         self.committed_step
     }
 
-    /// How many workers are admitted and not lost.
+    /// How many workers are admitted, and neither lost nor still away.
     pub fn workers(&self) -> usize {
-        self.members.len()
+        self.members.values().filter(|member| member.stage != Stage::Away).count()
     }
 
     /// Whether `worker` takes part.
@@ -193,11 +225,15 @@ impl Membership {
             if generation.is_some_and(|generation| generation != member.generation) {
                 return Vec::new();
             }
+            // Who comes back says first where it stands.
+            if member.stage == Stage::Away && !matches!(event, Event::Attending { .. }) {
+                return Vec::new();
+            }
             member.heard_at = now;
         }
         match event {
             Event::Joined(candidate) => self.join(candidate, now),
-            Event::Attending { worker } => self.attend(worker, now),
+            Event::Attending { worker, position } => self.attend(worker, position, now),
             Event::Assembled { worker, holding, .. } => self.assembled(worker, holding, now),
             Event::StepDone { worker, report } => self.step_done(worker, report, now),
             Event::Finished { worker, step, state_hash, .. } => self.finished(worker, step, state_hash, now),
@@ -224,14 +260,22 @@ impl Membership {
 
     /// Admits a worker while there is a place. One that asks again (because it missed the answer) is the same.
     fn join(&mut self, candidate: Candidate, now: Duration) -> Vec<Action> {
+        if let Some(worker) = candidate.returning {
+            return self.take_back(worker, &candidate, now);
+        }
         let again = self.members.iter_mut().find(|(_, member)| {
-            member.candidate.incarnation == candidate.incarnation && member.stage == Stage::Joined
+            member.candidate.incarnation == candidate.incarnation
+                && matches!(member.stage, Stage::Joined | Stage::Away)
         });
         if let Some((&worker, member)) = again {
             member.heard_at = now;
             return vec![Action::Admit { worker }];
         }
         if self.members.len() >= self.settings.workers as usize {
+            if self.members.values().any(|member| member.stage == Stage::Away) {
+                let reason = "the workers of the last generation may still come back to their places";
+                return vec![Action::Postpone { reason: reason.to_string() }];
+            }
             return vec![refuse(&format!(
                 "this run has its {} workers already: start the coordinator for one more with --workers or \
                  --remote-workers",
@@ -245,6 +289,7 @@ impl Membership {
             incarnation: candidate.incarnation,
             collective_address: candidate.collective_address.clone(),
             description: candidate.description.clone(),
+            outlives_coordinator: candidate.outlives_coordinator,
         };
         let generation = Generation(0);
         self.members.insert(worker, Member { candidate, stage: Stage::Joined, heard_at: now, generation });
@@ -252,7 +297,10 @@ impl Membership {
     }
 
     /// One more listens: if that makes enough, or it can take over shards, a generation is formed.
-    fn attend(&mut self, worker: WorkerId, now: Duration) -> Vec<Action> {
+    fn attend(&mut self, worker: WorkerId, position: Position, now: Duration) -> Vec<Action> {
+        if self.members.get(&worker).is_some_and(|member| member.stage == Stage::Away) {
+            return self.returned(worker, position, now);
+        }
         self.advance(worker, &Stage::Joined, Stage::Idle(None));
         self.take_in(now)
     }
@@ -261,7 +309,9 @@ impl Membership {
     /// time, because the generation before was lost with it, has been told.
     fn step_done(&mut self, worker: WorkerId, report: StepReport, now: Duration) -> Vec<Action> {
         let is_possible = self.is_under_way() && report.step <= self.settings.total_steps;
-        if !is_possible || !self.ranks.contains(&worker) {
+        // A worker that comes back from an older generation still speaks of that one.
+        let is_present = report.generation == self.generation && self.ranks.contains(&worker);
+        if !is_possible || !is_present {
             return Vec::new();
         }
         if self.ranks.first() != Some(&worker) || self.phase == Phase::Regrouping {
@@ -284,12 +334,12 @@ impl Membership {
 
     /// Once all have finished, with the same state, the run is over.
     fn finished(&mut self, worker: WorkerId, step: u64, state_hash: Digest, now: Duration) -> Vec<Action> {
-        if self.phase == Phase::Regrouping {
-            // Who was never told to start has finished nothing: only its `Halted` says that it is out.
-            return if self.has_started { self.halted(worker, Some(step), None, now) } else { Vec::new() };
-        }
-        if !self.is_under_way() || !self.ranks.contains(&worker) {
+        // Who was never told to start has finished nothing: only its `Halted` says that it is out.
+        if !self.has_started || !self.is_under_way() || !self.ranks.contains(&worker) {
             return Vec::new();
+        }
+        if self.phase == Phase::Regrouping {
+            return self.halted(worker, Some(step), None, now);
         }
         self.note_progress(now);
         if let Some(member) = self.members.get_mut(&worker) {
@@ -342,7 +392,8 @@ impl Membership {
             // It said all it had to say.
             Stage::Failed => return Vec::new(),
             Stage::Finished(_) if !self.recovers() => return Vec::new(),
-            Stage::Assembling | Stage::Assembled(_) => true,
+            Stage::Assembling | Stage::Assembled(_) | Stage::Trains => true,
+            Stage::Away => self.ranks.contains(&worker),
             Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Finished(_) => false,
         };
         let failure = format!("{name} was lost: {reason}");
@@ -366,7 +417,7 @@ impl Membership {
     /// The process of a local worker ended. Before the first generation that ends the run, for its last words say
     /// what is wrong with all of them; later it is started again, unless that was done too often.
     fn process_ended(&mut self, reason: String, crashed: bool, restarts: bool, now: Duration) -> Vec<Action> {
-        if self.generation.0 == 0 || (crashed && !self.recovers()) {
+        if !self.has_begun || (crashed && !self.recovers()) {
             return self.fail_for(&reason);
         }
         if !self.recovers() {
@@ -400,10 +451,10 @@ impl Membership {
         let is_first = !std::mem::replace(&mut self.stop_requested, true);
         let consequences = match self.phase {
             Phase::Training => self.order_stop(now),
-            Phase::Regrouping if is_first => Vec::new(),
+            Phase::Reuniting | Phase::Regrouping if is_first => Vec::new(),
             // Those who wait for another one save what they hold.
-            Phase::Gathering if is_first && self.generation.0 > 0 => self.regroup(now),
-            Phase::Assembling if is_first && self.generation.0 > 1 => Vec::new(),
+            Phase::Gathering if is_first && self.has_begun => self.regroup(now),
+            Phase::Assembling if is_first && !self.is_first_generation => Vec::new(),
             _ => self.end(Outcome::Stopped { step }),
         };
         once(record).chain(consequences).collect()
@@ -441,7 +492,7 @@ impl Membership {
         let dismissals = self
             .members
             .iter()
-            .filter(|(_, member)| member.stage != Stage::Joined)
+            .filter(|(_, member)| !matches!(member.stage, Stage::Joined | Stage::Away))
             .map(|(&worker, _)| Action::Send { worker, order: order.clone() });
         once(Action::Record(Record::Ended(outcome.clone())))
             .chain(dismissals)
@@ -457,7 +508,7 @@ impl Membership {
     }
 
     fn is_under_way(&self) -> bool {
-        matches!(self.phase, Phase::Training | Phase::Stopping | Phase::Regrouping)
+        matches!(self.phase, Phase::Reuniting | Phase::Training | Phase::Stopping | Phase::Regrouping)
     }
 
     /// Whether the run goes on when a worker is lost.

@@ -4,8 +4,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::tests::{SHARDS, TOTAL_STEPS, candidate, lost, report, settings};
+use super::tests::{SHARDS, TOTAL_STEPS, candidate, lost, report, restarted, settings};
 use super::*;
+
+/// A third of the workers end with their coordinator.
+fn newcomer(incarnation: u64) -> Candidate {
+    Candidate { outlives_coordinator: !incarnation.is_multiple_of(3), ..candidate(incarnation) }
+}
+
+/// What happens next.
+#[derive(Debug, Clone)]
+enum Turn {
+    Event(Event),
+    /// The coordinator is killed, and another one takes charge.
+    Restart,
+    /// A worker of the one before comes back, with its generation counted back from the present one.
+    Return {
+        worker: WorkerId,
+        generations_back: i64,
+        position: Position,
+    },
+}
+
+fn any_turn() -> impl Strategy<Value = Turn> {
+    let part = prop_oneof![1 => Just(Part::None), 2 => Just(Part::Assembles), 4 => Just(Part::Trains)];
+    let generations_back = prop_oneof![16 => Just(0i64), 2 => Just(1), 1 => Just(2), 1 => Just(-1)];
+    let steps = prop::collection::vec(0u64..5, 0..3);
+    let position = (part, prop::option::of(0u64..4), steps).prop_map(|(part, held_step, steps)| {
+        let steps = steps.into_iter().map(|step| report(0, step)).collect();
+        Position { generation: Generation(0), part, held_step, steps }
+    });
+    let returns = ((1u64..6).prop_map(WorkerId), generations_back, position)
+        .prop_map(|(worker, generations_back, position)| Turn::Return { worker, generations_back, position });
+    prop_oneof![40 => any_event().prop_map(Turn::Event), 2 => Just(Turn::Restart), 12 => returns]
+}
 
 fn any_event() -> impl Strategy<Value = Event> {
     // Small numbers, so that chance meets what exists.
@@ -18,8 +50,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|suspect| suspect.map(|suspect| Complaint { reason: "reason".to_string(), suspect }))
     };
     prop_oneof![
-        6 => (1u64..7).prop_map(|incarnation| Event::Joined(candidate(incarnation))),
-        6 => worker().prop_map(|worker| Event::Attending { worker }),
+        6 => (1u64..7).prop_map(|incarnation| Event::Joined(newcomer(incarnation))),
+        6 => worker().prop_map(|worker| Event::Attending { worker, position: Position::default() }),
         2 => (worker(), generation())
             .prop_map(|(worker, generation)| Event::Heartbeat { worker, generation }),
         9 => (worker(), generation(), step(), hash()).prop_map(|(worker, generation, step, state_hash)| {
@@ -79,10 +111,27 @@ struct Witness {
     /// What the members held when they were told their places.
     held: BTreeMap<WorkerId, Option<u64>>,
     lost: BTreeSet<WorkerId>,
+    /// Who has not come back to the present coordinator.
+    away: BTreeSet<WorkerId>,
+    /// The generation that a worker which came back spoke of.
+    claims: BTreeMap<WorkerId, Generation>,
     has_ended: bool,
+    has_restarted: bool,
 }
 
 impl Witness {
+    /// Another coordinator takes charge, which has heard nothing from anyone.
+    fn restart(&mut self, past: &Past, membership: &Membership) {
+        let gone = self.members.keys().filter(|member| !past.members.contains_key(member));
+        self.lost.extend(gone.copied());
+        self.away = past.members.keys().copied().collect();
+        self.left.clear();
+        self.assembled.clear();
+        self.claims.clear();
+        self.committed_step = membership.committed_step();
+        self.has_restarted = true;
+    }
+
     fn see(&mut self, event: &Event, actions: &[Action]) {
         if self.has_ended {
             assert!(actions.iter().all(|action| matches!(action, Action::Refuse { .. })), "{actions:?}");
@@ -90,8 +139,9 @@ impl Witness {
         }
         self.hear(event);
         if matches!(event, Event::Joined(_)) {
-            let answers =
-                actions.iter().filter(|a| matches!(a, Action::Admit { .. } | Action::Refuse { .. }));
+            let answers = actions.iter().filter(|a| {
+                matches!(a, Action::Admit { .. } | Action::Refuse { .. } | Action::Postpone { .. })
+            });
             assert_eq!(answers.count(), 1, "whoever joins is answered");
         }
         for action in actions {
@@ -101,8 +151,20 @@ impl Witness {
 
     /// Words count only from who takes part, and of the present generation.
     fn hear(&mut self, event: &Event) {
+        if let Event::Attending { worker, position } = event {
+            if self.away.remove(worker) && position.generation.0 <= self.generation {
+                self.claims.insert(*worker, position.generation);
+                if position.part == Part::None {
+                    self.left.insert(*worker, position.held_step);
+                }
+            }
+            return;
+        }
         let Some((worker, Some(generation))) = event.reporter() else { return };
-        if generation.0 != self.generation || !self.members.contains_key(&worker) {
+        let expected = self.claims.get(&worker).map_or(self.generation, |claim| claim.0);
+        let is_known = self.members.contains_key(&worker) || self.claims.contains_key(&worker);
+        let takes_part = is_known && !self.away.contains(&worker);
+        if generation.0 != expected || !takes_part {
             return;
         }
         match event {
@@ -126,6 +188,7 @@ impl Witness {
         match action {
             Action::Record(Record::Lost { worker, .. }) => {
                 self.lost.insert(WorkerId(*worker));
+                self.away.remove(&WorkerId(*worker));
             }
             Action::Record(Record::Generation { generation, places }) => {
                 self.check_generation(*generation, places);
@@ -144,8 +207,11 @@ impl Witness {
             }
             Action::Send { worker, order: Order::Start { generation } } => {
                 assert_eq!(generation.0, self.generation);
-                self.has_started = true;
                 assert!(self.members.contains_key(worker));
+                if std::mem::replace(&mut self.has_started, true) && self.has_restarted {
+                    // The others train already, and this one may have missed it.
+                    return;
+                }
                 let holdings: Vec<&Holding> =
                     self.members.keys().map(|member| &self.assembled[member]).collect();
                 assert!(holdings.iter().all(|holding| *holding == holdings[0]), "all hold the same");
@@ -179,6 +245,7 @@ impl Witness {
             assert!(is_out, "worker {member} was still in generation {}", self.generation);
         }
         self.held = std::mem::take(&mut self.left);
+        self.claims.clear();
         self.has_started = false;
         self.members = places.iter().map(|place| (place.worker, u64::MAX)).collect();
         assert!(
@@ -190,30 +257,81 @@ impl Witness {
     }
 }
 
+/// A run, who sees it, and its journal.
+struct Scene {
+    settings: Settings,
+    membership: Membership,
+    witness: Witness,
+    journal: Vec<Record>,
+    now: Duration,
+}
+
+impl Scene {
+    fn new(settings: Settings) -> Scene {
+        let membership = Membership::new(&Past::default(), settings.clone(), Duration::ZERO).unwrap();
+        let (witness, journal) = (Witness::default(), Vec::new());
+        Scene { settings, membership, witness, journal, now: Duration::ZERO }
+    }
+
+    fn take(&mut self, turn: Turn) {
+        match turn {
+            Turn::Event(event) => drop(self.hear(event)),
+            Turn::Restart if self.witness.has_ended => {}
+            Turn::Restart => {
+                let told = self.membership.committed_step();
+                let (past, membership) = restarted(&mut self.journal, &self.settings, told, self.now);
+                self.witness.restart(&past, &membership);
+                self.membership = membership;
+            }
+            Turn::Return { worker, generations_back, position } => {
+                self.comes_back(worker, generations_back, position);
+            }
+        }
+    }
+
+    fn comes_back(&mut self, worker: WorkerId, generations_back: i64, mut position: Position) {
+        let generation = self.membership.generation().0.saturating_add_signed(-generations_back);
+        position.generation = Generation(generation);
+        position.steps.iter_mut().for_each(|report| report.generation = Generation(generation));
+        let known = self.membership.members.get(&worker).map(|member| member.candidate.clone());
+        let candidate = known.unwrap_or_else(|| newcomer(worker.0));
+        let actions = self.hear(Event::Joined(Candidate { returning: Some(worker), ..candidate }));
+        if actions.iter().any(|action| matches!(action, Action::Admit { .. })) {
+            self.hear(Event::Attending { worker, position });
+        }
+    }
+
+    fn hear(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.membership.step(event.clone(), self.now);
+        self.journal.extend(actions.iter().filter_map(|action| match action {
+            Action::Record(record) => Some(record.clone()),
+            _ => None,
+        }));
+        self.witness.see(&event, &actions);
+        actions
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn whatever_happens_the_promises_hold(
         settings in any_settings(),
-        events in prop::collection::vec((any_event(), 0u64..800), 0..160),
+        turns in prop::collection::vec((any_turn(), 0u64..800), 0..160),
     ) {
         let workers = settings.workers;
-        let mut membership = Membership::new(settings, Duration::ZERO).unwrap();
-        let mut witness = Witness::default();
-        let mut now = Duration::ZERO;
-        for (event, later_ms) in events {
-            now += Duration::from_millis(later_ms);
-            let actions = membership.step(event.clone(), now);
-            witness.see(&event, &actions);
-            prop_assert_eq!(membership.generation().0, witness.generation);
+        let mut scene = Scene::new(settings);
+        for (turn, later_ms) in turns {
+            scene.now += Duration::from_millis(later_ms);
+            scene.take(turn);
+            prop_assert_eq!(scene.membership.generation().0, scene.witness.generation);
         }
         // Every wait ends: each tick takes at least one silent worker, then the run.
         for _ in 0..2 * workers + 2 {
-            now += Duration::from_secs(3600);
-            let actions = membership.step(Event::Tick, now);
-            witness.see(&Event::Tick, &actions);
+            scene.now += Duration::from_secs(3600);
+            scene.hear(Event::Tick);
         }
-        prop_assert!(witness.has_ended, "still {:?}", membership.phase());
+        prop_assert!(scene.witness.has_ended, "still {:?}", scene.membership.phase());
     }
 }

@@ -1,31 +1,33 @@
 //! What happens to a run whose workers come and go.
 
-use super::tests::{Course, TOTAL_STEPS, candidate, check_failure, holding, lost, outcome, report, settings};
+use super::tests::{
+    Course, TOTAL_STEPS, attending, candidate, check_failure, holding, lost, outcome, report, settings,
+};
 use super::*;
 
-fn shrinking(workers: u32) -> Settings {
+pub(super) fn shrinking(workers: u32) -> Settings {
     Settings { on_failure: OnFailure::Shrink, ..settings(workers) }
 }
 
 impl Course {
-    fn step_done(&mut self, worker: u64, step: u64) -> Vec<Action> {
+    pub(super) fn step_done(&mut self, worker: u64, step: u64) -> Vec<Action> {
         let report = report(self.membership.generation().0, step);
         self.step(Event::StepDone { worker: WorkerId(worker), report })
     }
 
     /// As a worker answers the order to halt, or the loss of a peer.
-    fn halted(&mut self, worker: u64, held_step: u64) -> Vec<Action> {
+    pub(super) fn halted(&mut self, worker: u64, held_step: u64) -> Vec<Action> {
         let (worker, generation) = (WorkerId(worker), self.membership.generation());
         self.step(Event::Halted { worker, generation, held_step: Some(held_step), complaint: None })
     }
 
-    fn joins(&mut self, worker: u64) -> Vec<Action> {
+    pub(super) fn joins(&mut self, worker: u64) -> Vec<Action> {
         let actions = self.step(Event::Joined(candidate(worker)));
         assert_eq!(actions[0], Action::Admit { worker: WorkerId(worker) });
-        self.step(Event::Attending { worker: WorkerId(worker) })
+        self.step(attending(worker))
     }
 
-    fn published(&mut self, step: u64) -> Vec<Action> {
+    pub(super) fn published(&mut self, step: u64) -> Vec<Action> {
         self.step(Event::Published { checkpoint: format!("step-{step}"), step })
     }
 
@@ -35,7 +37,7 @@ impl Course {
 }
 
 /// Who is told to assemble which generation, from which step, and with how many shards.
-fn assemblies(actions: &[Action]) -> Vec<(u64, u64, u64, u32)> {
+pub(super) fn assemblies(actions: &[Action]) -> Vec<(u64, u64, u64, u32)> {
     actions
         .iter()
         .filter_map(|action| match action {
@@ -47,7 +49,7 @@ fn assemblies(actions: &[Action]) -> Vec<(u64, u64, u64, u32)> {
         .collect()
 }
 
-fn told(actions: &[Action], is_wanted: fn(&Order) -> bool) -> Vec<u64> {
+pub(super) fn told(actions: &[Action], is_wanted: fn(&Order) -> bool) -> Vec<u64> {
     actions
         .iter()
         .filter_map(|action| match action {
@@ -57,11 +59,11 @@ fn told(actions: &[Action], is_wanted: fn(&Order) -> bool) -> Vec<u64> {
         .collect()
 }
 
-fn halts(actions: &[Action]) -> Vec<u64> {
+pub(super) fn halts(actions: &[Action]) -> Vec<u64> {
     told(actions, |order| matches!(order, Order::Halt { .. }))
 }
 
-fn saves(actions: &[Action]) -> Vec<u64> {
+pub(super) fn saves(actions: &[Action]) -> Vec<u64> {
     told(actions, |order| matches!(order, Order::Save { .. }))
 }
 

@@ -28,7 +28,49 @@ pub(super) fn settings(workers: u32) -> Settings {
 
 pub(super) fn candidate(incarnation: u64) -> Candidate {
     let description = format!("host-{incarnation}");
-    Candidate { incarnation, collective_address: format!("10.0.0.{incarnation}:7000"), description }
+    let collective_address = format!("10.0.0.{incarnation}:7000");
+    Candidate { returning: None, incarnation, outlives_coordinator: true, collective_address, description }
+}
+
+/// A new worker listens.
+pub(super) fn attending(worker: u64) -> Event {
+    Event::Attending { worker: WorkerId(worker), position: Position::default() }
+}
+
+/// A coordinator takes charge.
+pub(super) fn opened() -> Record {
+    Record::Opened {
+        program_version: "1.0.0".to_string(),
+        checkpoint: None,
+        step: 0,
+        address: Some("10.0.0.9:7070".to_string()),
+        workers: 3,
+        local_workers: 1,
+        awaited: Vec::new(),
+    }
+}
+
+/// As the coordinator that is started next finds them: the journal, what was told, and the newest checkpoint.
+pub(super) fn restarted(
+    records: &mut Vec<Record>,
+    settings: &Settings,
+    committed_step: u64,
+    now: Duration,
+) -> (Past, Membership) {
+    let saved = records.iter().filter_map(|record| match record {
+        Record::Checkpoint { checkpoint, step, .. } => Some((*step, checkpoint.clone())),
+        _ => None,
+    });
+    let (first_step, checkpoint) =
+        saved.max().map_or((0, None), |(step, checkpoint)| (step, Some(checkpoint)));
+    let mut past = Past::replay(&*records);
+    if past.has_left_workers() {
+        past.committed_step = committed_step;
+    }
+    records.push(opened());
+    let settings = Settings { first_step, checkpoint, ..settings.clone() };
+    let membership = Membership::new(&past, settings, now).unwrap();
+    (past, membership)
 }
 
 pub(super) fn holding(state: u8) -> Holding {
@@ -50,17 +92,21 @@ pub(super) fn report(generation: u64, step: u64) -> StepReport {
 /// A run in the making, with a clock that tests move.
 pub(super) struct Course {
     pub(super) membership: Membership,
+    settings: Settings,
     workers: u64,
     pub(super) now: Duration,
+    pub(super) journal: Vec<Record>,
 }
 
 impl Course {
     pub(super) fn new(settings: Settings) -> Course {
         let workers = u64::from(settings.workers);
         Course {
-            membership: Membership::new(settings, Duration::ZERO).unwrap(),
+            membership: Membership::new(&Past::default(), settings.clone(), Duration::ZERO).unwrap(),
+            settings,
             workers,
             now: Duration::ZERO,
+            journal: Vec::new(),
         }
     }
 
@@ -69,7 +115,7 @@ impl Course {
         let mut course = Course::new(settings);
         for worker in 1..=course.workers {
             course.step(Event::Joined(candidate(worker)));
-            course.step(Event::Attending { worker: WorkerId(worker) });
+            course.step(attending(worker));
         }
         assert_eq!(course.membership.phase(), Phase::Assembling);
         course
@@ -85,7 +131,19 @@ impl Course {
     }
 
     pub(super) fn step(&mut self, event: Event) -> Vec<Action> {
-        self.membership.step(event, self.now)
+        let actions = self.membership.step(event, self.now);
+        self.journal.extend(actions.iter().filter_map(|action| match action {
+            Action::Record(record) => Some(record.clone()),
+            _ => None,
+        }));
+        actions
+    }
+
+    /// The coordinator is killed, and another one takes charge.
+    pub(super) fn restart(&mut self) {
+        let told = self.membership.committed_step();
+        let (_, membership) = restarted(&mut self.journal, &self.settings, told, self.now);
+        self.membership = membership;
     }
 
     pub(super) fn assembled(&mut self, worker: u64, holding: Holding) -> Vec<Action> {
@@ -151,9 +209,9 @@ fn a_run_from_the_first_join_to_the_last_step() {
         let actions = course.step(Event::Joined(candidate(worker)));
         assert_eq!(actions[0], Action::Admit { worker: WorkerId(worker) });
     }
-    assert!(course.step(Event::Attending { worker: WorkerId(3) }).is_empty());
-    assert!(course.step(Event::Attending { worker: WorkerId(1) }).is_empty());
-    let actions = course.step(Event::Attending { worker: WorkerId(2) });
+    assert!(course.step(attending(3)).is_empty());
+    assert!(course.step(attending(1)).is_empty());
+    let actions = course.step(attending(2));
     let orders: Vec<_> = actions
         .iter()
         .filter_map(|action| match action {
@@ -213,7 +271,8 @@ fn a_run_from_the_first_join_to_the_last_step() {
 #[test]
 fn unfit_numbers_of_workers_are_refused_before_anything_starts() {
     for (workers, expected) in [(0, "at least 1"), (9, "at most 8")] {
-        let error = Membership::new(settings(workers), Duration::ZERO).unwrap_err().to_string();
+        let error =
+            Membership::new(&Past::default(), settings(workers), Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     settings(8).check().unwrap();

@@ -30,7 +30,7 @@ impl Membership {
 
     /// Takes their places away from workers that may still run. Each is told, in case it only slept, and its
     /// words count no longer. Nothing better will be heard of it, so there is nothing to wait for.
-    fn give_up(&mut self, workers: &[WorkerId], reason: &str, now: Duration) -> Vec<Action> {
+    pub(super) fn give_up(&mut self, workers: &[WorkerId], reason: &str, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
         for &worker in workers {
             if self.is_ended() {
@@ -52,7 +52,8 @@ impl Membership {
     fn end_wait(&mut self, now: Duration) -> Vec<Action> {
         let late = |stage: &Stage| match self.phase {
             Phase::Assembling => *stage == Stage::Assembling,
-            Phase::Regrouping => *stage == Stage::Halting,
+            Phase::Reuniting => *stage == Stage::Away,
+            Phase::Regrouping => matches!(stage, Stage::Halting | Stage::Away),
             _ => false,
         };
         let mut late: Vec<WorkerId> = self
@@ -67,7 +68,9 @@ impl Membership {
             Phase::Training if self.recovers() => {
                 self.break_off(format!("no step was committed for {limit_s:.1} s"), now)
             }
-            Phase::Assembling | Phase::Regrouping if self.recovers() && !late.is_empty() => {
+            Phase::Assembling | Phase::Reuniting | Phase::Regrouping
+                if self.recovers() && !late.is_empty() =>
+            {
                 let what = if self.phase == Phase::Assembling { "assembled" } else { "ready to regroup" };
                 self.give_up(&late, &format!("it was not {what} within {limit_s:.1} s"), now)
             }
@@ -81,7 +84,7 @@ impl Membership {
             Phase::Gathering => timeouts.join,
             Phase::Assembling => timeouts.assemble,
             Phase::Training => timeouts.step,
-            Phase::Regrouping => timeouts.halt,
+            Phase::Reuniting | Phase::Regrouping => timeouts.halt,
             Phase::Stopping => timeouts.stop,
             Phase::Finished | Phase::Failed => Duration::MAX,
         }
@@ -117,19 +120,21 @@ impl Membership {
                 missing(|stage| matches!(stage, Stage::Finished(_))),
                 self.how_to_go_on()
             ),
-            Phase::Training | Phase::Regrouping | Phase::Finished | Phase::Failed => format!(
-                "no step was committed for {limit_s:.1} s; still at work: {}; {}",
-                missing(|stage| matches!(stage, Stage::Finished(_))),
-                self.how_to_go_on()
-            ),
+            Phase::Reuniting | Phase::Training | Phase::Regrouping | Phase::Finished | Phase::Failed => {
+                format!(
+                    "no step was committed for {limit_s:.1} s; still at work: {}; {}",
+                    missing(|stage| matches!(stage, Stage::Finished(_))),
+                    self.how_to_go_on()
+                )
+            }
         }
     }
 
     /// A run that never began has nothing to go on with.
     fn if_begun(&self) -> String {
-        match self.generation.0 {
-            0 => String::new(),
-            _ => format!("; {}", self.how_to_go_on()),
+        match self.has_begun {
+            false => String::new(),
+            true => format!("; {}", self.how_to_go_on()),
         }
     }
 }

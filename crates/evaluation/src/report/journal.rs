@@ -77,6 +77,11 @@ fn describe(event: &str, value: &Value) -> String {
         "opened" if value["checkpoint"].is_string() => format!("goes on from {}", text("checkpoint")),
         "opened" => format!("from step {}", text("step")),
         "joined" => text("description"),
+        "returned" if value["step"].is_u64() => {
+            format!("worker {} after step {}", text("worker"), text("step"))
+        }
+        "returned" => format!("worker {}", text("worker")),
+        "adopted" => format!("generation {} goes on after step {}", text("generation"), text("step")),
         "lost" => format!("worker {}: {}", text("worker"), text("reason")),
         "generation" => {
             let workers = value["places"].as_array().map_or(0, Vec::len);
@@ -172,13 +177,26 @@ mod tests {
     fn unknown_events_are_told_by_their_fields_and_a_cut_line_is_not() {
         let journal = read_text(
             "{\"unix_time_ms\":5,\"event\":\"moved_on\",\"worker\":3,\"reason\":\"gone\",\"x\":[1]}\n\
+             {\"unix_time_ms\":5,\"event\":\"returned\",\"worker\":3,\"step\":null}\n\
+             {\"unix_time_ms\":5,\"event\":\"returned\",\"worker\":4,\"step\":6}\n\
+             {\"unix_time_ms\":5,\"event\":\"adopted\",\"generation\":2,\"step\":6}\n\
              {\"unix_time_ms\":1005,\"event\":\"ended\",\"outcome\":\"stopped\",\"step\":7}\n\
              {\"unix_time_ms\":1005,\"event\":\"opened\",\"checkpoint\":\"step-000007\",\"step\":7}\n\
              {\"unix_time",
         );
         let told: Vec<&str> = journal.moments.iter().map(|moment| moment.detail.as_str()).collect();
-        assert_eq!(told, ["reason gone, worker 3", "stopped after step 7", "goes on from step-000007"]);
+        assert_eq!(
+            told,
+            [
+                "reason gone, worker 3",
+                "worker 3",
+                "worker 4 after step 6",
+                "generation 2 goes on after step 6",
+                "stopped after step 7",
+                "goes on from step-000007",
+            ]
+        );
         assert_eq!(journal.outcome, None, "it goes on");
-        assert_eq!(journal.moments[1].seconds, 1.0);
+        assert_eq!(journal.moments[4].seconds, 1.0);
     }
 }

@@ -1,0 +1,132 @@
+//! How the workers of a coordinator that died come back to the one that was started in its place.
+//!
+//! A healthy step does not wait for the coordinator, so a generation goes on without one. The next coordinator knows
+//! from the journal who takes part in it, and each worker that comes back says where it stands:
+//!
+//! 1. Once all of the generation are back and none of them has left it, it is adopted as it is: nobody halts, nobody
+//!    is told anything but what the last coordinator did not live to tell.
+//! 2. If one has left it, because it lost a peer meanwhile, or is not back before it counts as silent, the generation
+//!    is over as after any other loss: the others halt, and the next is formed of those who are there.
+//!
+//! Whoever is away is treated as one that may still train: no generation is formed before it is back and has halted,
+//! or is lost. So nobody can commit a step behind the others' backs, under two coordinators as under one.
+
+use std::iter::once;
+use std::time::Duration;
+
+use protocol::WorkerId;
+
+use super::{Action, Candidate, Membership, Order, Part, Phase, Position, Stage, refuse};
+use crate::journal::Record;
+
+impl Membership {
+    /// Answers a worker that says that it takes part already.
+    pub(super) fn take_back(
+        &mut self,
+        worker: WorkerId,
+        candidate: &Candidate,
+        now: Duration,
+    ) -> Vec<Action> {
+        let member = self
+            .members
+            .get_mut(&worker)
+            .filter(|member| member.candidate.incarnation == candidate.incarnation);
+        match member {
+            Some(member) if member.stage == Stage::Away => {
+                member.heard_at = now;
+                vec![Action::Admit { worker }]
+            }
+            // Its end of the connection has broken, and this one not yet.
+            Some(_) => {
+                let reason = format!("worker {worker} is still connected");
+                vec![Action::Postpone { reason }]
+            }
+            None => {
+                vec![refuse(&format!("worker {worker} was lost, and its place given away: start it again"))]
+            }
+        }
+    }
+
+    /// A worker of the last coordinator's listens again, and says where it stands.
+    pub(super) fn returned(&mut self, worker: WorkerId, position: Position, now: Duration) -> Vec<Action> {
+        let Position { generation, part, held_step, steps } = position;
+        let record = Action::Record(Record::Returned { worker: worker.0, step: held_step });
+        if generation > self.generation {
+            let (theirs, ours) = (generation, self.generation);
+            let reason = format!(
+                "it takes part in generation {theirs}, but the journal ends with generation {ours}: it is not the \
+                 newest of this run"
+            );
+            return once(record).chain(self.give_up(&[worker], &reason, now)).collect();
+        }
+        let mut actions = vec![record];
+        for report in steps {
+            actions.extend(self.step_done(worker, report, now));
+        }
+        let is_here = generation == self.generation && self.ranks.contains(&worker);
+        let stage = match part {
+            Part::None => Stage::Idle(held_step),
+            Part::Assembles if is_here && self.phase == Phase::Reuniting => Stage::Assembling,
+            Part::Trains if is_here && self.phase == Phase::Reuniting && self.has_started => Stage::Trains,
+            // What it takes part in is over.
+            Part::Assembles | Part::Trains => {
+                let reason = "the coordinator was restarted, and others are missing".to_string();
+                actions.push(Action::Send { worker, order: Order::Halt { generation, reason } });
+                Stage::Halting
+            }
+        };
+        if let Some(member) = self.members.get_mut(&worker) {
+            (member.stage, member.generation) = (stage, generation);
+        }
+        actions.extend(match self.phase {
+            Phase::Reuniting => self.reunite(now),
+            Phase::Regrouping => self.regroup(now),
+            _ => self.take_in(now),
+        });
+        actions
+    }
+
+    /// Once all of the last generation are back it goes on, or is over if one of them has left it.
+    pub(super) fn reunite(&mut self, now: Duration) -> Vec<Action> {
+        let is_back = |stage: Option<&Stage>| stage.is_some_and(|stage| *stage != Stage::Away);
+        let takes_part = |stage: Option<&Stage>| {
+            matches!(
+                stage,
+                Some(Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Finished(_))
+            )
+        };
+        let stages = || self.ranks.iter().map(|rank| self.members.get(rank).map(|member| &member.stage));
+        if !stages().all(is_back) {
+            return Vec::new();
+        }
+        if !stages().all(takes_part) {
+            return self.break_off("it broke off while there was no coordinator".to_string(), now);
+        }
+        let record = Record::Adopted { generation: self.generation.0, step: self.committed_step };
+        let consequences = if self.has_started { self.go_on(now) } else { self.assemble_on(now) };
+        once(Action::Record(record)).chain(consequences).collect()
+    }
+
+    /// They train. Those that the order to start did not reach get it now; the others wait for them in their fold.
+    fn go_on(&mut self, now: Duration) -> Vec<Action> {
+        (self.phase, self.waiting_since) = (Phase::Training, now);
+        let mut actions = Vec::new();
+        for &worker in &self.ranks {
+            let Some(member) = self.members.get_mut(&worker) else { continue };
+            if matches!(member.stage, Stage::Assembling | Stage::Assembled(_)) {
+                member.stage = Stage::Trains;
+                actions.push(Action::Send { worker, order: Order::Start { generation: self.generation } });
+            }
+        }
+        if self.stop_requested {
+            actions.extend(self.order_stop(now));
+        }
+        actions
+    }
+
+    /// They were told their places, and connect to each other.
+    fn assemble_on(&mut self, now: Duration) -> Vec<Action> {
+        (self.phase, self.waiting_since) = (Phase::Assembling, now);
+        self.start_if_all_are_assembled(now)
+    }
+}
