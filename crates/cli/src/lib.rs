@@ -9,9 +9,12 @@ pub mod coordinator;
 pub mod evaluate;
 pub mod worker;
 
+mod advertise;
 mod cache;
 mod display;
 mod exit;
+#[cfg_attr(not(target_os = "linux"), path = "interfaces/unknown.rs")]
+mod interfaces;
 mod logging;
 mod network;
 mod parent;

@@ -78,6 +78,10 @@ impl TrainingThread {
     }
 
     fn work(mut self, commands: &Receiver<Command>, position: &mut Position) -> Result<(), WorkerError> {
+        if let Err(error) = self.transport.hang_up() {
+            // The first assembly needs the listener, and says what is wrong with it.
+            tracing::debug!(%error, "the coordinator's look at this worker is left in the queue");
+        }
         let trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
         let store = Arc::new(self.open_store());
         let mut publisher =

@@ -1,6 +1,7 @@
 //! A run from the recipe to its outcome.
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,10 +43,13 @@ struct Prepared {
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
     let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
-    if arguments.remote_workers > 0 {
-        network::refuse_unspecified(&arguments.listen, &addresses)?;
-    }
-    let resumed = arguments.resume.as_ref().map(|folder| resume(arguments, folder.as_deref())).transpose()?;
+    let advertise = arguments.advertise.advertise.as_deref();
+    network::check_advertised(&arguments.listen, &addresses, arguments.workers, advertise)?;
+    let resumed = match &arguments.resume {
+        Some(folder) => Some(resume(arguments, folder.as_deref())?),
+        None if arguments.resume_or_begin && is_begun(arguments)? => Some(resume(arguments, None)?),
+        None => None,
+    };
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
@@ -79,6 +83,12 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     }
     warn_of_pictures(&deal);
     Ok(Prepared { directory, deal, total_steps })
+}
+
+/// Whether there is a run of this recipe's name.
+fn is_begun(arguments: &TrainArguments) -> Result<bool> {
+    let name = arguments.recipe.load()?.name;
+    Ok(arguments.out.join(name).join("recipe.toml").exists())
 }
 
 /// Opens the run to go on with, whose own recipe counts.
@@ -129,7 +139,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", arguments.listen))?;
-    let address = listener.local_addr().context("ask for the address listened on")?.to_string();
+    let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
     let manifest = deal.manifest();
     screen.line(&format!(
@@ -142,12 +152,8 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         directory.recipe().training.batch,
         manifest.shards
     ));
-    if arguments.remote_workers > 0 {
-        let flags = worker::network_flags(&address, arguments.insecure_network).join(" ");
-        screen.line(&format!(
-            "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}`",
-            arguments.remote_workers
-        ));
+    if arguments.remote_workers() > 0 {
+        screen.line(&invitation(address, arguments));
     }
     let run = Run {
         manifest_json: manifest.to_json(),
@@ -161,7 +167,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(&address, &directory, arguments)?,
+        local_workers: start_workers(address, &directory, arguments)?,
         evaluations: evaluations(&directory, &arguments.cache)?,
         directory,
     };
@@ -192,6 +198,22 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     }
 }
 
+/// How workers elsewhere are started. They choose their own address, on all of which they listen.
+fn invitation(address: SocketAddr, arguments: &TrainArguments) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let join = match address.ip().is_unspecified() {
+        true => format!("{host}:{}", address.port()),
+        false => address.to_string(),
+    };
+    let listen = match address {
+        _ if address.ip().is_loopback() => address.ip(),
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let flags = worker::network_flags(listen, arguments.insecure_network).join(" ");
+    format!("waiting for {} workers; start each: `worker --join {join} {flags}`", arguments.remote_workers())
+}
+
 fn on_failure(arguments: &TrainArguments) -> OnFailure {
     match arguments.losses.on_failure {
         super::OnFailure::Shrink => OnFailure::Shrink,
@@ -207,7 +229,7 @@ fn own_executable() -> Result<PathBuf> {
 
 /// This program again, in the worker's role.
 fn start_workers(
-    address: &str,
+    address: SocketAddr,
     directory: &RunDirectory,
     arguments: &TrainArguments,
 ) -> Result<Option<LocalWorkers>> {
@@ -217,7 +239,12 @@ fn start_workers(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
-        arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
+        arguments: worker::arguments_for_local(
+            address,
+            arguments.insecure_network,
+            &arguments.advertise,
+            &arguments.cache,
+        ),
         count: arguments.workers,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
         logs: directory.logs(),
