@@ -62,6 +62,8 @@ wait_until() {
 }
 has_steps() { [ "$(steps)" -ge "$1" ]; }
 has_ended() { [ "$(docker inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container coordinator_1)")" = "exited $1" ]; }
+has_card() { [ -n "$(show 'evaluations/knn-step-000160-*.json')" ]; }
+says() { docker logs "$(container coordinator_1)" 2>&1 | grep -q "$1"; }
 begin() { compose up --detach "$@" >"$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; return 1; }; }
 
 # What goes wrong while the run goes on, and what is done about it.
@@ -76,7 +78,11 @@ pause() {
     sleep 15
     docker unpause "$(container worker_2)" >/dev/null
 }
-join() { begin --scale worker=4; }
+join() {
+    docker rm --force "$(container worker_4)" >/dev/null
+    wait_until has_steps 60
+    begin
+}
 restart() {
     compose stop >/dev/null 2>&1
     docker inspect --format '  stopped: {{.Name}} ended with {{.State.ExitCode}}' "$(container coordinator_1)"
@@ -84,18 +90,30 @@ restart() {
 }
 coordinator() { docker exec "$(container coordinator_1)" sh -c 'kill -9 $(pidof coordinator)'; }
 disk() {
-    # The volume is a file system of 10 MiB, held by a container that does nothing else; a checkpoint is 4 MiB.
-    wait_until eval 'docker logs "$(container coordinator_1)" 2>&1 | grep -q "No space left"'
+    # The volume is a file system of 7 MiB, held by a container that does nothing else; a checkpoint is 3 MiB.
+    wait_until says "No space left"
     docker logs "$(container coordinator_1)" 2>&1 | grep -m 1 "No space left" | sed 's/^/  /'
     mount -o remount,size=100m "$(docker volume inspect --format '{{.Mountpoint}}' "$runs")"
 }
 
-# The longest time in which no step was made, in seconds.
-pause_s() {
-    show metrics.jsonl | python3 -c '
-import json, sys
-times = [line["unix_time_ms"] for line in map(json.loads, sys.stdin) if "loss" in line]
-print(max(later - earlier for earlier, later in zip(times, times[1:])) / 1000)'
+# Writes down the longest time in which no step was made, until it is killed; it runs in the background.
+watch_steps() {
+    exec python3 - "$(docker volume inspect --format '{{.Mountpoint}}' "$runs")/$RUN/metrics.jsonl" "$scratch/longest" <<'PYTHON'
+import sys, time
+metrics, answer = sys.argv[1:]
+size, since, longest = 0, None, 0.0
+while True:
+    try:
+        now = sum(1 for line in open(metrics) if '"loss"' in line)
+    except OSError:
+        now = size
+    if now != size:
+        if since is not None:
+            longest = max(longest, time.monotonic() - since)
+        size, since = now, time.monotonic()
+        open(answer, "w").write(f"{longest:.1f}")
+    time.sleep(0.05)
+PYTHON
 }
 
 ../target/release/coordinator --out "$scratch/runs" "${flags[@]}" >"$scratch/alone.log" 2>&1
@@ -103,21 +121,22 @@ state_hash() { grep state_hash | cut -d '"' -f 4; }
 expected=$(state_hash <"$scratch/runs/quickstart/checkpoints/step-000160/progress.json")
 
 for mishap in "${@:-kill_worker}"; do
-    WORKERS=4
-    [ "$mishap" != join ] || WORKERS=3
     if [ "$mishap" = disk ]; then
-        docker volume create --opt type=tmpfs --opt device=tmpfs --opt o=size=10m,mode=1777 "$runs" >/dev/null
+        docker volume create --opt type=tmpfs --opt device=tmpfs --opt o=size=7m,mode=1777 "$runs" >/dev/null
         docker run --detach --name "$runs" --volume "$runs:/runs" "$SIMSIAM_IMAGE" sleep infinity >/dev/null
     fi
     began=$SECONDS
     begin
+    watch_steps &
+    watcher=$!
     wait_until has_steps 30
     "$mishap"
     wait_until has_ended 0
+    kill "$watcher"
     found=$(show checkpoints/step-000160/progress.json | state_hash)
-    echo "compose: $mishap: $((SECONDS - began)) s, longest pause $(pause_s) s, state ${found:0:8}"
+    echo "compose: $mishap: $((SECONDS - began)) s, longest time without a step $(cat "$scratch/longest") s, state ${found:0:8}"
     [ "$found" = "$expected" ] || { echo "expected the state $expected of one process"; exit 1; }
-    wait_until eval '[ -n "$(show evaluations/knn-step-000160-*.json)" ]'
+    wait_until has_card
     docker rm --force "$runs" >/dev/null 2>&1 || true
     compose down --volumes --timeout 1 >/dev/null 2>&1
 done

@@ -12,7 +12,7 @@ use clap::builder::FalseyValueParser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use worker::{Device, Settings, Transport};
+use worker::{Device, Settings, Transport, WorkerError};
 
 use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
@@ -100,12 +100,18 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
         .context("start the asynchronous half")?;
     let result = runtime.block_on(async {
         let settings = settings(arguments).await?;
-        worker::run(settings, drain()?).await.map_err(anyhow::Error::from)
+        Ok(match worker::run(settings, drain()?).await {
+            // Not the end of the run: whatever starts workers again is to do it.
+            Err(error @ WorkerError::Stopped { .. }) => {
+                tracing::info!("{error}");
+                Ending::Terminated
+            }
+            ended => ended.map(|()| Ending::Done)?,
+        })
     });
     // A training thread that waits for a lost peer must not hold up the end of the process.
     runtime.shutdown_background();
-    result?;
-    Ok(Ending::Done)
+    result
 }
 
 async fn settings(arguments: &WorkerArguments) -> Result<Settings> {

@@ -64,12 +64,15 @@ struct Position {
 
 impl TrainingThread {
     /// Works until it is dismissed. What keeps it from going on is reported before it is returned, unless it is
-    /// the coordinator itself that is gone or has said so.
+    /// the coordinator itself that is gone or has said so, or the run was stopped in order.
     pub(crate) fn run(self, commands: &Receiver<Command>) -> Result<(), WorkerError> {
         let mut position = Position::default();
         let reports = self.reports.clone();
         self.work(commands, &mut position).inspect_err(|error| {
-            if matches!(error, WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_)) {
+            if matches!(
+                error,
+                WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_) | WorkerError::Stopped { .. }
+            ) {
                 return;
             }
             let step = position.state.map_or(0, |state| state.step);
@@ -135,7 +138,11 @@ impl TrainingThread {
                     None => return Err(unexpected("a save of a state that this worker lacks".to_string())),
                 },
                 Command::Stop => stopping = true,
-                Command::Dismiss => break,
+                Command::Dismiss => {
+                    let step = position.state.as_ref().map_or(0, |state| state.step);
+                    let has_ended = step >= trainer.schedule().total_steps();
+                    return if stopping && !has_ended { Err(WorkerError::Stopped { step }) } else { Ok(()) };
+                }
             }
         }
         Ok(())
