@@ -31,8 +31,9 @@ scratch=$(mktemp -d)
 clean_up() {
     local result=$?
     [ "$result" = 0 ] || compose logs --no-color --tail 30 2>&1 || true
-    docker rm --force "$runs" >/dev/null 2>&1 || true
     compose down --volumes --timeout 1 >/dev/null 2>&1 || true
+    docker rm --force "$runs" >/dev/null 2>&1 || true
+    docker volume rm --force "$runs" >/dev/null 2>&1 || true
     rm -rf "$scratch"
 }
 trap clean_up EXIT
@@ -64,7 +65,7 @@ has_steps() { [ "$(steps)" -ge "$1" ]; }
 has_ended() { [ "$(docker inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container coordinator_1)")" = "exited $1" ]; }
 has_card() { [ -n "$(show 'evaluations/knn-step-000160-*.json')" ]; }
 says() { docker logs "$(container coordinator_1)" 2>&1 | grep -q "$1"; }
-begin() { compose up --detach "$@" >"$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; return 1; }; }
+begin() { compose up --detach >"$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; return 1; }; }
 
 # What goes wrong while the run goes on, and what is done about it.
 kill_worker() { docker exec "$(container worker_3)" sh -c 'kill -9 $(pidof worker)'; }
@@ -124,6 +125,8 @@ for mishap in "${@:-kill_worker}"; do
     if [ "$mishap" = disk ]; then
         docker volume create --opt type=tmpfs --opt device=tmpfs --opt o=size=7m,mode=1777 "$runs" >/dev/null
         docker run --detach --name "$runs" --volume "$runs:/runs" "$SIMSIAM_IMAGE" sleep infinity >/dev/null
+        printf 'volumes: { runs: { external: true, name: %s } }\n' "$runs" >"$scratch/disk.yaml"
+        export COMPOSE_FILE=compose.yaml:$scratch/disk.yaml
     fi
     began=$SECONDS
     begin
@@ -137,7 +140,9 @@ for mishap in "${@:-kill_worker}"; do
     echo "compose: $mishap: $((SECONDS - began)) s, longest time without a step $(cat "$scratch/longest") s, state ${found:0:8}"
     [ "$found" = "$expected" ] || { echo "expected the state $expected of one process"; exit 1; }
     wait_until has_card
-    docker rm --force "$runs" >/dev/null 2>&1 || true
     compose down --volumes --timeout 1 >/dev/null 2>&1
+    docker rm --force "$runs" >/dev/null 2>&1 || true
+    docker volume rm --force "$runs" >/dev/null
+    unset COMPOSE_FILE
 done
 echo "compose: the same state as one process, and the evaluation's card"

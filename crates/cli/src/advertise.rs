@@ -3,6 +3,7 @@
 //! Containers and cluster nodes listen on all their addresses, and have several. Which one the others are told is
 //! chosen here: as the person says, by NCCL's variable, or by the way to the coordinator.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
@@ -61,7 +62,7 @@ impl AdvertiseArguments {
         bail!(
             "--listen {unspecified}: none of the coordinator's addresses ({}) can be reached from there, so the others \
              cannot be told one of this machine's; listen on [::]:0 where the network is IPv6, or give --advertise",
-            list(targets.iter().map(|target| target.ip()))
+            list(targets.iter().map(SocketAddr::ip))
         )
     }
 }
@@ -139,10 +140,10 @@ fn address_of(
         .map(|found| found.ip)
 }
 
+/// The interfaces' names, each once however many addresses it has.
 fn names(interfaces: &[Interface]) -> String {
-    let mut names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
-    names.dedup();
-    names.join(", ")
+    let names: BTreeSet<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// Whether who listens there is reached by those who have `other`'s kind of address: `[::]` takes both.
@@ -209,7 +210,7 @@ mod tests {
             ("eth", "0.0.0.0:0", Ok("192.0.2.7")),
             ("ib0", "0.0.0.0:0", Ok("198.51.100.7")),
             ("^eth0,ib", "[::]:0", Ok("2001:db8::7")),
-            ("eth1", "0.0.0.0:0", Err("lo, eth0, ib0, eth1")),
+            ("eth1", "0.0.0.0:0", Err("(eth0, eth1, ib0, lo)")),
             ("wlan", "[::]:0", Err("NCCL_SOCKET_IFNAME=wlan")),
         ] {
             match (by_pattern(pattern, &[listen.parse().unwrap()], &both), expected) {
@@ -253,7 +254,7 @@ mod tests {
             let place = arguments.place(&[listen.parse().unwrap()], coordinator, deadline).await;
             match (place, expected) {
                 (Ok(place), Ok(host)) => {
-                    assert_eq!(place.map(|place| place.host).as_deref(), host, "{listen}")
+                    assert_eq!(place.map(|place| place.host).as_deref(), host, "{listen}");
                 }
                 (Err(error), Err(problem)) => assert!(error.to_string().contains(problem), "{error}"),
                 (place, _) => {
