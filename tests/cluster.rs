@@ -12,7 +12,7 @@ use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use worker::{Device, Settings, Transport};
+use worker::{Device, Settings, Transport, WorkerError};
 
 const VERSION: &str = "end-to-end";
 
@@ -125,6 +125,7 @@ impl TestRun {
         while let Some(ended) = started.join_next().await {
             match ended {
                 Ok(Ok(())) => assert!(!failed, "a worker did not hear of {outcome:?}"),
+                Ok(Err(WorkerError::Stopped { .. })) if matches!(outcome, Outcome::Stopped { .. }) => {}
                 Ok(Err(error)) => assert!(failed, "{outcome:?}, but a worker failed: {error}"),
                 Err(error) => assert!(error.is_cancelled(), "a worker panicked: {error}"),
             }

@@ -8,13 +8,16 @@ mod views;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
+use crate::network::launcher_variable;
 use crate::recipe_source::RecipeArguments;
 use crate::worker::{self, WorkerArguments};
 
@@ -51,29 +54,50 @@ struct TrainArguments {
     /// Go on with a run: with the one in FOLDER, or with the one of this recipe's name
     #[arg(long, value_name = "FOLDER", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
+    /// Go on with the run of this recipe's name if it was begun, else begin it: for what starts a coordinator again
+    #[arg(long, conflicts_with = "resume")]
+    resume_or_begin: bool,
     /// Folder that holds the runs, each in a folder of its name
-    #[arg(long, value_name = "FOLDER", default_value = "runs")]
+    #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
     out: PathBuf,
     /// Worker processes to start on this machine [default: 1, or those of the coordinator that --resume replaces]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", env = "SIMSIAM_WORKERS")]
     workers: Option<u32>,
     /// Workers that join from elsewhere with `worker --join`; the run begins when all are here [default: 0, or those
-    /// of the coordinator that --resume replaces]
-    #[arg(long, value_name = "COUNT")]
+    /// of the coordinator that --resume replaces; with --workers 0 the variable WORLD_SIZE, where a launcher has set it]
+    #[arg(long, value_name = "COUNT", env = "SIMSIAM_REMOTE_WORKERS")]
     remote_workers: Option<u32>,
     #[command(flatten)]
     losses: LossArguments,
-    /// Address for the workers; port 0 takes a free one [default: 127.0.0.1:0, or that of the coordinator that
-    /// --resume replaces, where workers look for it]
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address for the workers; port 0 takes a free one, and 0.0.0.0 or [::] all of this machine's addresses [default:
+    /// 127.0.0.1:0, or that of the coordinator that --resume replaces, where workers look for it]
+    #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_LISTEN")]
     listen: Option<String>,
+    #[command(flatten)]
+    advertise: AdvertiseArguments,
     /// Allow --listen on an address that other machines reach, without authentication
-    #[arg(long)]
+    #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = FalseyValueParser::new())]
     insecure_network: bool,
     #[command(flatten)]
     device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
+}
+
+impl TrainArguments {
+    /// Where nobody says how many workers there are, a launcher's `world_size` does. Beside workers of this machine it
+    /// would mean something else, so a variable that is left over from elsewhere changes nothing there.
+    fn completed_by(mut self, world_size: Option<String>) -> Result<TrainArguments> {
+        if self.workers == Some(0)
+            && self.remote_workers.is_none()
+            && let Some(count) = world_size
+        {
+            let count =
+                count.parse().with_context(|| format!("WORLD_SIZE={count}: expected a number of workers"))?;
+            self.remote_workers = Some(count);
+        }
+        Ok(self)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -157,11 +181,35 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<Ending> {
     match arguments.command {
-        None => train::run(&arguments.train),
+        None => train::run(&arguments.train.completed_by(launcher_variable("WORLD_SIZE"))?),
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Fetch(arguments)) => fetch::run(&arguments),
         Some(Command::Views(arguments)) => views::run(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),
         Some(Command::Evaluate(arguments)) => evaluate::run(arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launchers_count_is_taken_where_nothing_else_says_it() {
+        for (flags, world_size, expected) in [
+            (&["--workers=0"][..], Some("4"), Some(4)),
+            (&["--workers=0", "--remote-workers=2"], Some("4"), Some(2)),
+            (&["--workers=2"], Some("4"), Some(0)),
+            (&[], None, Some(0)),
+            (&["--workers=0"], Some("four"), None),
+        ] {
+            let arguments = Arguments::parse_from(["coordinator"].iter().chain(flags)).train;
+            let completed = arguments.completed_by(world_size.map(str::to_string));
+            assert_eq!(
+                completed.ok().map(|train| train.remote_workers.unwrap_or(0)),
+                expected,
+                "{flags:?} {world_size:?}"
+            );
+        }
     }
 }

@@ -9,10 +9,13 @@ pub mod coordinator;
 pub mod evaluate;
 pub mod worker;
 
+mod advertise;
 mod cache;
 mod device;
 mod display;
 mod exit;
+#[cfg_attr(not(target_os = "linux"), path = "interfaces/unknown.rs")]
+mod interfaces;
 mod logging;
 mod network;
 mod parent;

@@ -23,19 +23,50 @@ pub(crate) fn listen_addresses(text: &str, insecure_network: bool) -> Result<Vec
     Ok(addresses)
 }
 
-/// Refuses an address that means "all of this machine's": others are told it, and cannot connect to it.
-pub(crate) fn refuse_unspecified(text: &str, addresses: &[SocketAddr]) -> Result<()> {
-    if addresses.iter().any(|address| address.ip().is_unspecified()) {
+/// The addresses at which a coordinator listens that others are to reach. One that means "all of this machine's" leaves
+/// open what the workers of this machine tell the others, so those need `advertise`.
+pub(crate) fn check_advertised(
+    text: &str,
+    addresses: &[SocketAddr],
+    local_workers: u32,
+    advertise: Option<&str>,
+) -> Result<()> {
+    if local_workers > 0
+        && advertise.is_none()
+        && addresses.iter().any(|address| address.ip().is_unspecified())
+    {
         bail!(
-            "--listen {text}: others are told this address, so give the one at which they reach this machine"
+            "--listen {text}: this machine's own workers are reached by others at one address, which this does not say; \
+             add --advertise with it or with its network interface, or give --workers 0"
         );
     }
     Ok(())
 }
 
+/// The value of one of the variables by which torchrun, Slurm scripts and Kubernetes operators tell programs their
+/// place; empty ones count as not set.
+pub(crate) fn launcher_variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_of_this_machine_need_an_address_that_others_reach() {
+        for (text, local_workers, advertise, is_refused) in [
+            ("0.0.0.0:7070", 0, None, false),
+            ("0.0.0.0:7070", 2, None, true),
+            ("[::]:7070", 2, None, true),
+            ("0.0.0.0:7070", 2, Some("eth0"), false),
+            ("192.0.2.7:7070", 2, None, false),
+        ] {
+            let addresses = listen_addresses(text, true).unwrap();
+            let result = check_advertised(text, &addresses, local_workers, advertise);
+            assert_eq!(result.is_err(), is_refused, "{text} {local_workers} {advertise:?}: {result:?}");
+        }
+    }
 
     #[test]
     fn only_this_machine_may_connect_unless_told_otherwise() {

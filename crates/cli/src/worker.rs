@@ -2,15 +2,19 @@
 
 use std::ffi::OsString;
 use std::future::pending;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
+use clap::builder::FalseyValueParser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use worker::{Settings, Transport};
+use tokio::time::Instant;
+use worker::{Settings, Transport, WorkerError};
 
+use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
@@ -22,17 +26,20 @@ use crate::{PROGRAM_VERSION, logging, network, parent};
 #[derive(Debug, Parser)]
 #[command(name = "worker", version)]
 pub struct WorkerArguments {
-    /// The coordinator's address
-    #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_COORDINATOR")]
-    join: String,
-    /// Address for the gradients of the other workers, as they reach it; port 0 takes a free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    /// The coordinator's address [default: MASTER_ADDR:MASTER_PORT where a launcher has set these variables]
+    #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_JOIN")]
+    join: Option<String>,
+    /// Address for the gradients of the other workers; port 0 takes a free one, and 0.0.0.0 or [::] all of this
+    /// machine's addresses
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0", env = "SIMSIAM_LISTEN")]
     listen: String,
+    #[command(flatten)]
+    advertise: AdvertiseArguments,
     /// Allow --listen on an address that other machines reach, without authentication
-    #[arg(long)]
+    #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = FalseyValueParser::new())]
     insecure_network: bool,
     /// How long to look for the coordinator, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SIMSIAM_CONNECT_TIMEOUT_S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_timeout_s: u64,
     /// How long to train on without the coordinator once it is lost, and to look for it, in seconds; then this worker
     /// ends
@@ -55,23 +62,35 @@ pub fn main() -> ExitCode {
     exit::code(run(&WorkerArguments::parse()))
 }
 
-/// The arguments with which a coordinator at `address` starts a worker of its own. It listens where the
+/// The arguments with which a coordinator that listens on `address` starts a worker of its own. It listens where the
 /// coordinator does, so that workers of other machines reach it as they reach the coordinator.
 pub(crate) fn arguments_for_local(
-    address: &str,
+    address: SocketAddr,
     insecure_network: bool,
+    advertise: &AdvertiseArguments,
     cache: &CacheArguments,
 ) -> Vec<OsString> {
-    let own = ["worker", "--join", address, "--end-with-stdin"].map(OsString::from);
-    let network = network_flags(address, insecure_network).into_iter().map(OsString::from);
-    own.into_iter().chain(network).chain(cache.to_arguments()).collect()
+    let mut own = vec!["worker".to_string(), "--end-with-stdin".to_string()];
+    own.push(format!("--join={}", on_this_machine(address)));
+    own.extend(network_flags(address.ip(), insecure_network));
+    own.extend(advertise.advertise.iter().map(|advertise| format!("--advertise={advertise}")));
+    own.into_iter().map(OsString::from).chain(cache.to_arguments()).collect()
 }
 
-/// The flags of a worker in the network of `address`.
-pub(crate) fn network_flags(address: &str, insecure_network: bool) -> Vec<String> {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+/// Where this machine's own processes reach who listens on `address`.
+fn on_this_machine(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The flags of a worker in the network of `ip`.
+pub(crate) fn network_flags(ip: IpAddr, insecure_network: bool) -> Vec<String> {
     let flag = insecure_network.then(|| "--insecure-network".to_string());
-    [format!("--listen={host}:0")].into_iter().chain(flag).collect()
+    [format!("--listen={}", SocketAddr::new(ip, 0))].into_iter().chain(flag).collect()
 }
 
 /// Works until the coordinator dismisses this worker.
@@ -86,33 +105,61 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
         .enable_all()
         .build()
         .context("start the asynchronous half")?;
-    let settings = settings(arguments)?;
-    let result =
-        runtime.block_on(async { worker::run(settings, drain()?).await.map_err(anyhow::Error::from) });
+    let result = runtime.block_on(async {
+        let settings = settings(arguments).await?;
+        Ok(match worker::run(settings, drain()?).await {
+            // Not the end of the run: whatever starts workers again is to do it.
+            Err(error @ WorkerError::Stopped { .. }) => {
+                tracing::info!("{error}");
+                Ending::Terminated
+            }
+            ended => ended.map(|()| Ending::Done)?,
+        })
+    });
     // A training thread that waits for a lost peer must not hold up the end of the process.
     runtime.shutdown_background();
-    result?;
-    Ok(Ending::Done)
+    result
 }
 
-fn settings(arguments: &WorkerArguments) -> Result<Settings> {
+async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
-    network::refuse_unspecified(&arguments.listen, &addresses)?;
+    let coordinator = coordinator(arguments.join.as_deref(), network::launcher_variable)?;
+    let connect_limit = Duration::from_secs(arguments.connect_timeout_s);
+    let transport = Transport::listen(&arguments.listen)?;
+    let place = arguments.advertise.place(&addresses, &coordinator, Instant::now() + connect_limit).await?;
+    let transport = match &place {
+        Some(place) => transport.advertised_as(&place.host, place.port),
+        None => transport,
+    };
     Ok(Settings {
-        coordinator: arguments.join.clone(),
-        connect_limit: Duration::from_secs(arguments.connect_timeout_s),
+        coordinator,
+        connect_limit,
         // One that was started by its coordinator ends with it in any case.
         absence_limit: Duration::from_secs(match arguments.end_with_stdin {
             true => 0,
             false => arguments.coordinator_timeout_s,
         }),
         device: arguments.device.open(&arguments.cache.folder())?,
-        transport: Transport::listen(&arguments.listen)?,
+        transport,
         cache: Some(arguments.cache.blocks()?),
         maps_local_files: !arguments.no_local_files,
         program_version: PROGRAM_VERSION.to_string(),
         description: description(),
     })
+}
+
+/// Where the coordinator is: as given, or as a launcher's variables say.
+fn coordinator(join: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Result<String> {
+    match (join, variable("MASTER_ADDR"), variable("MASTER_PORT")) {
+        (Some(join), ..) => Ok(join.to_string()),
+        (None, Some(host), Some(port)) if host.contains(':') && !host.starts_with('[') => {
+            Ok(format!("[{host}]:{port}"))
+        }
+        (None, Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+        _ => bail!(
+            "where is the coordinator? give --join HOST:PORT, or set SIMSIAM_JOIN, or MASTER_ADDR and MASTER_PORT"
+        ),
+    }
 }
 
 /// Resolves at the first Ctrl-C or SIGTERM, which lets the workers finish their step. The second ends this
@@ -146,4 +193,35 @@ fn drain() -> Result<impl Future<Output = ()>> {
 fn description() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{host}, process {}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coordinator_is_where_the_flag_or_the_launcher_says() {
+        for (join, host, port, expected) in [
+            (Some("a:7070"), Some("b"), Some("29500"), Some("a:7070")),
+            (None, Some("b"), Some("29500"), Some("b:29500")),
+            (None, Some("2001:db8::7"), Some("29500"), Some("[2001:db8::7]:29500")),
+            (None, Some("b"), None, None),
+            (None, None, Some("29500"), None),
+        ] {
+            let variable = |name: &str| match name {
+                "MASTER_ADDR" => host.map(str::to_string),
+                _ => port.map(str::to_string),
+            };
+            assert_eq!(coordinator(join, variable).ok().as_deref(), expected, "{join:?} {host:?} {port:?}");
+        }
+    }
+
+    #[test]
+    fn a_coordinator_on_all_addresses_is_near_for_its_own_workers() {
+        for (address, near) in
+            [("0.0.0.0:7070", "127.0.0.1:7070"), ("[::]:7070", "[::1]:7070"), ("192.0.2.7:1", "192.0.2.7:1")]
+        {
+            assert_eq!(on_this_machine(address.parse().unwrap()).to_string(), near);
+        }
+    }
 }

@@ -224,27 +224,63 @@ fn no_worker_outlives_its_coordinator() {
     }
 }
 
-#[test]
-fn workers_join_from_elsewhere() {
-    let place = Place::new();
-    let mut leader = place.train("joined", "1", &[]);
-    let mut leader = leader.args(["--remote-workers", "1"]).spawn().unwrap();
-    // The address is told to the person who starts the others.
+/// The coordinator's address, as the person is told it who starts the others.
+fn invitation(stderr: &mut impl Read) -> String {
     let (mut told, mut byte) = (String::new(), [0]);
-    let mut stderr = leader.stderr.take().unwrap();
     while !told.ends_with("`\n") {
         assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{told}");
         told.push(char::from(byte[0]));
     }
-    let address = told.rsplit_once("--join ").unwrap().1.split_whitespace().next().unwrap();
-    let worker = env!("CARGO_BIN_EXE_worker");
-    let joined = place.command(worker, &["--join", address, "--no-local-files"]).output().unwrap();
-    expect(&joined, 0, &["joined", "assembled", "finished"]);
-    let mut rest = String::new();
-    stderr.read_to_string(&mut rest).unwrap();
-    assert!(leader.wait().unwrap().success(), "{rest}");
+    told.rsplit_once("--join ").unwrap().1.split_whitespace().next().unwrap().to_string()
+}
+
+#[test]
+fn workers_join_from_elsewhere() {
+    let place = Place::new();
     expect(&place.train("alone", "1", &[]).output().unwrap(), 0, &[]);
-    assert_eq!(place.state_hash("joined"), place.state_hash("alone"));
+    // Told by flags, and as a launcher tells containers, which listen on all their addresses.
+    for name in ["flags", "variables"] {
+        let mut leader = place.train(name, "1", &[]);
+        let mut leader = leader.args(["--remote-workers", "1"]).spawn().unwrap();
+        let mut stderr = leader.stderr.take().unwrap();
+        let address = invitation(&mut stderr);
+        let (host, port) = address.rsplit_once(':').unwrap();
+        let mut worker = place.command(env!("CARGO_BIN_EXE_worker"), &["--no-local-files"]);
+        match name {
+            "flags" => worker.args(["--join", &address]),
+            _ => worker
+                .envs([("MASTER_ADDR", host), ("MASTER_PORT", port)])
+                .envs([("SIMSIAM_LISTEN", "0.0.0.0:0"), ("SIMSIAM_INSECURE_NETWORK", "1")]),
+        };
+        expect(&worker.output().unwrap(), 0, &["joined", "assembled", "finished"]);
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        assert!(leader.wait().unwrap().success(), "{rest}");
+        assert_eq!(place.state_hash(name), place.state_hash("alone"), "{name}");
+    }
+}
+
+#[test]
+fn what_starts_programs_again_needs_no_other_command() {
+    let place = Place::new();
+    expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
+    let start = || {
+        place.train("again", "1", &[]).args(["--resume-or-begin", "--remote-workers", "1"]).spawn().unwrap()
+    };
+    let join =
+        |address: &str| place.command(env!("CARGO_BIN_EXE_worker"), &["--join", address]).spawn().unwrap();
+    let mut leader = start();
+    let worker = join(&invitation(leader.stderr.as_mut().unwrap()));
+    place.wait_for_steps("again", 6);
+    signal(pid(&leader), Signal::TERM);
+    expect(&leader.wait_with_output().unwrap(), 143, &["go on with --resume"]);
+    // 0 would say that there is nothing left to do.
+    expect(&worker.wait_with_output().unwrap(), 143, &["start the worker again"]);
+    let mut leader = start();
+    let worker = join(&invitation(leader.stderr.as_mut().unwrap()));
+    expect(&leader.wait_with_output().unwrap(), 0, &["goes on from step-", "all 96 steps are done"]);
+    expect(&worker.wait_with_output().unwrap(), 0, &["finished"]);
+    assert_eq!(place.state_hash("again"), place.state_hash("whole"));
 }
 
 #[test]
@@ -258,6 +294,11 @@ fn bad_input_gets_a_sentence() {
         (vec!["--set", "training.epohcs=3"], 1, vec!["epohcs", "expected"]),
         (vec!["--set", "training.batch=130"], 1, vec!["does not divide by 4 shards", "use 128 or 132"]),
         (vec!["--set", "training.batch=4096"], 1, vec!["data.images", "draw at least 4096"]),
+        (
+            vec!["--listen", "0.0.0.0:0", "--insecure-network", "--remote-workers", "1"],
+            1,
+            vec!["--listen 0.0.0.0:0", "add --advertise"],
+        ),
         (vec!["--workers", "5"], 1, vec!["5 workers cannot share 4 shards", "at most 4"]),
         (vec!["--workers", "2", "--min-workers", "3"], 1, vec!["give 1 to 2 as --min-workers"]),
         (vec!["--workers", "0"], 1, vec!["0 workers cannot train"]),

@@ -18,6 +18,7 @@ mod evaluations;
 pub mod journal;
 pub mod membership;
 mod progress;
+mod reach;
 mod restarts;
 mod run;
 mod run_directory;

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, PartialCheckpoint};
 use crate::membership::{Candidate, Event};
-use crate::{Blocks, wire};
+use crate::{Blocks, reach, wire};
 
 /// Parts that wait for the network or the disk: enough to keep either busy, and no more than 8 MiB a stream.
 const PARTS_UNDER_WAY: usize = 8;
@@ -163,11 +163,13 @@ impl Coordinator for Service {
     type FetchCheckpointStream = ReceiverStream<Result<v1::FilePart, Status>>;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        let comes_from = request.remote_addr();
         let request = request.into_inner();
         self.check_versions(&request)?;
         if request.worker_id != 0 {
             self.facts.check_run(&request.run_id)?;
         }
+        reach::check(&request.collective_address, comes_from).await.map_err(Status::failed_precondition)?;
         let candidate = wire::candidate(request);
         match self.ask(|reply| Input::Join { candidate, reply }).await? {
             Answer::Admitted { worker, committed_step } => Ok(Response::new(v1::JoinReply {

@@ -137,7 +137,7 @@ impl LocalWorkers {
 
     /// How many there are.
     pub fn count(&self) -> u32 {
-        self.settings.count
+        self.workers.len() as u32
     }
 
     /// Starts again those whose pause is over at `now`, and tells which ended since this was called last.

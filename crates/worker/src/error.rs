@@ -75,6 +75,12 @@ pub enum WorkerError {
     /// The coordinator ended the run because of a failure elsewhere.
     #[error("the run ended: {0}")]
     Dismissed(String),
+    /// The run was stopped in order, this worker's state is saved, and there are steps left to do.
+    #[error("the run was stopped after step {step}; start the worker again once the run goes on")]
+    Stopped {
+        /// Steps committed.
+        step: u64,
+    },
 }
 
 impl WorkerError {

@@ -64,15 +64,18 @@ struct Position {
 
 impl TrainingThread {
     /// Works until it is dismissed. What keeps it from going on is reported before it is returned, unless it is
-    /// the coordinator itself that is gone or has said so, or this worker's device, which only this worker loses:
-    /// its process ends and the others go on.
+    /// the coordinator itself that is gone or has said so, the run was stopped in order, or it is this worker's
+    /// device, which only this worker loses: its process ends and the others go on.
     pub(crate) fn run(self, commands: &Receiver<Command>) -> Result<(), WorkerError> {
         let mut position = Position::default();
         let reports = self.reports.clone();
         self.work(commands, &mut position).inspect_err(|error| {
             if matches!(
                 error,
-                WorkerError::CoordinatorLost(_) | WorkerError::Dismissed(_) | WorkerError::Device(_)
+                WorkerError::CoordinatorLost(_)
+                    | WorkerError::Dismissed(_)
+                    | WorkerError::Stopped { .. }
+                    | WorkerError::Device(_)
             ) {
                 return;
             }
@@ -82,6 +85,10 @@ impl TrainingThread {
     }
 
     fn work(mut self, commands: &Receiver<Command>, position: &mut Position) -> Result<(), WorkerError> {
+        if let Err(error) = self.transport.hang_up() {
+            // The first assembly needs the listener, and says what is wrong with it.
+            tracing::debug!(%error, "the coordinator's look at this worker is left in the queue");
+        }
         let trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
         let store = Arc::new(self.open_store());
         let mut publisher =
@@ -144,7 +151,11 @@ impl TrainingThread {
                     }
                 }
                 Command::Stop => stopping = true,
-                Command::Dismiss => break,
+                Command::Dismiss => {
+                    let step = position.state.as_ref().map_or(0, |state| state.step);
+                    let has_ended = step >= trainer.schedule().total_steps();
+                    return if stopping && !has_ended { Err(WorkerError::Stopped { step }) } else { Ok(()) };
+                }
             }
         }
         Ok(())

@@ -33,6 +33,30 @@ impl Transport {
         Ok(Transport::Tcp { listener, address })
     }
 
+    /// The same, told to the others as `host`, and as `port` where that is forwarded to the one listened on.
+    #[must_use]
+    pub fn advertised_as(mut self, host: &str, port: Option<u16>) -> Transport {
+        if let Transport::Tcp { address, .. } = &mut self {
+            let listened = address.rsplit_once(':').map_or("", |(_, port)| port);
+            let port = port.map_or_else(|| listened.to_string(), |port| port.to_string());
+            *address = match host.contains(':') {
+                true => format!("[{host}]:{port}"),
+                false => format!("{host}:{port}"),
+            };
+        }
+        self
+    }
+
+    /// Hangs up on those who have connected so far. Before the first generation that is only the coordinator, which
+    /// has looked whether this worker can be reached, and no peer.
+    pub(crate) fn hang_up(&self) -> std::io::Result<()> {
+        if let Transport::Tcp { listener, .. } = self {
+            listener.set_nonblocking(true)?;
+            while listener.accept().is_ok() {}
+        }
+        Ok(())
+    }
+
     /// What the other workers are told.
     pub(crate) fn address(&self) -> String {
         match self {
@@ -52,5 +76,35 @@ impl Transport {
             Transport::Tcp { listener, .. } => Box::new(tcp::assemble(listener, group, addresses, limits)?),
             Transport::Loopback(hub) => Box::new(hub.assemble(group, limits)?),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+
+    #[test]
+    fn others_are_told_what_was_advertised() {
+        for (host, forwarded, told) in [
+            ("192.0.2.7", None, "192.0.2.7:PORT"),
+            ("node-3", Some(7071), "node-3:7071"),
+            ("2001:db8::7", None, "[2001:db8::7]:PORT"),
+        ] {
+            let transport = Transport::listen("127.0.0.1:0").unwrap();
+            let address = transport.address();
+            let port = address.strip_prefix("127.0.0.1:").unwrap();
+            assert_eq!(transport.advertised_as(host, forwarded).address(), told.replace("PORT", port));
+        }
+    }
+
+    #[test]
+    fn who_only_looked_is_forgotten() {
+        let transport = Transport::listen("127.0.0.1:0").unwrap();
+        drop(TcpStream::connect(transport.address()).unwrap());
+        transport.hang_up().unwrap();
+        let Transport::Tcp { listener, .. } = &transport else { panic!("not a socket") };
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }

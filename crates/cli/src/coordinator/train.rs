@@ -1,6 +1,7 @@
 //! A run from the recipe to its outcome.
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,12 +76,15 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     if let Some(listen) = &arguments.listen {
         network::listen_addresses(listen, arguments.insecure_network)?;
     }
-    let resumed = arguments.resume.as_ref().map(|folder| resume(arguments, folder.as_deref())).transpose()?;
+    let resumed = match &arguments.resume {
+        Some(folder) => Some(resume(arguments, folder.as_deref())?),
+        None if arguments.resume_or_begin && is_begun(arguments)? => Some(resume(arguments, None)?),
+        None => None,
+    };
     let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
     let addresses = network::listen_addresses(&cluster.listen, arguments.insecure_network)?;
-    if cluster.remote_workers > 0 {
-        network::refuse_unspecified(&cluster.listen, &addresses)?;
-    }
+    let advertise = arguments.advertise.advertise.as_deref();
+    network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
@@ -115,6 +119,12 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     }
     warn_of_pictures(&deal);
     Ok(Prepared { directory, deal, total_steps, worker_devices, cluster })
+}
+
+/// Whether there is a run of this recipe's name.
+fn is_begun(arguments: &TrainArguments) -> Result<bool> {
+    let name = arguments.recipe.load()?.name;
+    Ok(arguments.out.join(name).join("recipe.toml").exists())
 }
 
 /// Opens the run to go on with, whose own recipe counts.
@@ -165,7 +175,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
-    let address = listener.local_addr().context("ask for the address listened on")?.to_string();
+    let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
     let manifest = deal.manifest();
     screen.line(&format!(
@@ -179,11 +189,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest.shards
     ));
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
-        let flags = worker::network_flags(&address, arguments.insecure_network).join(" ");
-        screen.line(&format!(
-            "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}`",
-            cluster.remote_workers
-        ));
+        screen.line(&invitation(address, cluster.remote_workers, arguments.insecure_network));
     }
     let run = Run {
         manifest_json: manifest.to_json(),
@@ -197,7 +203,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(&address, &directory, worker_devices, arguments)?,
+        local_workers: start_workers(address, &directory, worker_devices, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
         directory,
     };
@@ -228,6 +234,22 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     }
 }
 
+/// How workers elsewhere are started. They choose their own address, on all of which they listen.
+fn invitation(address: SocketAddr, count: u32, insecure_network: bool) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let join = match address.ip().is_unspecified() {
+        true => format!("{host}:{}", address.port()),
+        false => address.to_string(),
+    };
+    let listen = match address {
+        _ if address.ip().is_loopback() => address.ip(),
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let flags = worker::network_flags(listen, insecure_network).join(" ");
+    format!("waiting for {count} workers; start each: `worker --join {join} {flags}`")
+}
+
 fn on_failure(arguments: &TrainArguments) -> OnFailure {
     match arguments.losses.on_failure {
         super::OnFailure::Shrink => OnFailure::Shrink,
@@ -243,7 +265,7 @@ fn own_executable() -> Result<PathBuf> {
 
 /// This program again, in the worker's role.
 fn start_workers(
-    address: &str,
+    address: SocketAddr,
     directory: &RunDirectory,
     worker_devices: Vec<OsString>,
     arguments: &TrainArguments,
@@ -254,7 +276,12 @@ fn start_workers(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
-        arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
+        arguments: worker::arguments_for_local(
+            address,
+            arguments.insecure_network,
+            &arguments.advertise,
+            &arguments.cache,
+        ),
         threads_per_worker: (cores / worker_devices.len()).max(1),
         own_arguments: worker_devices,
         logs: directory.logs(),
