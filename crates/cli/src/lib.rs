@@ -15,7 +15,9 @@ mod exit;
 mod logging;
 mod network;
 mod parent;
+mod private_file;
 mod recipe_source;
+mod security;
 mod start;
 
 /// Coordinator and workers must have the same.

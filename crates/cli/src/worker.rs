@@ -13,6 +13,7 @@ use worker::{Device, Settings, Transport};
 
 use crate::cache::CacheArguments;
 use crate::exit::{self, Ending};
+use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, parent};
 
 /// Takes part in a run: trains on the shards that the coordinator leases to it.
@@ -27,9 +28,8 @@ pub struct WorkerArguments {
     /// Address for the gradients of the other workers, as they reach it; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     listen: String,
-    /// Allow --listen on an address that other machines reach, without authentication
-    #[arg(long)]
-    insecure_network: bool,
+    #[command(flatten)]
+    security: SecurityArguments,
     /// How long to look for the coordinator, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_timeout_s: u64,
@@ -52,12 +52,12 @@ pub fn main() -> ExitCode {
 /// coordinator does, so that workers of other machines reach it as they reach the coordinator.
 pub(crate) fn arguments_for_local(
     address: &str,
-    insecure_network: bool,
+    security: &SecurityArguments,
     cache: &CacheArguments,
 ) -> Vec<OsString> {
     let own = ["worker", "--join", address, "--end-with-stdin"].map(OsString::from);
-    let network = network_flags(address, insecure_network).into_iter().map(OsString::from);
-    own.into_iter().chain(network).chain(cache.to_arguments()).collect()
+    let network = network_flags(address, security.insecure_network).into_iter().map(OsString::from);
+    own.into_iter().chain(network).chain(security.for_local_worker()).chain(cache.to_arguments()).collect()
 }
 
 /// The flags of a worker in the network of `address`.
@@ -89,10 +89,12 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
 }
 
 fn settings(arguments: &WorkerArguments) -> Result<Settings> {
-    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    let security = arguments.security.read()?;
+    let addresses = network::listen_addresses(&arguments.listen, &security)?;
     network::refuse_unspecified(&arguments.listen, &addresses)?;
     Ok(Settings {
         coordinator: arguments.join.clone(),
+        access: security.of_worker(&arguments.join)?,
         connect_limit: Duration::from_secs(arguments.connect_timeout_s),
         device: Device::flex(),
         transport: Transport::listen(&arguments.listen)?,

@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 #[path = "programs/recovery.rs"]
 mod recovery;
+#[path = "programs/security.rs"]
+mod security;
 
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[
@@ -30,6 +32,9 @@ const SMALL: &[&str] = &[
 /// `SMALL` has 96 steps.
 const LAST: &str = "step-000096";
 
+/// One that nobody drew.
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
 /// Longer than any wait here takes, even on a machine with too much to do.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -45,7 +50,11 @@ impl Place {
         let mut command = Command::new(program);
         // Images are drawn once for all tests, into the build folder.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-        command.args(arguments).current_dir(self.0.path()).env("SIMSIAM_CACHE_DIR", cache);
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env("SIMSIAM_CACHE_DIR", cache)
+            .env_remove("SIMSIAM_TOKEN");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -222,21 +231,26 @@ fn no_worker_outlives_its_coordinator() {
     }
 }
 
-#[test]
-fn workers_join_from_elsewhere() {
-    let place = Place::new();
-    let mut leader = place.train("joined", "1", &[]);
-    let mut leader = leader.args(["--remote-workers", "1"]).spawn().unwrap();
-    // The address is told to the person who starts the others.
+/// The address that is told to the person who starts the other workers.
+fn told_address(stderr: &mut std::process::ChildStderr) -> String {
     let (mut told, mut byte) = (String::new(), [0]);
-    let mut stderr = leader.stderr.take().unwrap();
     while !told.ends_with("`\n") {
         assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{told}");
         told.push(char::from(byte[0]));
     }
-    let address = told.rsplit_once("--join ").unwrap().1.split_whitespace().next().unwrap();
-    let worker = env!("CARGO_BIN_EXE_worker");
-    let joined = place.command(worker, &["--join", address, "--no-local-files"]).output().unwrap();
+    told.rsplit_once("--join ").unwrap().1.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn workers_join_from_elsewhere() {
+    let place = Place::new();
+    let mut leader = place.train("joined", "1", &[]);
+    // By the environment, here; by a file in the tests of security.
+    let mut leader = leader.args(["--remote-workers", "1"]).env("SIMSIAM_TOKEN", TOKEN).spawn().unwrap();
+    let mut stderr = leader.stderr.take().unwrap();
+    let address = told_address(&mut stderr);
+    let mut joining = place.command(env!("CARGO_BIN_EXE_worker"), &["--join", &address, "--no-local-files"]);
+    let joined = joining.env("SIMSIAM_TOKEN", TOKEN).output().unwrap();
     expect(&joined, 0, &["joined", "assembled", "finished"]);
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
@@ -250,6 +264,7 @@ fn bad_input_gets_a_sentence() {
     let place = Place::new();
     fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
     fs::create_dir_all(place.0.path().join("pictures")).unwrap();
+    fs::write(place.0.path().join("token.txt"), TOKEN).unwrap();
     for (arguments, code, phrases) in [
         (vec!["--config", "nowhere.toml"], 1, vec!["nowhere.toml", "stl10-resnet18"]),
         (vec!["--config", "bad.toml"], 1, vec!["recipe bad.toml", "line 1"]),
@@ -262,7 +277,22 @@ fn bad_input_gets_a_sentence() {
         (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
         (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),
         (vec!["--resume", "elsewhere"], 1, vec!["elsewhere", "leave out --resume"]),
-        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "--insecure-network"]),
+        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "coordinator token token.txt"]),
+        (
+            vec!["--listen", "0.0.0.0:7070", "--insecure-network"],
+            1,
+            vec!["other machines", "coordinator token token.txt"],
+        ),
+        (
+            vec!["--listen", "0.0.0.0:7070", "--token-file", "token.txt"],
+            1,
+            vec!["without TLS", "coordinator certs", "--insecure-network"],
+        ),
+        (vec!["--remote-workers", "1"], 1, vec!["coordinator token token.txt"]),
+        (vec!["--token-file", "nowhere"], 1, vec!["read nowhere"]),
+        (vec!["--token-file", "bad.toml"], 1, vec!["bad.toml: the token has 8 characters"]),
+        (vec!["--tls-cert", "token.txt"], 2, vec!["--tls-key"]),
+        (vec!["--tls-ca", "token.txt"], 1, vec!["token.txt: expected PEM", "coordinator certs"]),
         (vec!["--listen", "here"], 1, vec!["HOST:PORT"]),
         (vec!["--config", "stl10-resnet18"], 1, vec!["unlabeled_X.bin", "coordinator fetch stl10"]),
         (
@@ -273,8 +303,13 @@ fn bad_input_gets_a_sentence() {
         (vec!["fetch", "imagenet"], 2, vec!["imagenet", "stl10, cifar10"]),
         (vec!["fetch", "cifar10", "--url", "nowhere"], 1, vec!["nowhere", "--url"]),
         (vec!["check", "--workers", "9"], 1, vec!["9 workers cannot share 4 shards"]),
-        (vec!["worker", "--join", "nowhere"], 1, vec!["HOST:PORT", "--join"]),
-        (vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0"], 1, vec!["--insecure-network"]),
+        (vec!["worker", "--join", "127.0.0.1:9"], 1, vec!["needs the token", "SIMSIAM_TOKEN"]),
+        (vec!["worker", "--join", "nowhere", "--token-file", "token.txt"], 1, vec!["HOST:PORT", "--join"]),
+        (
+            vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0", "--token-file", "token.txt"],
+            1,
+            vec!["--insecure-network"],
+        ),
     ] {
         let output = place.coordinator(&arguments).output().unwrap();
         let words = words(&output);

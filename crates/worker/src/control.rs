@@ -1,5 +1,6 @@
 //! The asynchronous half of a worker: joins, passes orders on to the training thread, sends its reports.
 
+use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::resume_unwind;
 use std::pin::pin;
@@ -8,11 +9,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use collective::Interrupt;
+use collective::{Interrupt, Key};
 use dataset::{BlockCache, Manifest};
-use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
-use protocol::{PROTOCOL_VERSION, WorkerId, v1};
+use protocol::{Access, Client, PROTOCOL_VERSION, WorkerId, v1};
 use recipe::Recipe;
 use simsiam::Device;
 use tokio::runtime::Handle;
@@ -20,7 +20,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::WorkerError;
 use crate::link::Link;
@@ -45,6 +44,8 @@ const LAST_WORD_LIMIT: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Where the coordinator is, `HOST:PORT`.
     pub coordinator: String,
+    /// With what it gets in there.
+    pub access: Access,
     /// How long to look for it.
     pub connect_limit: Duration,
     /// What it computes on.
@@ -71,7 +72,7 @@ pub struct Settings {
 /// If the training thread panics, with its panic.
 pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
-    let mut client = protocol::connect(&settings.coordinator, deadline).await?;
+    let mut client = protocol::connect(&settings.coordinator, &settings.access, deadline).await?;
     let joined =
         timeout_at(deadline, join(&mut client, &settings)).await.unwrap_or_else(|_| Err(no_answer()))?;
     let worker = WorkerId(joined.worker_id);
@@ -99,10 +100,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
     attend(orders, commands, end, drain, &reports).await
 }
 
-async fn join(
-    client: &mut CoordinatorClient<Channel>,
-    settings: &Settings,
-) -> Result<v1::JoinReply, WorkerError> {
+async fn join(client: &mut Client, settings: &Settings) -> Result<v1::JoinReply, WorkerError> {
     let request = v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         program_version: settings.program_version.clone(),
@@ -133,6 +131,7 @@ fn describe(
         .map_err(|_| unusable("a run id", format!("expected 16 bytes, found {}", joined.run_id.len())))?;
     Ok(TrainingThread {
         run_id,
+        key: Key::new(settings.access.token.collective_key(run_id)),
         recipe,
         manifest: Arc::new(manifest),
         device: settings.device,
@@ -252,7 +251,11 @@ fn lost(failure: Option<(WorkerError, Instant)>, reason: &str) -> WorkerError {
 }
 
 fn refused(status: &tonic::Status) -> WorkerError {
-    WorkerError::Refused(status.message().to_string())
+    // A status that is no answer has a cause: the connection broke.
+    match status.source() {
+        Some(cause) => WorkerError::Unheard(protocol::innermost(cause)),
+        None => WorkerError::Refused(status.message().to_string()),
+    }
 }
 
 fn no_answer() -> WorkerError {

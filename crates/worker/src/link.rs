@@ -4,15 +4,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::WorkerId;
-use protocol::v1::coordinator_client::CoordinatorClient;
+use protocol::{Client, WorkerId};
 use tokio::runtime::Handle;
-use tonic::transport::Channel;
 
 /// A worker's connection to its coordinator. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
-    pub(crate) client: CoordinatorClient<Channel>,
+    pub(crate) client: Client,
     pub(crate) worker: WorkerId,
     /// 16 bytes, part of every request.
     pub(crate) run_id: Bytes,

@@ -11,6 +11,7 @@ use coordinator::{
     RunDirectory, Timeouts, check_min_workers, check_workers, serve,
 };
 use dataset::{Deal, Images};
+use protocol::{ServerTls, Token};
 use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,10 +39,14 @@ struct Prepared {
     directory: RunDirectory,
     deal: Deal,
     total_steps: u64,
+    token: Token,
+    tls: Option<ServerTls>,
 }
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
-    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    let security = arguments.security.read()?;
+    let addresses = network::listen_addresses(&arguments.listen, &security)?;
+    let (token, tls) = security.of_coordinator(arguments.workers, arguments.remote_workers)?;
     if arguments.remote_workers > 0 {
         network::refuse_unspecified(&arguments.listen, &addresses)?;
     }
@@ -78,7 +83,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps })
+    Ok(Prepared { directory, deal, total_steps, token, tls })
 }
 
 /// Opens the run to go on with, whose own recipe counts.
@@ -125,7 +130,7 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps } = prepared;
+    let Prepared { directory, deal, total_steps, token, tls } = prepared;
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", arguments.listen))?;
@@ -143,9 +148,10 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest.shards
     ));
     if arguments.remote_workers > 0 {
-        let flags = worker::network_flags(&address, arguments.insecure_network).join(" ");
+        let flags = worker::network_flags(&address, arguments.security.insecure_network).join(" ");
+        let security = arguments.security.for_remote_worker();
         screen.line(&format!(
-            "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}`",
+            "waiting for {} workers; start each, with its own address after --listen: `worker --join {address} {flags}{security}`",
             arguments.remote_workers
         ));
     }
@@ -161,9 +167,11 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(&address, &directory, arguments)?,
+        local_workers: start_workers(&address, &directory, &token, arguments)?,
         evaluations: evaluations(&directory, &arguments.cache)?,
         directory,
+        token,
+        tls,
     };
     let (stops, mut stopped_by) = stops()?;
     let mut display = Display::new(screen.clone());
@@ -209,6 +217,7 @@ fn own_executable() -> Result<PathBuf> {
 fn start_workers(
     address: &str,
     directory: &RunDirectory,
+    token: &Token,
     arguments: &TrainArguments,
 ) -> Result<Option<LocalWorkers>> {
     if arguments.workers == 0 {
@@ -217,9 +226,10 @@ fn start_workers(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
-        arguments: worker::arguments_for_local(address, arguments.insecure_network, &arguments.cache),
+        arguments: worker::arguments_for_local(address, &arguments.security, &arguments.cache),
         count: arguments.workers,
         threads_per_worker: (cores / arguments.workers as usize).max(1),
+        token: token.clone(),
         logs: directory.logs(),
         restart: on_failure(arguments) != OnFailure::Abort,
     };
