@@ -8,6 +8,7 @@ use std::time::Duration;
 use collective::loopback::Hub;
 use coordinator::{OnFailure, Outcome, Progress, Run, RunDirectory, StepMetrics, Timeouts, serve};
 use dataset::{BlockCache, Deal, Images};
+use protocol::{Access, Token};
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -81,6 +82,7 @@ impl TestRun {
         let deal = Deal::new(Arc::new(images), self.recipe.training.shards, &cache).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let token = Token::random().unwrap();
         let run = Run {
             manifest_json: deal.manifest().to_json(),
             total_steps: self.recipe.total_steps(deal.manifest().images),
@@ -93,6 +95,8 @@ impl TestRun {
             min_workers: 1,
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
+            token: token.clone(),
+            tls: None,
             local_workers: None,
             evaluations: None,
         };
@@ -101,7 +105,7 @@ impl TestRun {
         let hub = Hub::default();
         let mut last = None;
         for index in 0..workers {
-            let settings = self.settings(&address, index, wiring, &hub);
+            let settings = self.settings(&address, &token, index, wiring, &hub);
             last = Some(started.spawn(worker::run(settings, std::future::pending())));
         }
         let (stop, stops) = mpsc::channel(2);
@@ -137,7 +141,7 @@ impl TestRun {
         Trained { outcome, steps: seen }
     }
 
-    fn settings(&self, coordinator: &str, index: u32, wiring: Wiring, hub: &Hub) -> Settings {
+    fn settings(&self, coordinator: &str, token: &Token, index: u32, wiring: Wiring, hub: &Hub) -> Settings {
         let blocks = self.folder.path().join(format!("blocks-{index}"));
         let (transport, cache) = match wiring {
             Wiring::Loopback => (Transport::Loopback(hub.clone()), None),
@@ -148,6 +152,7 @@ impl TestRun {
         };
         Settings {
             coordinator: coordinator.to_string(),
+            access: Access { token: token.clone(), tls: None },
             connect_limit: Duration::from_secs(30),
             absence_limit: Duration::ZERO,
             device: Device::flex(),

@@ -1,7 +1,9 @@
 //! The program `coordinator`: trains, and prepares for it.
 
+mod certs;
 mod check;
 mod fetch;
+mod token;
 mod train;
 mod views;
 
@@ -9,7 +11,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::builder::FalseyValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::advertise::AdvertiseArguments;
@@ -19,6 +20,7 @@ use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
 use crate::network::launcher_variable;
 use crate::recipe_source::RecipeArguments;
+use crate::security::SecurityArguments;
 use crate::worker::{self, WorkerArguments};
 
 /// Trains SimSiam on unlabeled images with one or many workers.
@@ -41,6 +43,10 @@ enum Command {
     Fetch(FetchArguments),
     /// Draw a picture of the views that a recipe makes, to look at them
     Views(ViewsArguments),
+    /// Draw a token, the secret that workers from elsewhere need, into a new file
+    Token(TokenArguments),
+    /// Make certificates for TLS between coordinator and workers, where nobody else makes them
+    Certs(CertsArguments),
     /// Take part in a run, as the program `worker` does
     Worker(WorkerArguments),
     /// Judge an encoder, as the program `evaluate` does
@@ -75,9 +81,8 @@ struct TrainArguments {
     listen: Option<String>,
     #[command(flatten)]
     advertise: AdvertiseArguments,
-    /// Allow --listen on an address that other machines reach, without authentication
-    #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = FalseyValueParser::new())]
-    insecure_network: bool,
+    #[command(flatten)]
+    security: SecurityArguments,
     #[command(flatten)]
     device: DeviceArguments,
     #[command(flatten)]
@@ -158,6 +163,21 @@ enum DataSet {
 }
 
 #[derive(Debug, clap::Args)]
+struct TokenArguments {
+    /// The file to make, which only you can read
+    file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct CertsArguments {
+    /// Folder for the certificates and their keys, which only you can read
+    folder: PathBuf,
+    /// Name or address by which workers reach the coordinator, beside this machine's own ones; may be given often
+    #[arg(long = "host", value_name = "NAME", num_args = 1..)]
+    hosts: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
 struct ViewsArguments {
     #[command(flatten)]
     recipe: RecipeArguments,
@@ -185,6 +205,8 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Fetch(arguments)) => fetch::run(&arguments),
         Some(Command::Views(arguments)) => views::run(&arguments),
+        Some(Command::Token(arguments)) => token::run(&arguments),
+        Some(Command::Certs(arguments)) => certs::run(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),
         Some(Command::Evaluate(arguments)) => evaluate::run(arguments),
     }

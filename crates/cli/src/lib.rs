@@ -19,7 +19,9 @@ mod interfaces;
 mod logging;
 mod network;
 mod parent;
+mod private_file;
 mod recipe_source;
+mod security;
 mod start;
 
 /// Coordinator and workers must have the same.

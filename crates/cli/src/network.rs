@@ -4,21 +4,17 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, Result, bail};
 
-/// The addresses that `text` (`HOST:PORT`) names. Others than this machine's own are refused unless the
-/// person takes the risk: nothing authenticates who connects.
-pub(crate) fn listen_addresses(text: &str, insecure_network: bool) -> Result<Vec<SocketAddr>> {
+use crate::security::Security;
+
+/// The addresses that `text` (`HOST:PORT`) names. Others than this machine's own are refused unless `security` keeps
+/// strangers out.
+pub(crate) fn listen_addresses(text: &str, security: &Security) -> Result<Vec<SocketAddr>> {
     let addresses: Vec<SocketAddr> = text
         .to_socket_addrs()
         .with_context(|| format!("--listen {text}: expected HOST:PORT, such as 127.0.0.1:7070"))?
         .collect();
-    if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback())
-        && !insecure_network
-    {
-        bail!(
-            "--listen {text}: {} can be reached from other machines, and whoever reaches it can take part in the \
-             run; in a network where that is fine, add --insecure-network",
-            open.ip()
-        );
+    if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
+        security.allow_others(open.ip()).with_context(|| format!("--listen {text}"))?;
     }
     Ok(addresses)
 }
@@ -62,7 +58,7 @@ mod tests {
             ("0.0.0.0:7070", 2, Some("eth0"), false),
             ("192.0.2.7:7070", 2, None, false),
         ] {
-            let addresses = listen_addresses(text, true).unwrap();
+            let addresses = listen_addresses(text, &Security::for_tests(true)).unwrap();
             let result = check_advertised(text, &addresses, local_workers, advertise);
             assert_eq!(result.is_err(), is_refused, "{text} {local_workers} {advertise:?}: {result:?}");
         }
@@ -70,17 +66,19 @@ mod tests {
 
     #[test]
     fn only_this_machine_may_connect_unless_told_otherwise() {
-        for (text, insecure_network, problem) in [
-            ("127.0.0.1:0", false, None),
-            ("[::1]:7070", false, None),
-            ("localhost:7070", false, None),
-            ("0.0.0.0:7070", false, Some("--insecure-network")),
-            ("192.0.2.7:7070", false, Some("--insecure-network")),
-            ("192.0.2.7:7070", true, None),
-            ("127.0.0.1", false, Some("HOST:PORT")),
-            ("", true, Some("HOST:PORT")),
+        let closed = Security::for_tests(false);
+        let open = Security::for_tests(true);
+        for (text, security, problem) in [
+            ("127.0.0.1:0", &closed, None),
+            ("[::1]:7070", &closed, None),
+            ("localhost:7070", &closed, None),
+            ("0.0.0.0:7070", &closed, Some("--insecure-network")),
+            ("192.0.2.7:7070", &closed, Some("--insecure-network")),
+            ("192.0.2.7:7070", &open, None),
+            ("127.0.0.1", &closed, Some("HOST:PORT")),
+            ("", &open, Some("HOST:PORT")),
         ] {
-            match (listen_addresses(text, insecure_network), problem) {
+            match (listen_addresses(text, security), problem) {
                 (Ok(addresses), None) => assert!(!addresses.is_empty(), "{text}"),
                 (Err(error), Some(problem)) => {
                     let sentence = format!("{error:#}");

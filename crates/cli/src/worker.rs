@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use clap::builder::FalseyValueParser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -18,6 +17,7 @@ use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
+use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, parent};
 
 /// Takes part in a run: trains on the shards that the coordinator leases to it.
@@ -35,9 +35,8 @@ pub struct WorkerArguments {
     listen: String,
     #[command(flatten)]
     advertise: AdvertiseArguments,
-    /// Allow --listen on an address that other machines reach, without authentication
-    #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = FalseyValueParser::new())]
-    insecure_network: bool,
+    #[command(flatten)]
+    security: SecurityArguments,
     /// How long to look for the coordinator, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "SIMSIAM_CONNECT_TIMEOUT_S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_timeout_s: u64,
@@ -66,15 +65,16 @@ pub fn main() -> ExitCode {
 /// coordinator does, so that workers of other machines reach it as they reach the coordinator.
 pub(crate) fn arguments_for_local(
     address: SocketAddr,
-    insecure_network: bool,
+    security: &SecurityArguments,
     advertise: &AdvertiseArguments,
     cache: &CacheArguments,
 ) -> Vec<OsString> {
     let mut own = vec!["worker".to_string(), "--end-with-stdin".to_string()];
     own.push(format!("--join={}", on_this_machine(address)));
-    own.extend(network_flags(address.ip(), insecure_network));
+    own.extend(network_flags(address.ip(), security.insecure_network));
     own.extend(advertise.advertise.iter().map(|advertise| format!("--advertise={advertise}")));
-    own.into_iter().map(OsString::from).chain(cache.to_arguments()).collect()
+    let own = own.into_iter().map(OsString::from);
+    own.chain(security.for_local_worker()).chain(cache.to_arguments()).collect()
 }
 
 /// Where this machine's own processes reach who listens on `address`.
@@ -122,8 +122,10 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
 }
 
 async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
-    let addresses = network::listen_addresses(&arguments.listen, arguments.insecure_network)?;
+    let security = arguments.security.read()?;
+    let addresses = network::listen_addresses(&arguments.listen, &security)?;
     let coordinator = coordinator(arguments.join.as_deref(), network::launcher_variable)?;
+    let access = security.of_worker(&coordinator)?;
     let connect_limit = Duration::from_secs(arguments.connect_timeout_s);
     let transport = Transport::listen(&arguments.listen)?;
     let place = arguments.advertise.place(&addresses, &coordinator, Instant::now() + connect_limit).await?;
@@ -133,6 +135,7 @@ async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     };
     Ok(Settings {
         coordinator,
+        access,
         connect_limit,
         // One that was started by its coordinator ends with it in any case.
         absence_limit: Duration::from_secs(match arguments.end_with_stdin {

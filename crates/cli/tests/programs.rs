@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 mod recovery;
 #[path = "programs/restart.rs"]
 mod restart;
+#[path = "programs/security.rs"]
+mod security;
 
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[
@@ -32,6 +34,9 @@ const SMALL: &[&str] = &[
 /// `SMALL` has 96 steps.
 const LAST: &str = "step-000096";
 
+/// One that nobody drew.
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
 /// Longer than any wait here takes, even on a machine with too much to do.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -47,7 +52,11 @@ impl Place {
         let mut command = Command::new(program);
         // Images are drawn once for all tests, into the build folder.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-        command.args(arguments).current_dir(self.0.path()).env("SIMSIAM_CACHE_DIR", cache);
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env("SIMSIAM_CACHE_DIR", cache)
+            .env_remove("SIMSIAM_TOKEN");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -224,8 +233,8 @@ fn no_worker_outlives_its_coordinator() {
     }
 }
 
-/// The coordinator's address, as the person is told it who starts the others.
-fn invitation(stderr: &mut impl Read) -> String {
+/// The address that is told to the person who starts the other workers.
+fn told_address(stderr: &mut impl Read) -> String {
     let (mut told, mut byte) = (String::new(), [0]);
     while !told.ends_with("`\n") {
         assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{told}");
@@ -241,11 +250,12 @@ fn workers_join_from_elsewhere() {
     // Told by flags, and as a launcher tells containers, which listen on all their addresses.
     for name in ["flags", "variables"] {
         let mut leader = place.train(name, "1", &[]);
-        let mut leader = leader.args(["--remote-workers", "1"]).spawn().unwrap();
+        let mut leader = leader.args(["--remote-workers", "1"]).env("SIMSIAM_TOKEN", TOKEN).spawn().unwrap();
         let mut stderr = leader.stderr.take().unwrap();
-        let address = invitation(&mut stderr);
+        let address = told_address(&mut stderr);
         let (host, port) = address.rsplit_once(':').unwrap();
         let mut worker = place.command(env!("CARGO_BIN_EXE_worker"), &["--no-local-files"]);
+        worker.env("SIMSIAM_TOKEN", TOKEN);
         match name {
             "flags" => worker.args(["--join", &address]),
             _ => worker
@@ -265,19 +275,26 @@ fn what_starts_programs_again_needs_no_other_command() {
     let place = Place::new();
     expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
     let start = || {
-        place.train("again", "1", &[]).args(["--resume-or-begin", "--remote-workers", "1"]).spawn().unwrap()
+        let mut leader = place.train("again", "1", &[]);
+        leader
+            .args(["--resume-or-begin", "--remote-workers", "1"])
+            .env("SIMSIAM_TOKEN", TOKEN)
+            .spawn()
+            .unwrap()
     };
-    let join =
-        |address: &str| place.command(env!("CARGO_BIN_EXE_worker"), &["--join", address]).spawn().unwrap();
+    let join = |address: &str| {
+        let mut worker = place.command(env!("CARGO_BIN_EXE_worker"), &["--join", address]);
+        worker.env("SIMSIAM_TOKEN", TOKEN).spawn().unwrap()
+    };
     let mut leader = start();
-    let worker = join(&invitation(leader.stderr.as_mut().unwrap()));
+    let worker = join(&told_address(leader.stderr.as_mut().unwrap()));
     place.wait_for_steps("again", 6);
     signal(pid(&leader), Signal::TERM);
     expect(&leader.wait_with_output().unwrap(), 143, &["go on with --resume"]);
     // 0 would say that there is nothing left to do.
     expect(&worker.wait_with_output().unwrap(), 143, &["start the worker again"]);
     let mut leader = start();
-    let worker = join(&invitation(leader.stderr.as_mut().unwrap()));
+    let worker = join(&told_address(leader.stderr.as_mut().unwrap()));
     expect(&leader.wait_with_output().unwrap(), 0, &["goes on from step-", "all 96 steps are done"]);
     expect(&worker.wait_with_output().unwrap(), 0, &["finished"]);
     assert_eq!(place.state_hash("again"), place.state_hash("whole"));
@@ -288,6 +305,7 @@ fn bad_input_gets_a_sentence() {
     let place = Place::new();
     fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
     fs::create_dir_all(place.0.path().join("pictures")).unwrap();
+    fs::write(place.0.path().join("token.txt"), TOKEN).unwrap();
     for (arguments, code, phrases) in [
         (vec!["--config", "nowhere.toml"], 1, vec!["nowhere.toml", "stl10-resnet18"]),
         (vec!["--config", "bad.toml"], 1, vec!["recipe bad.toml", "line 1"]),
@@ -305,7 +323,22 @@ fn bad_input_gets_a_sentence() {
         (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
         (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),
         (vec!["--resume", "elsewhere"], 1, vec!["elsewhere", "leave out --resume"]),
-        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "--insecure-network"]),
+        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "coordinator token token.txt"]),
+        (
+            vec!["--listen", "0.0.0.0:7070", "--insecure-network"],
+            1,
+            vec!["other machines", "coordinator token token.txt"],
+        ),
+        (
+            vec!["--listen", "0.0.0.0:7070", "--token-file", "token.txt"],
+            1,
+            vec!["without TLS", "coordinator certs", "--insecure-network"],
+        ),
+        (vec!["--remote-workers", "1"], 1, vec!["coordinator token token.txt"]),
+        (vec!["--token-file", "nowhere"], 1, vec!["read nowhere"]),
+        (vec!["--token-file", "bad.toml"], 1, vec!["bad.toml: the token has 8 characters"]),
+        (vec!["--tls-cert", "token.txt"], 2, vec!["--tls-key"]),
+        (vec!["--tls-ca", "token.txt"], 1, vec!["token.txt: expected PEM", "coordinator certs"]),
         (vec!["--listen", "here"], 1, vec!["HOST:PORT"]),
         (vec!["--config", "stl10-resnet18"], 1, vec!["unlabeled_X.bin", "coordinator fetch stl10"]),
         (
@@ -316,8 +349,13 @@ fn bad_input_gets_a_sentence() {
         (vec!["fetch", "imagenet"], 2, vec!["imagenet", "stl10, cifar10"]),
         (vec!["fetch", "cifar10", "--url", "nowhere"], 1, vec!["nowhere", "--url"]),
         (vec!["check", "--workers", "9"], 1, vec!["9 workers cannot share 4 shards"]),
-        (vec!["worker", "--join", "nowhere"], 1, vec!["HOST:PORT", "--join"]),
-        (vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0"], 1, vec!["--insecure-network"]),
+        (vec!["worker", "--join", "127.0.0.1:9"], 1, vec!["needs the token", "SIMSIAM_TOKEN"]),
+        (vec!["worker", "--join", "nowhere", "--token-file", "token.txt"], 1, vec!["HOST:PORT", "--join"]),
+        (
+            vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0", "--token-file", "token.txt"],
+            1,
+            vec!["--insecure-network"],
+        ),
     ] {
         let output = place.coordinator(&arguments).output().unwrap();
         let words = words(&output);

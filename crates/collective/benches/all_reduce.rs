@@ -1,7 +1,7 @@
 //! The fold over TCP between processes of this host: median time by size, for 2 and 4 processes with one shard
 //! each. Runs itself once for each rank. The lines compare with what Gloo's all-reduce takes on the same sizes.
 
-use collective::{Collective, Group, Limits, SubtreeSums, tcp};
+use collective::{Collective, Group, Key, Limits, SubtreeSums, tcp};
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -116,7 +116,7 @@ fn assemble(
     let group = Group::new([1; 16], generation, rank, leases, world)?;
     let deadline = Duration::from_secs(30);
     let limits = Limits { bucket_len, connect_deadline: deadline, step_deadline: deadline };
-    Ok(tcp::assemble(listener, group, addresses, limits)?)
+    Ok(tcp::assemble(listener, &Key::new([1; 32]), group, addresses, limits)?)
 }
 
 fn sums_of_one_shard(rank: usize, len: usize) -> SubtreeSums {

@@ -12,6 +12,7 @@ mod checksum;
 mod error;
 mod group;
 mod interrupt;
+mod key;
 mod layout;
 pub mod loopback;
 mod sums;
@@ -24,6 +25,7 @@ mod testing;
 pub use error::CollectiveError;
 pub use group::{Group, GroupError};
 pub use interrupt::Interrupt;
+pub use key::Key;
 pub use sums::SubtreeSums;
 pub use tree::{Node, subtrees};
 

@@ -1,6 +1,6 @@
 //! What the tests of this crate share: adversarial buckets, the plain recursive sum, groups.
 
-use crate::{Group, Limits, Node, SubtreeSums};
+use crate::{Group, Key, Limits, Node, SubtreeSums};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -54,6 +54,11 @@ pub(crate) fn sums(seed: u64, lease: Range<u32>, len: usize) -> SubtreeSums {
         sums.commit();
     }
     sums
+}
+
+/// The key of all groups of these tests.
+pub(crate) fn key() -> Key {
+    Key::new([9; 32])
 }
 
 /// Limits that no healthy test comes near.

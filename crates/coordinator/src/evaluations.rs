@@ -14,6 +14,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use protocol::TOKEN_VARIABLE;
+
 use crate::supervisor::tail;
 
 /// How evaluations are started.
@@ -145,6 +147,8 @@ impl Evaluations {
             Weights::Random => command.arg("--random"),
             Weights::Checkpoint(name) => command.args(["--checkpoint", name]),
         };
+        // It connects to nobody.
+        command.env_remove(TOKEN_VARIABLE);
         // Its own group: a Ctrl-C at the terminal is for the coordinator, which knows what to do.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
         command

@@ -5,6 +5,7 @@
 //!
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
+//! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
 //! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
@@ -15,9 +16,12 @@
 
 pub mod checkpoint;
 mod evaluations;
+mod guard;
+mod incoming;
 pub mod journal;
 pub mod membership;
 mod progress;
+mod rate;
 mod reach;
 mod restarts;
 mod run;

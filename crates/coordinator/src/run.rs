@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use protocol::{MESSAGE_BYTES, WorkerId};
+use protocol::{MESSAGE_BYTES, ServerTls, Token, WorkerId};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tonic::transport::server::TcpIncoming;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError};
 use crate::evaluations::Evaluations;
+use crate::guard::Guard;
+use crate::incoming;
 use crate::journal::Record;
 use crate::membership::{
     Action, Event, Membership, OnFailure, Order, Outcome, Past, Settings, SettingsError, StepReport, Timeouts,
@@ -57,6 +59,10 @@ pub struct Run {
     pub timeouts: Timeouts,
     /// The version that workers must have too.
     pub program_version: String,
+    /// What workers show to get in.
+    pub token: Token,
+    /// How it shows who it is; without it, calls are not encrypted.
+    pub tls: Option<ServerTls>,
     /// Workers that were started with it; `None` if they come from elsewhere.
     pub local_workers: Option<LocalWorkers>,
     /// What judges the encoder meanwhile, if anything does.
@@ -89,6 +95,9 @@ pub enum CoordinatorError {
         "the recipe starts from a file of weights, but the run directory has no checkpoint step-000000 of them"
     )]
     NoStart,
+    /// What it shows workers is no certificate with its key.
+    #[error("certificates for TLS: {0}; correct --tls-cert, --tls-key and --tls-ca")]
+    Certificates(String),
     /// The server ended by itself.
     #[error("the gRPC server ended: {0}")]
     Server(String),
@@ -118,10 +127,13 @@ pub async fn serve(
         return Err(CoordinatorError::NoStart);
     }
     let facts = facts(&run)?;
+    let grpc = protocol::server(run.tls.as_ref())
+        .map_err(|error| CoordinatorError::Certificates(protocol::innermost(&error)))?;
+    let guard = Guard::new(run.token.clone());
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
     let address = listener.local_addr().ok().map(|address| address.to_string());
     let mut control = Control::new(run, address, start.as_ref(), observer)?;
-    let mut server = Server::start(listener, Service { facts, blocks, inputs });
+    let mut server = Server::start(listener, grpc, guard, Service::new(facts, blocks, inputs));
 
     let result = control.run(received, &mut stops, &mut server).await;
     server.end().await;
@@ -161,11 +173,16 @@ struct Server {
 }
 
 impl Server {
-    fn start(listener: TcpListener, service: Service) -> Server {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    fn start(
+        listener: TcpListener,
+        grpc: tonic::transport::Server,
+        guard: Guard,
+        service: Service,
+    ) -> Server {
+        let incoming = incoming::accept(listener, service.facts.shards as usize);
         let (end, ended) = oneshot::channel();
-        let task = tokio::spawn(protocol::server().serve_with_incoming_shutdown(
-            protocol::service(service),
+        let task = tokio::spawn(grpc.serve_with_incoming_shutdown(
+            InterceptedService::new(protocol::service(service), guard),
             incoming,
             async {
                 // A dropped sender means the same as a sent word.

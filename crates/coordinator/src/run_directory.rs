@@ -415,6 +415,7 @@ fn draw_run_id(path: &Path) -> [u8; 16] {
 mod tests {
     use super::*;
     use crate::membership::{Digest, Outcome, Place};
+    use proptest::prelude::*;
     use protocol::WorkerId;
 
     fn quickstart() -> Recipe {
@@ -586,5 +587,39 @@ mod tests {
         let journal = fs::read_to_string(path.join(JOURNAL)).unwrap();
         assert_eq!(journal.lines().count(), 3, "{journal}");
         assert!(journal.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// A journal, a recipe or metrics with some bytes changed: the run opens, or is refused with a sentence; and
+        /// what is opened can be gone on with.
+        #[test]
+        fn damaged_files_never_panic(
+            name in proptest::sample::select(vec![JOURNAL, RECIPE, METRICS]),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run");
+            let mut run = create(&path).unwrap();
+            run.record(&Record::StopRequested { step: 7 }).unwrap();
+            run.metric(&serde_json::json!({ "step": 1 })).unwrap();
+            drop(run);
+            let mut bytes = fs::read(path.join(name)).unwrap();
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            bytes.truncate(bytes.len() - cut.index(8));
+            fs::write(path.join(name), bytes).unwrap();
+            match RunDirectory::open(&path) {
+                Ok(mut run) => {
+                    run.record(&Record::StopRequested { step: 8 }).unwrap();
+                    let _ = run.forget_metrics_after(0);
+                }
+                Err(error) => prop_assert!(error.to_string().len() > 20, "{}", error),
+            }
+        }
     }
 }

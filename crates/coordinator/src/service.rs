@@ -1,8 +1,8 @@
 //! The gRPC handlers: each translates a call into inputs of the control loop, or streams bytes.
 
 use std::io::Read;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocol::v1::coordinator_server::Coordinator;
@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, PartialCheckpoint};
 use crate::membership::{Candidate, Event};
+use crate::rate::Rate;
 use crate::{Blocks, reach, wire};
 
 /// Parts that wait for the network or the disk: enough to keep either busy, and no more than 8 MiB a stream.
@@ -28,6 +29,13 @@ const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a checkpoint waits for the reports of its steps, which were sent before it.
 const REPORTS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Workers that may join in a second, after as many at once as there are shards and [`MORE_JOINS`]: each costs the
+/// journal a synced line and the others a generation, and one that ends at once is started again and again.
+const JOINS_PER_S: f64 = 4.0;
+
+/// See [`JOINS_PER_S`].
+const MORE_JOINS: u32 = 64;
 
 /// What the control loop hears.
 #[derive(Debug)]
@@ -94,9 +102,27 @@ pub(crate) struct Service {
     pub(crate) facts: Facts,
     pub(crate) blocks: Arc<dyn Blocks>,
     pub(crate) inputs: mpsc::Sender<Input>,
+    joins: Mutex<Rate>,
+    begun_at: Instant,
 }
 
 impl Service {
+    pub(crate) fn new(facts: Facts, blocks: Arc<dyn Blocks>, inputs: mpsc::Sender<Input>) -> Service {
+        let joins = Mutex::new(Rate::new(facts.shards + MORE_JOINS, JOINS_PER_S));
+        Service { facts, blocks, inputs, joins, begun_at: Instant::now() }
+    }
+
+    fn check_rate(&self) -> Result<(), Status> {
+        // A rate is whole even if someone panicked beside it.
+        let mut joins = self.joins.lock().unwrap_or_else(PoisonError::into_inner);
+        joins.take(self.begun_at.elapsed()).map_err(|wait| {
+            let wait_s = wait.as_secs_f64();
+            Status::resource_exhausted(format!(
+                "more workers join than take part: look why they end so soon, and try again in {wait_s:.1} s"
+            ))
+        })
+    }
+
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
         self.inputs.send(question(reply)).await.map_err(|_| ended())?;
@@ -166,6 +192,7 @@ impl Coordinator for Service {
         let comes_from = request.remote_addr();
         let request = request.into_inner();
         self.check_versions(&request)?;
+        self.check_rate()?;
         if request.worker_id != 0 {
             self.facts.check_run(&request.run_id)?;
         }

@@ -13,6 +13,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use protocol::{TOKEN_VARIABLE, Token};
+
 use crate::restarts::Restarts;
 
 /// How long workers have to end by themselves once their standard input is closed.
@@ -38,6 +40,8 @@ pub struct LocalWorkerSettings {
     pub own_arguments: Vec<OsString>,
     /// `RAYON_NUM_THREADS` of each, so that together they do not ask for more than the machine has.
     pub threads_per_worker: usize,
+    /// What they show the coordinator, handed to them in their environment.
+    pub token: Token,
     /// The folder for `worker-0.log`, `worker-1.log`, ...
     pub logs: PathBuf,
     /// Whether those that end are started again.
@@ -167,6 +171,7 @@ impl LocalWorker {
             .args(&settings.arguments)
             .arg(&settings.own_arguments[index])
             .env("RAYON_NUM_THREADS", settings.threads_per_worker.to_string())
+            .env(TOKEN_VARIABLE, settings.token.secret())
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(errors)
@@ -261,6 +266,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             own_arguments: vec!["first".into(), "second".into()],
             threads_per_worker: 3,
+            token: Token::random().unwrap(),
             logs: folder.to_path_buf(),
             restart: false,
         }
@@ -344,6 +350,7 @@ mod tests {
     fn what_cannot_be_started_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = shell(folder.path(), "");
+        assert!(!format!("{settings:?}").contains(settings.token.secret()));
         settings.executable = folder.path().join("nothing-here");
         assert!(LocalWorkers::spawn(&settings).unwrap_err().to_string().contains("nothing-here"));
         settings.logs = folder.path().join("no/such/folder");

@@ -129,3 +129,61 @@ pub(crate) fn order(order: Order) -> v1::Order {
     };
     v1::Order { order: Some(order) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use prost::Message;
+    use v1::report::Event as Wire;
+
+    /// One of each kind of report that has anything to read in it.
+    fn reports() -> Vec<v1::Report> {
+        let hash = Bytes::from_static(&[7; 32]);
+        let (state_hash, layout_hash) = (hash.clone(), hash);
+        [
+            Wire::Attending(v1::Attending {}),
+            Wire::Heartbeat(v1::Heartbeat { generation: 3 }),
+            Wire::Assembled(v1::Assembled {
+                generation: 3,
+                step: 9,
+                state_hash: state_hash.clone(),
+                layout_hash,
+            }),
+            Wire::StepDone(v1::StepDone { generation: 3, step: 9, loss: -0.5, ..v1::StepDone::default() }),
+            Wire::Finished(v1::Finished { step: 9, state_hash, generation: 3 }),
+            Wire::Failed(v1::Failed { step: 9, reason: "full".into(), suspect_worker_id: 2, generation: 3 }),
+            Wire::Halted(v1::Halted { generation: 3, reason: "lost".into(), ..v1::Halted::default() }),
+        ]
+        .into_iter()
+        .map(|event| v1::Report { worker_id: 1, run_id: Bytes::from_static(&[1; 16]), event: Some(event) })
+        .collect()
+    }
+
+    proptest! {
+        /// Reports come over the network: what cannot be read is refused, whatever its bytes.
+        #[test]
+        fn damaged_reports_never_panic(
+            report in proptest::sample::select(reports()),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            noise in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut bytes = report.encode_to_vec();
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            for bytes in [bytes.clone(), noise.clone(), [bytes, noise].concat()] {
+                if let Ok(v1::Report { event: Some(read), .. }) = v1::Report::decode(&bytes[..]) {
+                    if let Err(status) = event(WorkerId(1), read) {
+                        prop_assert_eq!(status.code(), tonic::Code::InvalidArgument);
+                    }
+                }
+                if let Ok(request) = v1::JoinRequest::decode(&bytes[..]) {
+                    let _ = candidate(request);
+                }
+            }
+        }
+    }
+}

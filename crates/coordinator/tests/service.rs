@@ -15,20 +15,25 @@ use coordinator::{
 use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
 use protocol::v1::report::Event;
-use protocol::{PART_BYTES, PROTOCOL_VERSION, v1};
+use protocol::{Access, Client, PART_BYTES, PROTOCOL_VERSION, Token, v1};
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
 const VERSION: &str = "1.2.3";
 const MANIFEST: &str = r#"{"images":2048}"#;
 const TOTAL_STEPS: u64 = 20;
 const SHARDS: u32 = 4;
+
+/// The token of all runs of these tests.
+fn token() -> Token {
+    Token::parse("0123456789abcdef0123456789abcdef").unwrap()
+}
 
 /// Two blocks in each shard, the first a little more than three parts long.
 struct TwoBlocks;
@@ -83,6 +88,8 @@ impl Cluster {
             min_workers: 1,
             timeouts: Timeouts::default(),
             program_version: VERSION.to_string(),
+            token: token(),
+            tls: None,
             local_workers: None,
             evaluations: None,
         };
@@ -138,7 +145,7 @@ impl Cluster {
 
 /// A worker without a device: it says what a test wants it to say.
 struct FakeWorker {
-    client: CoordinatorClient<Channel>,
+    client: Client,
     joined: v1::JoinReply,
     reports: Option<mpsc::Sender<v1::Report>>,
     orders: Option<Streaming<v1::Order>>,
@@ -150,8 +157,12 @@ impl FakeWorker {
     }
 
     async fn join_as(address: &str, request: v1::JoinRequest) -> Result<FakeWorker, Status> {
+        FakeWorker::join_with(address, token(), request).await
+    }
+
+    async fn join_with(address: &str, token: Token, request: v1::JoinRequest) -> Result<FakeWorker, Status> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut client = protocol::connect(address, deadline).await.unwrap();
+        let mut client = protocol::connect(address, &Access { token, tls: None }, deadline).await.unwrap();
         let joined = client.join(request).await?.into_inner();
         Ok(FakeWorker { client, joined, reports: None, orders: None })
     }
@@ -467,7 +478,11 @@ async fn who_does_not_fit_may_not_join() {
     let cluster = Cluster::start(create(folder.path()), 1).await;
     let join = |request| FakeWorker::join_as(&cluster.address, request);
     let request = v1::JoinRequest { protocol_version: 99, ..join_request(1) };
-    refusal(join(request).await, Code::FailedPrecondition, &["protocol version 99", "the coordinator 3"]);
+    refusal(
+        join(request).await,
+        Code::FailedPrecondition,
+        &["protocol version 99", &format!("the coordinator {PROTOCOL_VERSION}")],
+    );
     let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
     refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
     let mut first = join(join_request(1)).await.unwrap();
@@ -617,6 +632,7 @@ async fn a_local_worker_that_dies_before_it_joins_is_noticed_with_its_last_words
         arguments: vec!["-c".into(), "echo no device is free >&2; exit 1".into()],
         own_arguments: vec!["".into(); 2],
         threads_per_worker: 1,
+        token: token(),
         logs: directory.logs(),
         restart: true,
     };
@@ -658,4 +674,54 @@ async fn a_checkpoint_waits_for_the_metrics_of_its_steps() {
     let left: Vec<_> =
         fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn without_the_runs_token_nobody_is_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(create(folder.path()), 1).await;
+    // Every call is refused, before its message is looked at.
+    let channel =
+        Endpoint::from_shared(format!("http://{}", cluster.address)).unwrap().connect().await.unwrap();
+    let mut stranger = CoordinatorClient::new(channel);
+    let refusals = [
+        stranger.join(join_request(1)).await.map(drop),
+        stranger.attend(tokio_stream::iter([v1::Report::default()])).await.map(drop),
+        stranger.fetch_blocks(v1::FetchBlocksRequest::default()).await.map(drop),
+        stranger.fetch_checkpoint(v1::FetchCheckpointRequest::default()).await.map(drop),
+        stranger.publish_checkpoint(tokio_stream::iter([v1::CheckpointPart::default()])).await.map(drop),
+    ];
+    for refusal in refusals {
+        let status = refusal.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+        assert!(status.message().contains("--token-file"), "{status}");
+    }
+    let other = Token::random().unwrap();
+    let status = FakeWorker::join_with(&cluster.address, other, join_request(1)).await.err().unwrap();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    assert!(status.message().contains("not that of the run"), "{status}");
+    assert!(cluster.progress.try_recv().is_err(), "membership heard of none of them");
+
+    // A worker that has the token is not disturbed by those who have not.
+    let worker = FakeWorker::join(&cluster.address, 1).await.unwrap();
+    assert_eq!(worker.joined.worker_id, 1);
+}
+
+#[tokio::test]
+async fn workers_that_come_without_end_are_slowed_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let mut worker = FakeWorker::join(&cluster.address, 1).await.unwrap();
+    let mut slowed = None;
+    for incarnation in 2..1000 {
+        match worker.client.join(join_request(incarnation)).await {
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                slowed = Some(status);
+                break;
+            }
+            _ => {}
+        }
+    }
+    let status = slowed.expect("at some time it is enough");
+    assert!(status.message().contains("try again in 0."), "{status}");
 }

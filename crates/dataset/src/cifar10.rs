@@ -59,6 +59,7 @@ fn open_checked(path: &Path) -> Result<RecordFile, DatasetError> {
 mod tests {
     use super::*;
     use crate::Images;
+    use proptest::prelude::*;
     use recipe::Data;
     use std::fs;
 
@@ -132,6 +133,32 @@ mod tests {
                 .to_string();
             for phrase in phrases {
                 assert!(error.contains(phrase), "{name}: {error:?} lacks {phrase:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever lies where a file should be, the answer is images with their labels or a sentence.
+        #[test]
+        fn any_file_is_images_or_a_sentence(
+            name in prop::sample::select(vec!["data_batch_1.bin", "data_batch_4.bin", "test_batch.bin"]),
+            bytes in 0..3 * RECORD,
+            label in any::<u8>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            good(folder.path());
+            fs::write(folder.path().join(name), vec![label; bytes]).unwrap();
+            let data = Data::Cifar10 { path: folder.path().to_owned() };
+            for split in [Split::Train, Split::Test] {
+                match Images::open_split(&data, split, folder.path()) {
+                    Ok(images) => for index in 0..images.len() {
+                        prop_assert_eq!(images.record(index).len(), RECORD - 1);
+                        prop_assert!(usize::from(images.label(index).unwrap()) < images.class_names().len());
+                    },
+                    Err(error) => prop_assert!(error.to_string().contains(name), "{}", error),
+                }
             }
         }
     }

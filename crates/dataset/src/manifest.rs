@@ -157,6 +157,7 @@ impl Manifest {
 pub(crate) mod tests {
     use super::*;
     use crate::geometry::PixelLayout;
+    use proptest::prelude::*;
 
     /// A manifest of images that nobody has.
     pub(crate) fn numbers(shards: u32, images_per_shard: u32, images_per_block: u32) -> Manifest {
@@ -202,6 +203,29 @@ pub(crate) mod tests {
         }
         for text in ["", "{}", "[1]", "null"] {
             assert!(Manifest::from_json(text).is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        /// Manifests come over the network. One that was changed on its way is refused, or can be worked with.
+        #[test]
+        fn damaged_manifests_never_panic(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), 32u8..127), 1..5),
+            number in any::<u32>(),
+        ) {
+            let mut bytes = numbers(4, 10, 3).to_json().into_bytes();
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            if let Ok(manifest) = Manifest::from_json(&String::from_utf8(bytes).unwrap()) {
+                let _ = (manifest.digest(), manifest.block_number(number, number));
+                let covered: u64 =
+                    (0..manifest.blocks_per_shard()).map(|block| manifest.images_of_block(block).len() as u64).sum();
+                prop_assert_eq!(covered, u64::from(manifest.images_per_shard));
+                prop_assert!(manifest.images_of_block(number).len() <= manifest.images_per_shard as usize);
+                prop_assert!(manifest.block_bytes(number) < usize::MAX / 2);
+            }
         }
     }
 

@@ -218,6 +218,7 @@ fn square(picture: RgbImage, side_px: u32) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Three bands of red, green and blue along the longer side: the middle is green.
     fn bands(width: u32, height: u32) -> RgbImage {
@@ -274,5 +275,69 @@ mod tests {
         let record = decode(&path, 16).unwrap();
         let at = |x: usize, y: usize| record[3 * (16 * y + x)];
         assert!(at(2, 2) > 200 && at(13, 2) > 200 && at(2, 13) < 50 && at(13, 13) < 50);
+    }
+
+    /// A picture of the tests of views, and the same as a JPEG.
+    fn whole_picture(as_jpeg: bool) -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/views/source-small.png");
+        if !as_jpeg {
+            return fs::read(path).unwrap();
+        }
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        image::open(path).unwrap().write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        jpeg.into_inner()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        /// Pictures come from anywhere: one that is damaged becomes a record of its size, or a reason.
+        #[test]
+        fn damaged_pictures_never_panic(
+            as_jpeg in any::<bool>(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            cut in any::<prop::sample::Index>(),
+            near_start in any::<bool>(),
+        ) {
+            let mut content = whole_picture(as_jpeg);
+            let range = if near_start { content.len().min(64) } else { content.len() };
+            for (place, byte) in changes {
+                content[place.index(range)] = byte;
+            }
+            content.truncate(content.len() / 2 + cut.index(content.len()));
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("picture");
+            fs::write(&path, content).unwrap();
+            if let Ok(record) = decode(&path, 12) {
+                prop_assert_eq!(record.len(), 3 * 12 * 12);
+            }
+        }
+
+        /// A pack that is not what its description says is not used.
+        #[test]
+        fn damaged_packs_are_not_used(
+            in_records in any::<bool>(),
+            place in any::<prop::sample::Index>(),
+            flipped in 1u8..,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let [records, description] = ["a.rgb", "a.json"].map(|name| folder.path().join(name));
+            let geometry = Geometry { width_px: 2, height_px: 2, layout: PixelLayout::Interleaved };
+            let mut pixels = vec![7; 36];
+            let content = ContentHash::of_large(&pixels);
+            let mut text =
+                serde_json::to_vec(&Description { images: 3, skipped: Vec::new(), content }).unwrap();
+            fs::write(&records, &pixels).unwrap();
+            fs::write(&description, &text).unwrap();
+            prop_assert!(open_existing(&records, &description, geometry).is_some());
+            let (damaged, path) = if in_records { (&mut pixels, &records) } else { (&mut text, &description) };
+            let place = place.index(damaged.len());
+            damaged[place] ^= flipped;
+            // A hash may be written in capitals, which is the same hash.
+            let is_same = !in_records && serde_json::from_slice::<Description>(damaged)
+                .is_ok_and(|read| read.images == 3 && read.content == content);
+            fs::write(path, damaged).unwrap();
+            prop_assert_eq!(open_existing(&records, &description, geometry).is_some(), is_same);
+        }
     }
 }

@@ -80,6 +80,7 @@ fn class_names(folder: &Path) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::Images;
+    use proptest::prelude::*;
     use recipe::Data;
 
     const RECORD: usize = 27_648;
@@ -174,5 +175,37 @@ mod tests {
         fs::create_dir(folder.path().join("unlabeled_X.bin")).unwrap();
         let error = Images::open(&data(folder.path(), false), folder.path()).unwrap_err().to_string();
         assert!(error.contains("unlabeled_X.bin") && error.contains("found a folder"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever lies where a file should be, the answer is images with their labels or a sentence.
+        #[test]
+        fn any_file_is_images_or_a_sentence(
+            name in prop::sample::select(vec!["unlabeled_X.bin", "train_X.bin", "train_y.bin", "test_y.bin"]),
+            bytes in prop_oneof![0..8usize, 0..4 * RECORD, Just(3 * RECORD)],
+            value in any::<u8>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            good(folder.path());
+            write(folder.path(), name, &vec![value; bytes]);
+            let data = data(folder.path(), true);
+            let opened = [
+                Images::open(&data, folder.path()),
+                Images::open_split(&data, Split::Train, folder.path()),
+                Images::open_split(&data, Split::Test, folder.path()),
+            ];
+            for images in opened {
+                match images {
+                    Ok(images) => for index in 0..images.len() {
+                        prop_assert_eq!(images.record(index).len(), RECORD);
+                        prop_assert!(images.label(index).is_none_or(|label| label < 10));
+                    },
+                    // Labels and images are compared, so either may be named.
+                    Err(error) => prop_assert!(error.to_string().contains(".bin"), "{}", error),
+                }
+            }
+        }
     }
 }

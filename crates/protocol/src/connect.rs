@@ -4,11 +4,11 @@ use std::error::Error;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use crate::Pauses;
+use crate::access::{Access, Client, ShowToken};
 use crate::limits;
-use crate::v1::coordinator_client::CoordinatorClient;
 
 /// No pause is longer, so that a worker is there soon after its coordinator.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -37,6 +37,19 @@ pub enum ConnectError {
         /// What the last attempt met.
         reason: String,
     },
+    /// Someone answers, but not in a way that can be trusted.
+    #[error("{address} is no coordinator that can be trusted ({reason}): {mend}")]
+    Untrusted {
+        /// Where a coordinator was expected.
+        address: String,
+        /// What the TLS handshake met.
+        reason: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// The certificates given cannot be used.
+    #[error("certificates for TLS: {0}; correct --tls-ca, --tls-cert and --tls-key")]
+    Certificates(String),
 }
 
 /// Connects to the coordinator at `address` (`HOST:PORT`), trying again until `deadline`.
@@ -45,9 +58,10 @@ pub enum ConnectError {
 /// and looks the name up anew each time.
 ///
 /// # Errors
-/// [`ConnectError::Address`] at once; [`ConnectError::Deadline`] when nobody answered in time.
-pub async fn connect(address: &str, deadline: Instant) -> Result<CoordinatorClient<Channel>, ConnectError> {
-    let endpoint = parse(address)?;
+/// [`ConnectError::Address`], [`ConnectError::Certificates`] and [`ConnectError::Untrusted`] at once;
+/// [`ConnectError::Deadline`] when nobody answered in time.
+pub async fn connect(address: &str, access: &Access, deadline: Instant) -> Result<Client, ConnectError> {
+    let endpoint = parse(address, access)?;
     let started = Instant::now();
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     let mut reason = "no attempt was made".to_string();
@@ -55,10 +69,13 @@ pub async fn connect(address: &str, deadline: Instant) -> Result<CoordinatorClie
     loop {
         attempts += 1;
         match timeout_at(deadline, endpoint.connect()).await {
-            Ok(Ok(channel)) => return Ok(limits::client(channel)),
+            Ok(Ok(channel)) => return Ok(limits::client(channel, ShowToken::new(&access.token))),
             Ok(Err(error)) => reason = innermost(&error),
             Err(_) if attempts == 1 => reason = "no answer".to_string(),
             Err(_) => {}
+        }
+        if let Some(mend) = mend(&reason) {
+            return Err(ConnectError::Untrusted { address: address.to_string(), reason, mend });
         }
         let pause = pauses.next_pause();
         if Instant::now() + pause >= deadline {
@@ -69,19 +86,49 @@ pub async fn connect(address: &str, deadline: Instant) -> Result<CoordinatorClie
     }
 }
 
+/// What to do about a TLS handshake that would fail again; `None` for what may pass. rustls tells these apart in a type
+/// of its own, which arrives here as its words.
+fn mend(reason: &str) -> Option<&'static str> {
+    const NAME: &str = "its certificate is for other names than the one in --join; make one that has it \
+                        (`coordinator certs`), or join by a name that it has";
+    const TIME: &str = "its certificate is out of date, or the clock of this machine is wrong";
+    const AUTHORITY: &str = "its certificate is not signed by the authority of --tls-ca; give the ca.pem that belongs \
+                             to it";
+    const PLAIN: &str =
+        "it does not speak TLS; leave out --tls-ca, or give the coordinator --tls-cert and --tls-key";
+    [
+        ("not valid for", NAME),
+        ("NotValidForName", NAME),
+        ("expired", TIME),
+        ("not valid yet", TIME),
+        ("invalid peer certificate", AUTHORITY),
+        ("InvalidContentType", PLAIN),
+    ]
+    .into_iter()
+    .find_map(|(words, mend)| reason.contains(words).then_some(mend))
+}
+
 /// `HOST:PORT` as the place to connect to.
-fn parse(address: &str) -> Result<Endpoint, ConnectError> {
+fn parse(address: &str, access: &Access) -> Result<Endpoint, ConnectError> {
     let refused = || ConnectError::Address { address: address.to_string() };
     let (host, port) = address.rsplit_once(':').ok_or_else(refused)?;
     let port: u16 = port.parse().map_err(|_| refused())?;
     if host.is_empty() || port == 0 || host.contains(['/', '@', '?', '#']) {
         return Err(refused());
     }
-    Endpoint::from_shared(format!("http://{address}")).map(limits::endpoint).map_err(|_| refused())
+    let scheme = if access.tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| refused())?;
+    let endpoint = limits::endpoint(endpoint);
+    match &access.tls {
+        Some(tls) => {
+            endpoint.tls_config(tls.config()).map_err(|error| ConnectError::Certificates(innermost(&error)))
+        }
+        None => Ok(endpoint),
+    }
 }
 
 /// The last cause of `error`, which is the one that says something ("Connection refused").
-fn innermost(error: &dyn Error) -> String {
+pub fn innermost(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -92,13 +139,18 @@ fn innermost(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Token;
     use tokio::net::TcpListener;
+
+    fn access() -> Access {
+        Access { token: Token::random().unwrap(), tls: None }
+    }
 
     #[tokio::test]
     async fn what_is_no_address_is_refused_at_once() {
         let far = Instant::now() + Duration::from_secs(3600);
         for address in ["", "host", "host:", ":7070", "host:0", "host:99999", "host:1/x", "a b:1", "u@h:1"] {
-            let error = connect(address, far).await.expect_err(address);
+            let error = connect(address, &access(), far).await.expect_err(address);
             assert!(matches!(error, ConnectError::Address { .. }), "{address}: {error}");
         }
     }
@@ -107,7 +159,8 @@ mod tests {
     async fn nobody_there_is_said_at_the_deadline() {
         // Bound and closed again: a port where nobody listens.
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-        let error = connect(&address, Instant::now() + Duration::from_millis(120)).await.unwrap_err();
+        let error =
+            connect(&address, &access(), Instant::now() + Duration::from_millis(120)).await.unwrap_err();
         let sentence = error.to_string();
         assert!(sentence.contains(&address) && sentence.contains("refused"), "{sentence}");
     }
@@ -117,7 +170,7 @@ mod tests {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
         let client = tokio::spawn({
             let address = address.clone();
-            async move { connect(&address, Instant::now() + Duration::from_secs(30)).await }
+            async move { connect(&address, &access(), Instant::now() + Duration::from_secs(30)).await }
         });
         // The first attempt runs before the listener exists.
         tokio::task::yield_now().await;

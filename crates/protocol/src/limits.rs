@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::access::{Client, ServerTls, ShowToken};
 use crate::v1::coordinator_client::CoordinatorClient;
 use crate::v1::coordinator_server::{Coordinator, CoordinatorServer};
 
@@ -28,13 +29,23 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// heartbeat limit, which names the worker and so should speak first.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a TLS handshake may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A server with the windows and the keep-alive that [`connect`](crate::connect) expects.
-pub fn server() -> Server {
-    Server::builder()
+///
+/// # Errors
+/// A certificate or its key cannot be used.
+pub fn server(tls: Option<&ServerTls>) -> Result<Server, tonic::transport::Error> {
+    let server = match tls {
+        Some(tls) => Server::builder().tls_config(tls.config().timeout(HANDSHAKE_LIMIT))?,
+        None => Server::builder(),
+    };
+    Ok(server
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT)))
 }
 
 /// The service around `handlers`, with the limit on messages that both sides keep.
@@ -54,8 +65,8 @@ pub(crate) fn endpoint(endpoint: Endpoint) -> Endpoint {
         .keep_alive_while_idle(true)
 }
 
-pub(crate) fn client(channel: Channel) -> CoordinatorClient<Channel> {
-    CoordinatorClient::new(channel)
+pub(crate) fn client(channel: Channel, token: ShowToken) -> Client {
+    CoordinatorClient::with_interceptor(channel, token)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
 }

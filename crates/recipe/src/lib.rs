@@ -259,6 +259,20 @@ mod tests {
             let _ = Recipe::from_toml(QUICKSTART, &[format!("{key}={value}")]);
         }
 
+        /// Recipes that are almost whole: those that are built in, with some bytes changed.
+        #[test]
+        fn damaged_recipes_never_panic(
+            which in proptest::sample::select(PRESETS),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), 9u8..127), 1..6),
+        ) {
+            let mut bytes = which.1.as_bytes().to_vec();
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            let _ = Recipe::from_toml(&String::from_utf8_lossy(&bytes), &[]);
+        }
+
         /// A step takes the same number of samples from every shard, and an epoch never more than there are.
         #[test]
         fn an_epoch_fits_in_the_data(images in 0u64..1_000_000, shards in 0u32..7, per_shard in 2u32..300) {

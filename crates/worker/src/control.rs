@@ -1,5 +1,6 @@
 //! The asynchronous half of a worker: joins, passes orders on to the training thread, sends its reports.
 
+use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
@@ -8,18 +9,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use collective::Interrupt;
+use collective::{Interrupt, Key};
 use dataset::{BlockCache, Manifest};
-use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
-use protocol::{PROTOCOL_VERSION, Pauses, WorkerId, v1};
+use protocol::{Access, Client, PROTOCOL_VERSION, Pauses, WorkerId, v1};
 use recipe::Recipe;
 use simsiam::Device;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::WorkerError;
@@ -48,6 +47,8 @@ const LAST_WORD_LIMIT: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Where the coordinator is, `HOST:PORT`.
     pub coordinator: String,
+    /// With what it gets in there.
+    pub access: Access,
     /// How long to look for it.
     pub connect_limit: Duration,
     /// How long to go on without it, and to look for it again, once it is lost.
@@ -77,7 +78,7 @@ pub struct Settings {
 /// If the training thread panics, with its panic.
 pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
-    let mut client = protocol::connect(&settings.coordinator, deadline).await?;
+    let mut client = protocol::connect(&settings.coordinator, &settings.access, deadline).await?;
     let request = request(&settings);
     let joined = join(&mut client, &request, deadline).await?;
     let worker = WorkerId(joined.worker_id);
@@ -139,7 +140,7 @@ fn request(settings: &Settings) -> v1::JoinRequest {
 
 /// Joins a run, and asks again until `deadline` while there is no place, or nobody to answer.
 async fn join(
-    client: &mut CoordinatorClient<Channel>,
+    client: &mut Client,
     request: &v1::JoinRequest,
     deadline: Instant,
 ) -> Result<v1::JoinReply, WorkerError> {
@@ -172,7 +173,7 @@ fn is_final(status: &Status) -> bool {
 
 /// Listens for the orders of a coordinator that knows of `committed_step` steps.
 async fn attend(
-    client: &mut CoordinatorClient<Channel>,
+    client: &mut Client,
     reports: &Reports,
     committed_step: u64,
 ) -> Result<Streaming<v1::Order>, Status> {
@@ -199,6 +200,7 @@ fn describe(
         .map_err(|_| unusable("a run id", format!("expected 16 bytes, found {}", joined.run_id.len())))?;
     Ok(TrainingThread {
         run_id,
+        key: Key::new(settings.access.token.collective_key(run_id)),
         recipe,
         manifest: Arc::new(manifest),
         device: settings.device,
@@ -214,7 +216,7 @@ type ThreadEnd = oneshot::Receiver<thread::Result<Result<(), WorkerError>>>;
 
 /// The asynchronous half, once it has joined.
 struct Control {
-    client: CoordinatorClient<Channel>,
+    client: Client,
     /// How it joins again.
     request: v1::JoinRequest,
     reports: Reports,
@@ -383,7 +385,7 @@ fn thread_end(
 
 /// Asks for the coordinator until it answers, at most for `limit`. The name that it has is looked up each time.
 async fn search(
-    mut client: CoordinatorClient<Channel>,
+    mut client: Client,
     request: v1::JoinRequest,
     reports: Reports,
     reason: &str,
@@ -454,7 +456,11 @@ impl Present {
 }
 
 fn refused(status: &Status) -> WorkerError {
-    WorkerError::Refused(status.message().to_string())
+    // A status that is no answer has a cause: the connection broke.
+    match status.source() {
+        Some(cause) => WorkerError::Unheard(protocol::innermost(cause)),
+        None => WorkerError::Refused(status.message().to_string()),
+    }
 }
 
 fn no_answer() -> WorkerError {

@@ -12,6 +12,12 @@ pub enum WorkerError {
     /// The coordinator answered, but said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
+    /// The connection broke before the coordinator had answered anything.
+    #[error(
+        "the coordinator took the connection, but it broke before the first answer ({0}); where the coordinator uses \
+         TLS, give its authority by --tls-ca, and if it asks workers for a certificate, --tls-cert and --tls-key"
+    )]
+    Unheard(String),
     /// The coordinator's answers stopped, and it did not come back.
     #[error("the connection to the coordinator is lost ({0}); start the worker again once it is back")]
     CoordinatorLost(String),

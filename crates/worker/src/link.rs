@@ -5,12 +5,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::WorkerId;
-use protocol::v1::coordinator_client::CoordinatorClient;
+use protocol::{Client, WorkerId};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// How long after a call that broke off the loss of the coordinator is noticed, if it is lost: all calls share its
@@ -23,7 +21,7 @@ pub(crate) type Attendance = Option<u64>;
 /// A worker's connection to its coordinator. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
-    pub(crate) client: CoordinatorClient<Channel>,
+    pub(crate) client: Client,
     pub(crate) worker: WorkerId,
     /// 16 bytes, part of every request.
     pub(crate) run_id: Bytes,

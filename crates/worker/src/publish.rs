@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use protocol::v1::coordinator_client::CoordinatorClient;
-use protocol::{PART_BYTES, v1};
+use protocol::{Client, PART_BYTES, v1};
 use simsiam::{Layout, State, checkpoint};
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 
 use crate::WorkerError;
 use crate::link::Link;
@@ -124,10 +122,7 @@ impl Publisher {
     }
 }
 
-async fn publish(
-    mut client: CoordinatorClient<Channel>,
-    parts: Vec<v1::CheckpointPart>,
-) -> Result<String, tonic::Status> {
+async fn publish(mut client: Client, parts: Vec<v1::CheckpointPart>) -> Result<String, tonic::Status> {
     Ok(client.publish_checkpoint(tokio_stream::iter(parts)).await?.into_inner().checkpoint)
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Group, Interrupt, Limits, SubtreeSums};
+use collective::{Collective, CollectiveError, Group, Interrupt, Key, Limits, SubtreeSums};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
 use recipe::Recipe;
@@ -27,6 +27,7 @@ pub(crate) struct Session {
 /// What a session needs to know of the run, whatever its generation.
 pub(crate) struct RunParts<'a> {
     pub(crate) run_id: [u8; 16],
+    pub(crate) key: &'a Key,
     pub(crate) recipe: &'a Recipe,
     pub(crate) store: &'a Arc<BlockStore>,
     pub(crate) transport: &'a Transport,
@@ -62,7 +63,7 @@ impl Session {
         };
         let collective = run
             .transport
-            .assemble(group, &addresses, limits)
+            .assemble(run.key, group, &addresses, limits)
             .map_err(|source| collective_error(&members, source))?;
         batches.wait_for_first()?;
         Ok(Session { generation: order.generation, lease, members, batches, collective, interrupt })

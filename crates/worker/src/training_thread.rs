@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use collective::Interrupt;
+use collective::{Interrupt, Key};
 use dataset::{BlockCache, BlockStore, Images, Manifest};
 use protocol::v1;
 use recipe::Recipe;
@@ -44,6 +44,8 @@ pub(crate) enum Command {
 /// The run as the coordinator described it at the join, and what this worker brings.
 pub(crate) struct TrainingThread {
     pub(crate) run_id: [u8; 16],
+    /// By which the workers of this run know each other.
+    pub(crate) key: Key,
     pub(crate) recipe: Recipe,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) device: Device,
@@ -202,6 +204,7 @@ impl TrainingThread {
         };
         let run = RunParts {
             run_id: self.run_id,
+            key: &self.key,
             recipe: &self.recipe,
             store,
             transport: &self.transport,

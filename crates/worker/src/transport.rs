@@ -3,7 +3,7 @@
 use std::net::{TcpListener, ToSocketAddrs};
 
 use collective::loopback::Hub;
-use collective::{Collective, CollectiveError, Group, Limits, tcp};
+use collective::{Collective, CollectiveError, Group, Key, Limits, tcp};
 
 use crate::WorkerError;
 
@@ -65,15 +65,18 @@ impl Transport {
         }
     }
 
-    /// Connects to the group's other members, whose addresses are in order of rank.
+    /// Connects to the group's other members, who know `key` and whose addresses are in order of rank.
     pub(crate) fn assemble(
         &self,
+        key: &Key,
         group: Group,
         addresses: &[String],
         limits: Limits,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
         Ok(match self {
-            Transport::Tcp { listener, .. } => Box::new(tcp::assemble(listener, group, addresses, limits)?),
+            Transport::Tcp { listener, .. } => {
+                Box::new(tcp::assemble(listener, key, group, addresses, limits)?)
+            }
             Transport::Loopback(hub) => Box::new(hub.assemble(group, limits)?),
         })
     }

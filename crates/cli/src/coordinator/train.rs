@@ -12,6 +12,7 @@ use coordinator::{
     RunDirectory, Timeouts, check_min_workers, check_workers, serve,
 };
 use dataset::{Deal, Images};
+use protocol::{ServerTls, Token};
 use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,7 @@ use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
 use crate::recipe_source::difference;
+use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, start, worker};
 
 /// Trains, with the workers that the arguments ask for.
@@ -42,6 +44,8 @@ struct Prepared {
     /// What each worker of this machine computes on, as its argument.
     worker_devices: Vec<OsString>,
     cluster: Cluster,
+    token: Token,
+    tls: Option<ServerTls>,
 }
 
 /// Where the workers find the coordinator, and how many they are.
@@ -73,8 +77,9 @@ impl Cluster {
 }
 
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
+    let security = arguments.security.read()?;
     if let Some(listen) = &arguments.listen {
-        network::listen_addresses(listen, arguments.insecure_network)?;
+        network::listen_addresses(listen, &security)?;
     }
     let resumed = match &arguments.resume {
         Some(folder) => Some(resume(arguments, folder.as_deref())?),
@@ -82,9 +87,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => None,
     };
     let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
-    let addresses = network::listen_addresses(&cluster.listen, arguments.insecure_network)?;
+    let addresses = network::listen_addresses(&cluster.listen, &security)?;
     let advertise = arguments.advertise.advertise.as_deref();
     network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
+    let (token, tls) = security.of_coordinator(cluster.local_workers, cluster.remote_workers)?;
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
         None => arguments.recipe.load()?,
@@ -118,7 +124,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster })
+    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls })
 }
 
 /// Whether there is a run of this recipe's name.
@@ -171,7 +177,7 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, worker_devices, cluster } = prepared;
+    let Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls } = prepared;
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
@@ -189,7 +195,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest.shards
     ));
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
-        screen.line(&invitation(address, cluster.remote_workers, arguments.insecure_network));
+        screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
     let run = Run {
         manifest_json: manifest.to_json(),
@@ -203,9 +209,11 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(address, &directory, worker_devices, arguments)?,
+        local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
         directory,
+        token,
+        tls,
     };
     let (stops, mut stopped_by) = stops()?;
     let mut display = Display::new(screen.clone());
@@ -235,7 +243,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
 }
 
 /// How workers elsewhere are started. They choose their own address, on all of which they listen.
-fn invitation(address: SocketAddr, count: u32, insecure_network: bool) -> String {
+fn invitation(address: SocketAddr, count: u32, security: &SecurityArguments) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let join = match address.ip().is_unspecified() {
         true => format!("{host}:{}", address.port()),
@@ -246,8 +254,9 @@ fn invitation(address: SocketAddr, count: u32, insecure_network: bool) -> String
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let flags = worker::network_flags(listen, insecure_network).join(" ");
-    format!("waiting for {count} workers; start each: `worker --join {join} {flags}`")
+    let flags = worker::network_flags(listen, security.insecure_network).join(" ");
+    let security = security.for_remote_worker();
+    format!("waiting for {count} workers; start each: `worker --join {join} {flags}{security}`")
 }
 
 fn on_failure(arguments: &TrainArguments) -> OnFailure {
@@ -268,6 +277,7 @@ fn start_workers(
     address: SocketAddr,
     directory: &RunDirectory,
     worker_devices: Vec<OsString>,
+    token: &Token,
     arguments: &TrainArguments,
 ) -> Result<Option<LocalWorkers>> {
     if worker_devices.is_empty() {
@@ -278,12 +288,13 @@ fn start_workers(
         executable: own_executable()?,
         arguments: worker::arguments_for_local(
             address,
-            arguments.insecure_network,
+            &arguments.security,
             &arguments.advertise,
             &arguments.cache,
         ),
         threads_per_worker: (cores / worker_devices.len()).max(1),
         own_arguments: worker_devices,
+        token: token.clone(),
         logs: directory.logs(),
         restart: on_failure(arguments) != OnFailure::Abort,
     };

@@ -17,7 +17,7 @@ impl Workers {
         let worker = |index| {
             let mut command = place.command(env!("CARGO_BIN_EXE_worker"), &["--join", &address]);
             let log = fs::File::create(words_of(place, run, index)).unwrap();
-            command.args(extra).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+            command.args(extra).env("SIMSIAM_TOKEN", TOKEN).stdout(Stdio::null()).stderr(log).spawn().unwrap()
         };
         Workers((0..count).map(worker).collect())
     }
@@ -34,7 +34,12 @@ fn words_of(place: &Place, run: &str, worker: usize) -> PathBuf {
 }
 
 fn lead(place: &Place, run: &str, workers: &str) -> Child {
-    place.train(run, "0", &[]).args(["--remote-workers", workers]).spawn().unwrap()
+    place
+        .train(run, "0", &[])
+        .args(["--remote-workers", workers])
+        .env("SIMSIAM_TOKEN", TOKEN)
+        .spawn()
+        .unwrap()
 }
 
 fn kill(mut child: Child) {
@@ -43,7 +48,9 @@ fn kill(mut child: Child) {
 }
 
 fn resume(place: &Place, run: &str) -> Command {
-    place.coordinator(&["--resume", &format!("runs/{run}"), "--heartbeat-timeout-s", "4"])
+    let mut command = place.coordinator(&["--resume", &format!("runs/{run}"), "--heartbeat-timeout-s", "4"]);
+    command.env("SIMSIAM_TOKEN", TOKEN);
+    command
 }
 
 /// The times of an event in the journal, in milliseconds.
@@ -126,8 +133,12 @@ fn who_dies_with_the_coordinator_is_missed_and_the_others_go_on() {
 #[test]
 fn a_worker_whose_coordinator_stays_away_ends_with_a_sentence() {
     let place = Place::new();
-    let leader =
-        place.train("left", "0", &["training.epochs=1000"]).args(["--remote-workers", "1"]).spawn().unwrap();
+    let leader = place
+        .train("left", "0", &["training.epochs=1000"])
+        .args(["--remote-workers", "1"])
+        .env("SIMSIAM_TOKEN", TOKEN)
+        .spawn()
+        .unwrap();
     let mut workers = Workers::start(&place, "left", 1, &["--coordinator-timeout-s", "1"]);
     place.wait_for_steps("left", 5);
     kill(leader);

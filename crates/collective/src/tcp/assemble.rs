@@ -1,8 +1,8 @@
 //! Making the full mesh: every rank dials the ranks below it and is dialled by those above.
 
-use super::handshake::{CONFIRMATION, HELLO_LEN, Hello, Verdict};
+use super::handshake::{GREETING_LEN, Greeting, Greetings, Hello, PROOF_LEN, Side, Verdict};
 use crate::interrupt::INTERRUPT_TICK;
-use crate::{CollectiveError, Group, Limits};
+use crate::{CollectiveError, Group, Key, Limits};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -20,8 +20,15 @@ const STRANGERS_AT_ONCE: usize = 16;
 /// Pauses between two attempts to dial grow from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
 
+/// Why whoever does not know the key is refused.
+const UNPROVEN: &str = "it does not know the secret of this run";
+
+/// Greeting and proof lie in an array of just their length.
+const WHOLE: &str = "a greeting is the first and a proof the last part of the bytes";
+
 /// What both sides of the assembly share.
 struct Assembly<'a> {
+    key: &'a Key,
     group: &'a Group,
     hello: Hello,
     limits: Limits,
@@ -32,11 +39,13 @@ struct Assembly<'a> {
 /// Connects to every other rank; the entry of our own rank is `None`.
 pub(super) fn connect_all(
     listener: &TcpListener,
+    key: &Key,
     group: &Group,
     addresses: &[String],
     limits: Limits,
 ) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
     let assembly = Assembly {
+        key,
         group,
         hello: Hello::new(group, &limits),
         limits,
@@ -90,9 +99,11 @@ type Outcome<T> = Result<T, Option<CollectiveError>>;
 /// A connection that somebody opened to us, and how far its greeting has come.
 struct Caller {
     stream: TcpStream,
-    bytes: [u8; HELLO_LEN + CONFIRMATION.len()],
+    /// Its greeting and its proof.
+    bytes: [u8; GREETING_LEN + PROOF_LEN],
     filled: usize,
-    rank: Option<usize>,
+    /// Once it has greeted: what we answered, and what becomes of it if its proof is good.
+    answered: Option<(Greeting, Verdict)>,
     until: Instant,
 }
 
@@ -152,17 +163,18 @@ impl Assembly<'_> {
             let mut stream = TcpStream::connect_timeout(&address, left)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(INTERRUPT_TICK))?;
-            stream.write_all(&self.hello.to_bytes())?;
-            Ok(stream)
+            let greeting = self.hello.greeting()?;
+            stream.write_all(&greeting)?;
+            Ok((stream, greeting))
         };
-        let mut stream = match attempt() {
-            Ok(stream) => stream,
+        let (mut stream, greeting) = match attempt() {
+            Ok(greeted) => greeted,
             Err(error) => return Ok(Err(error)),
         };
-        let mut bytes = [0; HELLO_LEN];
+        let mut bytes = [0; GREETING_LEN + PROOF_LEN];
         let mut filled = 0;
         // The peer may be busy with something else for long; the connection then waits in its backlog.
-        while filled < HELLO_LEN {
+        while filled < bytes.len() {
             self.check(rank)?;
             match stream.read(&mut bytes[filled..]) {
                 Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -171,12 +183,34 @@ impl Assembly<'_> {
                 Err(error) => return Ok(Err(error)),
             }
         }
-        match self.hello.judge(&bytes, &(rank..rank + 1)) {
-            Verdict::Peer(_) => Ok(stream.write_all(&CONFIRMATION).map(|()| stream)),
-            Verdict::Stranger(reason) => {
-                warn!(rank, address, reason, "a stranger answers at the address of a peer");
-                Ok(Err(io::Error::other(reason)))
-            }
+        self.conclude(rank, address, stream, &greeting, &bytes)
+    }
+
+    /// Judges the answer to `greeting`, and shows in turn that we know the key.
+    fn conclude(
+        &self,
+        rank: usize,
+        address: &str,
+        mut stream: TcpStream,
+        greeting: &Greeting,
+        bytes: &[u8; GREETING_LEN + PROOF_LEN],
+    ) -> Outcome<io::Result<TcpStream>> {
+        let (answer, proof) = (bytes.first_chunk().expect(WHOLE), *bytes.last_chunk().expect(WHOLE));
+        let greetings = Greetings { dialling: greeting, dialled: answer };
+        let verdict = match self.hello.judge(answer, &(rank..rank + 1)) {
+            Verdict::Stranger(reason) => Verdict::Stranger(reason),
+            _ if !greetings.are_proven(self.key, Side::Dialled, proof) => Verdict::Stranger(UNPROVEN),
+            proven => proven,
+        };
+        if let Verdict::Stranger(reason) = verdict {
+            warn!(rank, address, reason, "a stranger answers at the address of a peer");
+            return Ok(Err(io::Error::other(reason)));
+        }
+        // Also where we cannot go on together: the peer acts on our greeting only if it is proven.
+        let shown = stream.write_all(&greetings.proof(self.key, Side::Dialling));
+        match verdict {
+            Verdict::Peer(_) => Ok(shown.map(|()| stream)),
+            Verdict::Stranger(reason) => Ok(Err(io::Error::other(reason))),
             Verdict::Stale { theirs } => {
                 Ok(Err(io::Error::other(format!("it is still in generation {theirs}"))))
             }
@@ -252,14 +286,14 @@ enum Progress {
 
 impl Caller {
     fn new(stream: TcpStream) -> Self {
-        let bytes = [0; HELLO_LEN + CONFIRMATION.len()];
-        Self { stream, bytes, filled: 0, rank: None, until: Instant::now() + GREETING_LIMIT }
+        let bytes = [0; GREETING_LEN + PROOF_LEN];
+        Self { stream, bytes, filled: 0, answered: None, until: Instant::now() + GREETING_LIMIT }
     }
 
     /// Reads what has come of the greeting and answers it. Fails only if the group cannot be assembled.
     fn listen(&mut self, assembly: &Assembly) -> Result<Progress, CollectiveError> {
         loop {
-            let end = if self.rank.is_none() { HELLO_LEN } else { self.bytes.len() };
+            let end = if self.answered.is_none() { GREETING_LEN } else { self.bytes.len() };
             match self.stream.read(&mut self.bytes[self.filled..end]) {
                 Ok(0) => return Ok(self.refuse("it broke off its greeting")),
                 Ok(count) => self.filled += count,
@@ -272,43 +306,52 @@ impl Caller {
             if self.filled < end {
                 continue;
             }
-            let Some(rank) = self.rank else {
-                match self.answer(assembly)? {
-                    Some(rank) => self.rank = Some(rank),
-                    None => return Ok(Progress::Refused),
-                }
-                continue;
-            };
-            if self.bytes[HELLO_LEN..] == CONFIRMATION {
-                return Ok(Progress::Joined(rank));
+            if let Some((answer, verdict)) = self.answered.take() {
+                return self.admit(assembly, &answer, verdict);
             }
-            return Ok(self.refuse("it did not confirm"));
+            match self.answer(assembly) {
+                Ok(answered) => self.answered = Some(answered),
+                Err(reason) => return Ok(self.refuse(&reason)),
+            }
         }
     }
 
-    /// Judges the whole greeting. Whoever knows the run is told who we are, so that it can judge in turn.
-    fn answer(&mut self, assembly: &Assembly) -> Result<Option<usize>, CollectiveError> {
-        let greeting = self.bytes.first_chunk().expect("a greeting is the first part of the bytes");
+    /// Judges the whole greeting, for once it is proven. Whoever knows the run is told who we are, with our proof, so
+    /// that it can judge in turn. An error is the reason to refuse it.
+    fn answer(&mut self, assembly: &Assembly) -> Result<(Greeting, Verdict), String> {
+        let greeting = self.bytes.first_chunk().expect(WHOLE);
         let ranks = assembly.group.rank() + 1..assembly.group.world();
         let verdict = assembly.hello.judge(greeting, &ranks);
         if let Verdict::Stranger(reason) = verdict {
-            self.refuse(reason);
-            return Ok(None);
+            return Err(reason.to_owned());
         }
-        // 64 bytes always fit the empty send buffer of a new connection; if not, it is of no use anyway.
-        if let Err(error) = self.stream.write_all(&assembly.hello.to_bytes()) {
-            self.refuse(&error.to_string());
-            return Ok(None);
+        let answer = assembly.hello.greeting().map_err(|error| error.to_string())?;
+        let proof = Greetings { dialling: greeting, dialled: &answer }.proof(assembly.key, Side::Dialled);
+        // So few bytes always fit the empty send buffer of a new connection; if not, it is of no use anyway.
+        let written = self.stream.write_all(&answer).and_then(|()| self.stream.write_all(&proof));
+        written.map_err(|error| error.to_string())?;
+        Ok((answer, verdict))
+    }
+
+    /// Does what the greeting asks for, if its proof is good.
+    fn admit(
+        &self,
+        assembly: &Assembly,
+        answer: &Greeting,
+        verdict: Verdict,
+    ) -> Result<Progress, CollectiveError> {
+        let (greeting, proof) =
+            (self.bytes.first_chunk().expect(WHOLE), *self.bytes.last_chunk().expect(WHOLE));
+        let greetings = Greetings { dialling: greeting, dialled: answer };
+        if !greetings.are_proven(assembly.key, Side::Dialling, proof) {
+            return Ok(self.refuse(UNPROVEN));
         }
         match verdict {
-            Verdict::Peer(rank) => Ok(Some(rank)),
-            Verdict::Stale { theirs } => {
-                self.refuse(&format!("it is still in generation {theirs}"));
-                Ok(None)
-            }
+            Verdict::Peer(rank) => Ok(Progress::Joined(rank)),
+            Verdict::Stranger(reason) => Ok(self.refuse(reason)),
+            Verdict::Stale { theirs } => Ok(self.refuse(&format!("it is still in generation {theirs}"))),
             Verdict::Newer { theirs } => Err(assembly.superseded(theirs)),
             Verdict::Mismatch(error) => Err(error),
-            Verdict::Stranger(_) => Ok(None),
         }
     }
 

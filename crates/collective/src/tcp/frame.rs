@@ -153,6 +153,7 @@ pub(super) fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn every_changed_field_is_noticed() {
@@ -169,5 +170,27 @@ mod tests {
         let late = check(&bytes, &frame, Stamp { step: 78, ..stamp }).unwrap_err();
         let named = CollectiveError::Protocol { rank: 5, field: "step", expected: 78, found: 77 };
         assert_eq!(late.to_string(), named.to_string());
+    }
+
+    proptest! {
+        /// Of any bytes, and of a header with some of its bytes changed, none but the expected header is accepted.
+        #[test]
+        fn no_other_header_is_accepted(
+            noise in proptest::array::uniform32(any::<u8>()),
+            changes in proptest::collection::vec((0..28usize, any::<u8>()), 0..4),
+        ) {
+            let frame = Frame { kind: Kind::Scatter, node: 3, chunk: 9, range: 0..1000 };
+            let stamp = Stamp { sender: 2, generation: 7, step: 40 };
+            prop_assert!(check(&noise, &frame, stamp).is_err());
+            let bytes = frame.encode(stamp, 1);
+            let mut changed = bytes;
+            for (place, byte) in changes {
+                changed[place] = byte;
+            }
+            // The kind is what the receiver chooses the expected frame by.
+            let is_other = changed[..2] != bytes[..2] || changed[3..] != bytes[3..];
+            prop_assert_eq!(check(&changed, &frame, stamp).is_err(), is_other);
+            let _ = kind(&changed);
+        }
     }
 }

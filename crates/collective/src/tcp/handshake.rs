@@ -1,21 +1,37 @@
-//! What two workers tell each other before the first frame, and what each makes of it.
+//! What two workers tell each other before the first frame, how each proves to be of the run, and what the other
+//! makes of it.
+//!
+//! The dialling side greets: a hello and a nonce. The dialled side answers with its own and a proof, the dialling
+//! side with a proof. A proof is the keyed hash of both greetings, so it names both ranks, the generation and the run,
+//! and is good for these two nonces only. Nothing that a greeting says has a consequence before its proof has come,
+//! and nothing is allocated for it. A connection counts only after the last proof, so that one whose dialler has long
+//! given up is not taken for a peer.
 
 use super::frame::field;
-use crate::{CollectiveError, Group, Limits};
+use crate::{CollectiveError, Group, Key, Limits};
+use std::io;
 use std::ops::Range;
 
-/// Bytes in a greeting.
-pub(super) const HELLO_LEN: usize = 64;
+/// Bytes in a hello.
+const HELLO_LEN: usize = 64;
 
-/// Sent by the dialling side once it accepts the answer; a connection counts only then, so that one whose
-/// dialler has long given up is not taken for a peer.
-pub(super) const CONFIRMATION: [u8; 8] = *b"welcome\n";
+/// Bytes in a greeting: a hello, and a number that was never used before.
+pub(super) const GREETING_LEN: usize = HELLO_LEN + 32;
+
+/// Bytes in a proof.
+pub(super) const PROOF_LEN: usize = blake3::OUT_LEN;
+
+/// What a worker says first.
+pub(super) type Greeting = [u8; GREETING_LEN];
+
+/// That it knows the key.
+pub(super) type Proof = [u8; PROOF_LEN];
 
 /// No other protocol begins like this.
 const MAGIC: [u8; 8] = *b"simsiam\n";
 
-/// Version of greeting and frames.
-const VERSION: u32 = 1;
+/// Version of greeting and frames. Since 2 both sides prove that they know the key.
+const VERSION: u32 = 2;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;
@@ -31,6 +47,39 @@ pub(super) struct Hello {
     bucket_len: u64,
     shards: u32,
     leases_checksum: u32,
+}
+
+/// Who proves; the proofs of the two sides differ, so that neither can be sent back as one's own.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub(super) enum Side {
+    Dialled = 1,
+    Dialling = 2,
+}
+
+/// Both greetings of one connection, which its proofs are about.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Greetings<'a> {
+    pub(super) dialling: &'a Greeting,
+    pub(super) dialled: &'a Greeting,
+}
+
+impl Greetings<'_> {
+    /// What shows the other side that `side` knows `key`.
+    pub(super) fn proof(&self, key: &Key, side: Side) -> Proof {
+        *self.hash(key, side).as_bytes()
+    }
+
+    /// Whether `proof` came from someone who knows `key`.
+    pub(super) fn are_proven(&self, key: &Key, side: Side, proof: Proof) -> bool {
+        // Hashes are compared in a time that does not depend on where they differ.
+        self.hash(key, side) == blake3::Hash::from_bytes(proof)
+    }
+
+    fn hash(&self, key: &Key, side: Side) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(key.bytes());
+        hasher.update(&[side as u8]).update(self.dialling).update(self.dialled).finalize()
+    }
 }
 
 /// What is to be done with the sender of a greeting.
@@ -62,7 +111,15 @@ impl Hello {
         }
     }
 
-    pub(super) fn to_bytes(&self) -> [u8; HELLO_LEN] {
+    /// This hello with a new nonce, for one connection. Fails where the system has no randomness.
+    pub(super) fn greeting(&self) -> io::Result<Greeting> {
+        let mut greeting = [0; GREETING_LEN];
+        greeting[..HELLO_LEN].copy_from_slice(&self.to_bytes());
+        getrandom::fill(&mut greeting[HELLO_LEN..]).map_err(io::Error::other)?;
+        Ok(greeting)
+    }
+
+    fn to_bytes(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
         bytes[0..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&BYTE_ORDER.to_ne_bytes());
@@ -77,7 +134,7 @@ impl Hello {
         bytes
     }
 
-    fn from_bytes(bytes: &[u8; HELLO_LEN]) -> Self {
+    fn from_bytes(bytes: &Greeting) -> Self {
         Self {
             run: field(bytes, 16),
             version: u32::from_le_bytes(field(bytes, 12)),
@@ -90,8 +147,8 @@ impl Hello {
         }
     }
 
-    /// Judges the greeting `bytes` of a worker that should hold one of `ranks`.
-    pub(super) fn judge(&self, bytes: &[u8; HELLO_LEN], ranks: &Range<usize>) -> Verdict {
+    /// Judges the greeting `bytes` of a worker that should hold one of `ranks`. It may be a lie, until it is proven.
+    pub(super) fn judge(&self, bytes: &Greeting, ranks: &Range<usize>) -> Verdict {
         if bytes[0..8] != MAGIC {
             return Verdict::Stranger("it does not speak this protocol");
         }
@@ -133,13 +190,18 @@ impl Hello {
 mod tests {
     use super::*;
     use crate::testing::{group, limits};
+    use proptest::prelude::*;
+
+    fn greeting(hello: &Hello) -> Greeting {
+        hello.greeting().unwrap()
+    }
 
     #[test]
     fn greetings_are_judged_by_run_then_generation_then_terms() {
         let ours = Hello::new(&group(5, 0, 4, 8), &limits(100));
         let check = |theirs: &Hello, expected: &str| {
-            assert_eq!(Hello::from_bytes(&theirs.to_bytes()), *theirs);
-            let verdict = format!("{:?}", ours.judge(&theirs.to_bytes(), &(1..4)));
+            assert_eq!(Hello::from_bytes(&greeting(theirs)), *theirs);
+            let verdict = format!("{:?}", ours.judge(&greeting(theirs), &(1..4)));
             assert!(verdict.starts_with(expected), "{verdict} is not {expected}");
         };
         let theirs = Hello::new(&group(5, 2, 4, 8), &limits(100));
@@ -160,9 +222,51 @@ mod tests {
             &Hello { shards: 4, ..theirs.clone() },
             "Mismatch(Protocol { rank: 2, field: \"number of shards\"",
         );
-        let mut bytes = theirs.to_bytes();
+        let mut bytes = greeting(&theirs);
         bytes[8..12].reverse();
         assert!(matches!(ours.judge(&bytes, &(1..4)), Verdict::Stranger(_)));
-        assert!(matches!(ours.judge(&[0x47; HELLO_LEN], &(1..4)), Verdict::Stranger(_)));
+        assert!(matches!(ours.judge(&[0x47; GREETING_LEN], &(1..4)), Verdict::Stranger(_)));
+    }
+
+    #[test]
+    fn a_proof_is_good_for_its_key_its_side_and_both_greetings_only() {
+        let (key, dialled) = (Key::new([3; 32]), greeting(&Hello::new(&group(5, 0, 4, 8), &limits(100))));
+        let dialling = greeting(&Hello::new(&group(5, 2, 4, 8), &limits(100)));
+        let greetings = Greetings { dialling: &dialling, dialled: &dialled };
+        let proof = greetings.proof(&key, Side::Dialling);
+        assert!(greetings.are_proven(&key, Side::Dialling, proof));
+        assert!(!greetings.are_proven(&key, Side::Dialled, proof), "a proof sent back");
+        assert!(!greetings.are_proven(&Key::new([4; 32]), Side::Dialling, proof), "another key");
+        let again = greeting(&Hello::new(&group(5, 2, 4, 8), &limits(100)));
+        let replayed = Greetings { dialling: &again, ..greetings };
+        assert!(!replayed.are_proven(&key, Side::Dialling, proof), "another nonce");
+        for place in 0..GREETING_LEN {
+            let mut changed = dialled;
+            changed[place] ^= 1;
+            let changed = Greetings { dialled: &changed, ..greetings };
+            assert!(!changed.are_proven(&key, Side::Dialling, proof), "byte {place}");
+        }
+    }
+
+    proptest! {
+        /// Any bytes, and those of a real greeting with some of them changed, get a verdict; and whoever is taken for
+        /// a peer has said nothing that differs from what a peer says.
+        #[test]
+        fn any_greeting_gets_a_verdict(
+            noise in proptest::collection::vec(any::<u8>(), GREETING_LEN),
+            changes in proptest::collection::vec((0..HELLO_LEN, any::<u8>()), 0..4),
+        ) {
+            let ours = Hello::new(&group(5, 0, 4, 8), &limits(100));
+            let noise = *noise.first_chunk().unwrap();
+            prop_assert!(matches!(ours.judge(&noise, &(1..4)), Verdict::Stranger(_)));
+            let mut changed = greeting(&Hello::new(&group(5, 2, 4, 8), &limits(100)));
+            for (place, byte) in changes {
+                changed[place] = byte;
+            }
+            if let Verdict::Peer(rank) = ours.judge(&changed, &(1..4)) {
+                let peer = Hello::new(&group(5, rank, 4, 8), &limits(100));
+                prop_assert_eq!(Hello::from_bytes(&changed), peer);
+            }
+        }
     }
 }

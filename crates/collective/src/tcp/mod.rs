@@ -14,7 +14,7 @@ mod tests;
 
 use crate::layout::Layout;
 use crate::tree::TreeFold;
-use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums, check_arguments};
+use crate::{Collective, CollectiveError, Group, Key, Limits, SubtreeSums, check_arguments};
 use connection::Connection;
 use exchange::Exchange;
 use std::net::{Shutdown, TcpListener};
@@ -40,7 +40,8 @@ pub struct TcpCollective {
 }
 
 /// Connects the workers of `group`, of which rank `r` listens at `addresses[r]` ("host:port") and this one at
-/// `listener`. Connections that belong to no worker of this generation are refused and logged.
+/// `listener`. Connections that belong to no worker of this generation, or to none that knows the run's `key`, are
+/// refused and logged. What is sent over those that stay is neither encrypted nor signed.
 ///
 /// The listener is set non-blocking, and can serve one generation after another.
 ///
@@ -50,16 +51,18 @@ pub struct TcpCollective {
 /// another program or recipe.
 pub fn assemble(
     listener: &TcpListener,
+    key: &Key,
     group: Group,
     addresses: &[String],
     limits: Limits,
 ) -> Result<TcpCollective, CollectiveError> {
-    assemble_with_chunks(listener, group, addresses, limits, CHUNK_LEN)
+    assemble_with_chunks(listener, key, group, addresses, limits, CHUNK_LEN)
 }
 
 /// The assembly for any length of chunks, so that tests see many of them; it must be the same on every rank.
 fn assemble_with_chunks(
     listener: &TcpListener,
+    key: &Key,
     group: Group,
     addresses: &[String],
     limits: Limits,
@@ -71,7 +74,7 @@ fn assemble_with_chunks(
     }
     let chunk_len = chunk_len.max(limits.bucket_len.div_ceil(CHUNKS_MAX));
     let layout = Layout::new(limits.bucket_len, world, chunk_len);
-    let streams = assemble::connect_all(listener, &group, addresses, limits)?;
+    let streams = assemble::connect_all(listener, key, &group, addresses, limits)?;
     let connect = |(rank, stream): (usize, Option<_>)| {
         let nodes = SubtreeSums::node_count(&group.leases()[rank]);
         stream.map(|stream| Connection::new(rank, stream, nodes, layout.chunk_len()))

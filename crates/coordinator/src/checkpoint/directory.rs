@@ -174,6 +174,34 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever a manifest has become, its checkpoint is whole or said to be damaged, and nothing outside its
+        /// folder is looked at.
+        #[test]
+        fn damaged_manifests_never_panic(
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("progress.json"), "{}").unwrap();
+            let entry = FileEntry { bytes: 2, blake3: blake3::hash(b"{}").to_string() };
+            let manifest = Manifest {
+                step: 7,
+                run_id: "0".repeat(32),
+                files: BTreeMap::from([("progress.json".to_string(), entry)]),
+            };
+            let mut bytes = serde_json::to_vec(&manifest).unwrap();
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            bytes.truncate(bytes.len() - cut.index(8));
+            fs::write(folder.path().join(MANIFEST), &bytes).unwrap();
+            match CheckpointDirectory::open(folder.path()) {
+                Ok(opened) => prop_assert!(opened.manifest().files.keys().all(|name| is_file_name(name))),
+                Err(error) => prop_assert!(matches!(error, CheckpointError::Damaged { .. }), "{}", error),
+            }
+        }
+
         #[test]
         fn no_plain_name_leaves_its_folder(name in ".{0,70}") {
             if is_file_name(&name) {
