@@ -22,6 +22,8 @@ build() {
     DOCKER_BUILDKIT=1 docker build "$@" || DOCKER_BUILDKIT=1 /usr/bin/docker build "$@"
 }
 
+SIMSIAM_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
+export SIMSIAM_TOKEN
 export COMPOSE_PROJECT_NAME=simsiam-test SIMSIAM_IMAGE=simsiam:test RUN=quickstart WORKERS=4
 flags=(--set training.epochs=10 --set checkpoint.every_steps=20 --set evaluation.every_checkpoints=0)
 export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"

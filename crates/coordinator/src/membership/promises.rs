@@ -275,7 +275,7 @@ impl Scene {
 
     fn take(&mut self, turn: Turn) {
         match turn {
-            Turn::Event(event) => drop(self.hear(event)),
+            Turn::Event(event) => drop(self.hear(&event)),
             Turn::Restart if self.witness.has_ended => {}
             Turn::Restart => {
                 let told = self.membership.committed_step();
@@ -295,19 +295,19 @@ impl Scene {
         position.steps.iter_mut().for_each(|report| report.generation = Generation(generation));
         let known = self.membership.members.get(&worker).map(|member| member.candidate.clone());
         let candidate = known.unwrap_or_else(|| newcomer(worker.0));
-        let actions = self.hear(Event::Joined(Candidate { returning: Some(worker), ..candidate }));
+        let actions = self.hear(&Event::Joined(Candidate { returning: Some(worker), ..candidate }));
         if actions.iter().any(|action| matches!(action, Action::Admit { .. })) {
-            self.hear(Event::Attending { worker, position });
+            self.hear(&Event::Attending { worker, position });
         }
     }
 
-    fn hear(&mut self, event: Event) -> Vec<Action> {
+    fn hear(&mut self, event: &Event) -> Vec<Action> {
         let actions = self.membership.step(event.clone(), self.now);
         self.journal.extend(actions.iter().filter_map(|action| match action {
             Action::Record(record) => Some(record.clone()),
             _ => None,
         }));
-        self.witness.see(&event, &actions);
+        self.witness.see(event, &actions);
         actions
     }
 }
@@ -330,7 +330,7 @@ proptest! {
         // Every wait ends: each tick takes at least one silent worker, then the run.
         for _ in 0..2 * workers + 2 {
             scene.now += Duration::from_secs(3600);
-            scene.hear(Event::Tick);
+            scene.hear(&Event::Tick);
         }
         prop_assert!(scene.witness.has_ended, "still {:?}", scene.membership.phase());
     }
