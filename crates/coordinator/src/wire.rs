@@ -143,7 +143,7 @@ mod tests {
         let hash = Bytes::from_static(&[7; 32]);
         let (state_hash, layout_hash) = (hash.clone(), hash);
         [
-            Wire::Attending(v1::Attending {}),
+            Wire::Attending(v1::Attending { generation: 3, holds_state: true, ..v1::Attending::default() }),
             Wire::Heartbeat(v1::Heartbeat { generation: 3 }),
             Wire::Assembled(v1::Assembled {
                 generation: 3,
