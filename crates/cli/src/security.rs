@@ -83,14 +83,13 @@ impl SecurityArguments {
 
     /// The same as a person types them elsewhere, with files of that machine.
     pub(crate) fn for_remote_worker(&self) -> String {
-        let own = self.tls_ca.is_some();
         [
-            ("--token-file FILE", self.token_file.is_some()),
-            ("--tls-ca FILE", self.tls_cert.is_some()),
-            ("--tls-cert FILE --tls-key FILE", own),
+            (" --token-file FILE", self.token_file.is_some()),
+            (" --tls-ca FILE", self.tls_cert.is_some()),
+            (" --tls-cert FILE --tls-key FILE", self.tls_ca.is_some()),
         ]
         .into_iter()
-        .filter_map(|(flag, is_needed)| is_needed.then(|| format!(" {flag}")))
+        .filter_map(|(flag, is_needed)| is_needed.then_some(flag))
         .collect()
     }
 }

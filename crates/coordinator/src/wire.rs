@@ -175,10 +175,10 @@ mod tests {
                 bytes[place] = byte;
             }
             for bytes in [bytes.clone(), noise.clone(), [bytes, noise].concat()] {
-                if let Ok(v1::Report { event: Some(read), .. }) = v1::Report::decode(&bytes[..]) {
-                    if let Err(status) = event(WorkerId(1), read) {
-                        prop_assert_eq!(status.code(), tonic::Code::InvalidArgument);
-                    }
+                if let Ok(v1::Report { event: Some(read), .. }) = v1::Report::decode(&bytes[..])
+                    && let Err(status) = event(WorkerId(1), read)
+                {
+                    prop_assert_eq!(status.code(), tonic::Code::InvalidArgument);
                 }
                 if let Ok(request) = v1::JoinRequest::decode(&bytes[..]) {
                     let _ = candidate(request);
