@@ -313,7 +313,15 @@ fn bad_input_gets_a_sentence() {
         (vec!["--set", "training.batch=130"], 1, vec!["does not divide by 4 shards", "use 128 or 132"]),
         (vec!["--set", "training.batch=4096"], 1, vec!["data.images", "draw at least 4096"]),
         (
-            vec!["--listen", "0.0.0.0:0", "--insecure-network", "--remote-workers", "1"],
+            vec![
+                "--listen",
+                "0.0.0.0:0",
+                "--insecure-network",
+                "--token-file",
+                "token.txt",
+                "--remote-workers",
+                "1",
+            ],
             1,
             vec!["--listen 0.0.0.0:0", "add --advertise"],
         ),

@@ -129,5 +129,5 @@ fn a_drawn_token_is_in_no_arguments_and_no_file_and_strangers_change_nothing() {
 
 /// The coordinator's address among the arguments of a worker.
 fn join_of(arguments: &str) -> String {
-    arguments.split('\0').skip_while(|argument| *argument != "--join").nth(1).unwrap().to_owned()
+    arguments.split('\0').find_map(|argument| argument.strip_prefix("--join=")).unwrap().to_owned()
 }
