@@ -14,7 +14,6 @@ mod cache;
 mod device;
 mod display;
 mod exit;
-#[cfg_attr(not(target_os = "linux"), path = "interfaces/unknown.rs")]
 mod interfaces;
 mod logging;
 mod network;

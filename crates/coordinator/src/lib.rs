@@ -19,6 +19,7 @@ mod evaluations;
 mod guard;
 mod incoming;
 pub mod journal;
+mod lock;
 pub mod membership;
 mod progress;
 mod rate;

@@ -1,9 +1,9 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::journal::{Created, Record};
+use crate::lock;
 use crate::membership::Past;
 use crate::tensorboard::TensorBoard;
 
@@ -22,8 +23,6 @@ const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 const LOGS: &str = "logs";
 const TENSORBOARD: &str = "tensorboard";
-/// Held as long as the coordinator lives; the system lets go of it, however the process ends.
-const LOCK: &str = "coordinator.lock";
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +84,7 @@ pub enum RunDirectoryError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirectoryError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirectoryError {
     move |source| RunDirectoryError::Io { action, path: path.to_path_buf(), source }
 }
 
@@ -116,7 +115,7 @@ impl RunDirectory {
         // Looked at before the lock, so that nothing is put into a folder of someone else's; and after it,
         // because another coordinator may have been faster.
         refuse_unless_empty(path)?;
-        let lock = lock(path)?;
+        let lock = lock::take(path)?;
         refuse_unless_empty(path)?;
 
         let run_id = draw_run_id(path);
@@ -147,7 +146,7 @@ impl RunDirectory {
                 return Err(RunDirectoryError::NotARun { path: path.to_path_buf(), expected });
             }
         }
-        Self::with_lock(path, lock(path)?)
+        Self::with_lock(path, lock::take(path)?)
     }
 
     fn with_lock(path: &Path, lock: File) -> Result<RunDirectory, RunDirectoryError> {
@@ -273,49 +272,11 @@ pub(crate) struct Told {
 
 fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
     for entry in fs::read_dir(path).map_err(failed("read", path))? {
-        if entry.map_err(failed("read", path))?.file_name() != LOCK {
+        if entry.map_err(failed("read", path))?.file_name() != lock::FILE {
             return Err(RunDirectoryError::NotEmpty { path: path.to_path_buf() });
         }
     }
     Ok(())
-}
-
-fn lock(path: &Path) -> Result<File, RunDirectoryError> {
-    let lock_path = path.join(LOCK);
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .read(true)
-        .open(&lock_path)
-        .map_err(failed("open", &lock_path))?;
-    match file.try_lock() {
-        Ok(()) => {
-            sign(&mut file).map_err(failed("write", &lock_path))?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            Err(RunDirectoryError::Locked { path: path.to_path_buf(), holder: signature(file) })
-        }
-        Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path)(error)),
-    }
-}
-
-/// Says in the lock who holds it.
-fn sign(lock: &mut File) -> io::Result<()> {
-    lock.set_len(0)?;
-    lock.rewind()?;
-    write!(lock, "process {}", std::process::id())
-}
-
-fn signature(lock: File) -> String {
-    let mut text = String::new();
-    // More than a line is not what was written.
-    match lock.take(64).read_to_string(&mut text) {
-        Ok(_) if !text.trim().is_empty() => text.trim().to_string(),
-        // It has not signed yet.
-        Ok(_) | Err(_) => "process unknown".to_string(),
-    }
 }
 
 /// Opens a file of lines. A last line that a crash cut is removed, so that the next one begins a line.

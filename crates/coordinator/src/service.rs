@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, PartialCheckpoint};
+use crate::incoming::Caller;
 use crate::membership::{Candidate, Event};
 use crate::rate::Rate;
 use crate::{Blocks, reach, wire};
@@ -189,7 +190,7 @@ impl Coordinator for Service {
     type FetchCheckpointStream = ReceiverStream<Result<v1::FilePart, Status>>;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
-        let comes_from = request.remote_addr();
+        let comes_from = request.extensions().get::<Caller>().map(|caller| caller.from);
         let request = request.into_inner();
         self.check_versions(&request)?;
         self.check_rate()?;

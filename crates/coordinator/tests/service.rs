@@ -485,6 +485,8 @@ async fn who_does_not_fit_may_not_join() {
     );
     let request = v1::JoinRequest { program_version: "9.9.9".to_string(), ..join_request(1) };
     refusal(join(request).await, Code::FailedPrecondition, &["9.9.9", VERSION, "same version"]);
+    let request = v1::JoinRequest { collective_address: "localhost:1".to_string(), ..join_request(1) };
+    refusal(join(request).await, Code::FailedPrecondition, &["comes from 127.0.0.1", "--advertise"]);
     let mut first = join(join_request(1)).await.unwrap();
     refusal(
         join(join_request(2)).await,

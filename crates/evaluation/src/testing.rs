@@ -1,8 +1,10 @@
 //! Run directories for tests, as the coordinator writes them.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use recipe::{Data, Recipe};
 use serde_json::json;
 use simsiam::{Device, Layout, State, checkpoint};
@@ -65,4 +67,22 @@ pub(crate) fn write_checkpoint_of(layout: &Layout, path: &Path, state: &State, m
     }
     let manifest = json!({"step": manifest_step, "run_id": "00ff", "files": files});
     fs::write(path.join("manifest.json"), manifest.to_string()).unwrap();
+}
+
+/// A file of a run with some bytes changed is read, or refused with its name.
+pub(crate) fn check_damaged<T, E: Display>(name: &str, content: &[u8], read: impl Fn(&Path) -> Result<T, E>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    let change = (any::<prop::sample::Index>(), any::<u8>());
+    proptest!(ProptestConfig::with_cases(128), |(changes in prop::collection::vec(change, 1..6))| {
+        let mut bytes = content.to_vec();
+        for (place, byte) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Err(error) = read(&path) {
+            prop_assert!(error.to_string().contains(name), "{}", error);
+        }
+    });
 }

@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
 
+mod device;
+
 use std::path::Path;
 
+use device::device;
 use recipe::Recipe;
 use safetensors::SafeTensors;
-use simsiam::{Device, DeviceName, Entry, Layout, LearningRates, SimSiam, State, Trainer};
+use simsiam::{Entry, Layout, LearningRates, SimSiam, State, Trainer};
 
 /// Relative to the tensor's norm. f32 itself is good for about 2e-5 on these networks.
 const TOLERANCE: f64 = 1e-4;
@@ -56,13 +59,6 @@ fn bf16_is_no_further_from_the_truth_than_pytorchs() {
         // Not zero either: it must have been computed in bf16.
         assert!((1e-3..autocast_error).contains(&error), "{name}: the gradient is off by {error:.3}");
     }
-}
-
-/// The CPU, or what `SIMSIAM_DEVICE` names.
-fn device() -> Device {
-    let name: DeviceName =
-        std::env::var("SIMSIAM_DEVICE").map_or(DeviceName::Cpu, |name| name.parse().unwrap());
-    name.open(&std::env::temp_dir()).unwrap()
 }
 
 fn check(name: &str, backbone: &str, stem: &str) {

@@ -2,17 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
 
+mod device;
+
+use device::device;
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{Device, DeviceName, LearningRates, State, Trainer};
+use simsiam::{LearningRates, State, Trainer};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
-
-/// The CPU, or what `SIMSIAM_DEVICE` names: these promises hold on every device.
-fn device() -> Device {
-    let name: DeviceName =
-        std::env::var("SIMSIAM_DEVICE").map_or(DeviceName::Cpu, |name| name.parse().unwrap());
-    name.open(&std::env::temp_dir()).unwrap()
-}
 
 fn trainer() -> Trainer {
     let set = [

@@ -140,18 +140,7 @@ impl TrainingThread {
                     assembled = None;
                     self.reports.halted(generation, position.state.as_ref(), None);
                 }
-                Command::Save => {
-                    let Some(state) = &position.state else {
-                        return Err(unexpected("a save of a state that this worker lacks".to_string()));
-                    };
-                    let attendance = self.link.attendance();
-                    match publisher.publish_last(state, Instant::now()) {
-                        Err(error) if self.link.attendance() != attendance => {
-                            tracing::warn!("{error}; if it is still wanted, the coordinator asks again");
-                        }
-                        outcome => outcome?,
-                    }
-                }
+                Command::Save => self.save(position, &mut publisher)?,
                 Command::Stop => stopping = true,
                 Command::Dismiss => {
                     let step = position.state.as_ref().map_or(0, |state| state.step);
@@ -161,6 +150,21 @@ impl TrainingThread {
             }
         }
         Ok(())
+    }
+
+    /// Publishes the state for those who lack it.
+    fn save(&self, position: &Position, publisher: &mut Publisher) -> Result<(), WorkerError> {
+        let Some(state) = &position.state else {
+            return Err(unexpected("a save of a state that this worker lacks".to_string()));
+        };
+        let attendance = self.link.attendance();
+        match publisher.publish_last(state, Instant::now()) {
+            Err(error) if self.link.attendance() != attendance => {
+                tracing::warn!("{error}; if it is still wanted, the coordinator asks again");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// After an error that ends only the generation, this worker waits for the next one.
