@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective::loopback::Hub;
-use coordinator::{OnFailure, Outcome, Progress, Run, RunDirectory, StepMetrics, Timeouts, serve};
-use dataset::{BlockCache, Deal, Images};
+use coordinator::{OnFailure, Outcome, Progress, Request, Run, RunDirectory, StepMetrics, Timeouts, serve};
+use dataset::{BlockCache, BlockStore, Deal, Images};
 use protocol::{Access, Token};
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
@@ -88,6 +88,8 @@ impl TestRun {
             total_steps: self.recipe.total_steps(deal.manifest().images),
             directory,
             workers,
+            max_workers: workers,
+            mixes_arithmetic: false,
             on_failure: match disturbance {
                 Disturbance::ShrinkAfter(_) => OnFailure::Shrink,
                 _ => OnFailure::Abort,
@@ -108,12 +110,14 @@ impl TestRun {
             let settings = self.settings(&address, &token, index, wiring, &hub);
             last = Some(started.spawn(worker::run(settings, std::future::pending())));
         }
-        let (stop, stops) = mpsc::channel(2);
+        let (asking, requests) = mpsc::channel(2);
         let (sender, mut steps) = mpsc::unbounded_channel();
         let observer = move |progress: &Progress| {
             let Progress::Step(metrics) = progress else { return };
             match disturbance {
-                Disturbance::StopAfter(step) if step == metrics.step => stop.try_send(()).unwrap(),
+                Disturbance::StopAfter(step) if step == metrics.step => {
+                    asking.try_send(Request::Stop).unwrap()
+                }
                 Disturbance::LoseWorkerAfter(step) | Disturbance::ShrinkAfter(step)
                     if step == metrics.step =>
                 {
@@ -124,7 +128,7 @@ impl TestRun {
             sender.send(metrics.clone()).unwrap();
         };
         let blocks = Arc::new(move |shard, block| deal.block(shard, block).ok());
-        let outcome = serve(listener, run, blocks, observer, stops).await.unwrap();
+        let outcome = serve(listener, run, blocks, observer, requests).await.unwrap();
         let failed = matches!(outcome, Outcome::Failed { .. });
         while let Some(ended) = started.join_next().await {
             match ended {
@@ -162,6 +166,14 @@ impl TestRun {
             program_version: VERSION.to_string(),
             description: format!("thread {index}"),
         }
+    }
+
+    /// All its images, without a coordinator.
+    pub(crate) fn images(&self) -> Arc<BlockStore> {
+        let images = Arc::new(Images::open(&self.recipe.data, &cache()).unwrap());
+        let deal = Deal::new(Arc::clone(&images), self.recipe.training.shards, &cache()).unwrap();
+        let nowhere = |_, _| Err("there is no coordinator".into());
+        Arc::new(BlockStore::new(Arc::clone(deal.manifest()), None, Some(images), Box::new(nowhere)))
     }
 
     /// The names of the checkpoints, oldest first.

@@ -1,6 +1,8 @@
 //! A run is a function of its recipe: not of its workers, their wiring, or interruptions.
 
 use coordinator::Outcome;
+use evaluation::Encoder;
+use worker::Device;
 
 use crate::cluster::{Disturbance, TestRun, Wiring, quickstart};
 
@@ -106,4 +108,18 @@ async fn only_the_last_checkpoints_are_kept() {
     run.train(2, Wiring::Loopback, Disturbance::None).await;
     assert_eq!(run.checkpoints().len(), 2);
     assert_eq!(run.checkpoints().last().map(String::as_str), Some(LAST));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_are_computed_again_from_a_checkpoint_without_the_cluster() {
+    let run = TestRun::new(quickstart(SHORT));
+    run.train(3, Wiring::Sockets, Disturbance::None).await;
+    let checkpoints = run.checkpoints();
+    let before = &checkpoints[checkpoints.len() - 2];
+    let mut state = Encoder::open(&run.path(), Some(before)).unwrap().state().clone();
+    let last = Encoder::open(&run.path(), Some(LAST)).unwrap();
+    while state.step < last.state().step {
+        state = worker::replay(last.recipe(), &run.images(), Device::flex(), state).unwrap().state;
+    }
+    assert!(state == *last.state(), "from {before}");
 }

@@ -113,6 +113,14 @@ struct LossArguments {
     /// With how few workers `--on-failure shrink` goes on; with fewer the run waits for more
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     min_workers: u32,
+    /// With how many workers at most: beyond those that the run waits for, others may join while it trains, and get
+    /// shards [default: as many as it waits for]
+    #[arg(long, value_name = "COUNT")]
+    max_workers: Option<u32>,
+    /// Let workers compute on different kinds of processors or GPUs, which round differently: then the result depends
+    /// on who computes what
+    #[arg(long)]
+    mixed_devices: bool,
     /// Silence after which a worker counts as lost, in seconds; each sends a sign of life every second
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=3600))]
     heartbeat_timeout_s: u64,

@@ -167,6 +167,16 @@ fn sentence(progress: &Progress) -> Option<String> {
             format!("{evaluation} at step {step}: {}", figures.join(", "))
         }
         Progress::EvaluationFailed(reason) => reason.clone(),
+        Progress::Skipped { step, shards } => {
+            format!(
+                "step {step} is skipped: something was not finite in shards {shards:?}; the log names the images"
+            )
+        }
+        Progress::Straggling { worker, description, times_slower } => format!(
+            "the others wait for worker {worker} ({description}): it takes {times_slower:.1} times as long for a shard"
+        ),
+        Progress::Paused { step } => format!("paused after step {step}"),
+        Progress::Continued { step } => format!("goes on after step {step}"),
         Progress::Stopping { step } => {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }
@@ -202,6 +212,7 @@ mod tests {
             collapse_level: 0.951,
             learning_rate: 0.05,
             gradient_norm: 1.0,
+            skipped: false,
             images_per_second: 128.0,
             seconds,
             generation: 1,

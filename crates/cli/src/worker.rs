@@ -1,5 +1,7 @@
 //! The program `worker`, and the worker's role of the program `coordinator`.
 
+mod replay;
+
 use std::ffi::OsString;
 use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,12 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use worker::{Settings, Transport, WorkerError};
 
+use self::replay::ReplayArguments;
 use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
@@ -24,8 +27,10 @@ use crate::{PROGRAM_VERSION, logging, network, parent};
 ///
 /// A worker needs no data and no recipe; both come from the coordinator.
 #[derive(Debug, Parser)]
-#[command(name = "worker", version)]
+#[command(name = "worker", version, args_conflicts_with_subcommands = true)]
 pub struct WorkerArguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The coordinator's address [default: MASTER_ADDR:MASTER_PORT where a launcher has set these variables]
     #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_JOIN")]
     join: Option<String>,
@@ -54,6 +59,11 @@ pub struct WorkerArguments {
     /// End when standard input closes: the coordinator that started this worker is gone then
     #[arg(long, hide = true)]
     end_with_stdin: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Replay(ReplayArguments),
 }
 
 /// The program `worker`.
@@ -95,6 +105,9 @@ pub(crate) fn network_flags(ip: IpAddr, insecure_network: bool) -> Vec<String> {
 
 /// Works until the coordinator dismisses this worker.
 pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
+    if let Some(Command::Replay(arguments)) = &arguments.command {
+        return replay::run(arguments);
+    }
     logging::start_plain();
     if arguments.end_with_stdin {
         parent::end_with_stdin()?;

@@ -45,6 +45,9 @@ pub enum Record {
         /// Whether it goes on without a coordinator.
         #[serde(default)]
         outlives_coordinator: bool,
+        /// What it computes with.
+        #[serde(default)]
+        arithmetic: String,
     },
     /// A worker came back from the coordinator before this one.
     Returned {
@@ -90,6 +93,34 @@ pub enum Record {
         /// Its name.
         checkpoint: String,
         /// Steps committed in it.
+        step: u64,
+    },
+    /// A step was left out, because something in it was not finite.
+    Skipped {
+        /// Steps committed, this one included.
+        step: u64,
+        /// The shards in which it was not.
+        shards: Vec<u32>,
+    },
+    /// The others of its generation wait for this worker.
+    Straggler {
+        /// Its id.
+        worker: u64,
+        /// Its host and process.
+        description: String,
+        /// How many times longer than the median of the others it takes for a shard.
+        times_slower: f64,
+        /// Steps committed by then.
+        step: u64,
+    },
+    /// A person wants no more steps for now.
+    Paused {
+        /// Steps committed by then.
+        step: u64,
+    },
+    /// The run goes on after a pause.
+    Continued {
+        /// Steps committed by then.
         step: u64,
     },
     /// A stop was asked for.

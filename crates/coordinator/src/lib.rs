@@ -34,8 +34,8 @@ mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
 pub use membership::{
-    Lease, OnFailure, Outcome, Past, SettingsError, StepSeconds, Timeouts, check_min_workers, check_workers,
-    lease,
+    Lease, OnFailure, Outcome, Past, Request, SettingsError, StepSeconds, Timeouts, check_max_workers,
+    check_min_workers, check_workers, lease,
 };
 pub use progress::{Progress, StepMetrics};
 pub use run::{CoordinatorError, Run, serve};

@@ -83,6 +83,32 @@ pub enum Progress {
     Evaluated(Evaluated),
     /// An evaluation failed, for a reason that a person can read; the run goes on.
     EvaluationFailed(String),
+    /// A step was left out.
+    Skipped {
+        /// Steps committed, this one included.
+        step: u64,
+        /// The shards in which something was not finite.
+        shards: Vec<u32>,
+    },
+    /// The others wait for this worker.
+    Straggling {
+        /// Its id.
+        worker: u64,
+        /// Host and process.
+        description: String,
+        /// How many times longer than the median of the others it takes for a shard.
+        times_slower: f64,
+    },
+    /// A person wants no more steps for now.
+    Paused {
+        /// Steps committed by then.
+        step: u64,
+    },
+    /// The run goes on after a pause.
+    Continued {
+        /// Steps committed by then.
+        step: u64,
+    },
     /// A stop was asked for; the workers finish the step in hand and save.
     Stopping {
         /// Steps committed by then.
@@ -112,6 +138,12 @@ impl Progress {
             Record::Checkpoint { checkpoint, step, .. } => {
                 Some(Progress::CheckpointPublished { checkpoint, step })
             }
+            Record::Skipped { step, shards } => Some(Progress::Skipped { step, shards }),
+            Record::Straggler { worker, description, times_slower, .. } => {
+                Some(Progress::Straggling { worker, description, times_slower })
+            }
+            Record::Paused { step } => Some(Progress::Paused { step }),
+            Record::Continued { step } => Some(Progress::Continued { step }),
             Record::StopRequested { step } => Some(Progress::Stopping { step }),
             Record::Ended(outcome) => Some(Progress::Ended(outcome)),
         }
@@ -139,6 +171,10 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Euclidean norm of the folded gradient.
     pub gradient_norm: f64,
+    /// Whether the step was left out because something was not finite; then the values above may be no numbers, which
+    /// are written as `null`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Images of the whole batch over the seconds of the whole step; each image gives two views.
     pub images_per_second: f64,
     /// Where the first worker's time went.
@@ -160,6 +196,7 @@ impl StepMetrics {
             collapse_level: report.collapse_level,
             learning_rate: report.learning_rate,
             gradient_norm: report.gradient_norm,
+            skipped: report.skipped.is_some(),
             images_per_second: f64::from(recipe.training.batch) / report.seconds.step,
             seconds: report.seconds,
             generation: report.generation.0,

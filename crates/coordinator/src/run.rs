@@ -19,7 +19,8 @@ use crate::guard::Guard;
 use crate::incoming;
 use crate::journal::Record;
 use crate::membership::{
-    Action, Event, Membership, OnFailure, Order, Outcome, Past, Settings, SettingsError, StepReport, Timeouts,
+    Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Settings, SettingsError, StepReport,
+    Timeouts,
 };
 use crate::progress::{Progress, StepMetrics};
 use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
@@ -51,6 +52,10 @@ pub struct Run {
     pub total_steps: u64,
     /// How many workers it waits for.
     pub workers: u32,
+    /// How many it has places for.
+    pub max_workers: u32,
+    /// Whether workers may round differently.
+    pub mixes_arithmetic: bool,
     /// What the loss of one means.
     pub on_failure: OnFailure,
     /// With how few it goes on.
@@ -105,8 +110,7 @@ pub enum CoordinatorError {
 
 /// Runs the coordinator on `listener` until the run is over, and says how it ended.
 ///
-/// Each message of `stops` is a request to stop: the first lets the workers finish the step in hand and save,
-/// the second ends the run at once. `observer` is called from the control loop, so it must be quick.
+/// `requests` are what a person asks for meanwhile. `observer` is called from the control loop, so it must be quick.
 ///
 /// # Errors
 /// See [`CoordinatorError`]. Workers that are connected by then are told.
@@ -115,7 +119,7 @@ pub async fn serve(
     run: Run,
     blocks: Arc<dyn Blocks>,
     observer: impl FnMut(&Progress) + Send,
-    mut stops: mpsc::Receiver<()>,
+    mut requests: mpsc::Receiver<Request>,
 ) -> Result<Outcome, CoordinatorError> {
     let start = {
         let checkpoints = run.directory.checkpoints().clone();
@@ -135,10 +139,10 @@ pub async fn serve(
     let mut control = Control::new(run, address, start.as_ref(), observer)?;
     let mut server = Server::start(listener, grpc, guard, Service::new(facts, blocks, inputs));
 
-    let result = control.run(received, &mut stops, &mut server).await;
+    let result = control.run(received, &mut requests, &mut server).await;
     server.end().await;
     if matches!(result, Ok(Outcome::Completed { .. })) {
-        control.finish_evaluations(&mut stops).await;
+        control.finish_evaluations(&mut requests).await;
     }
     if let Some(local_workers) = control.local_workers.take() {
         // Waits for the processes to end; a panic in there is no reason to lose the outcome.
@@ -236,6 +240,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         let local_workers = run.local_workers.as_ref().map_or(0, LocalWorkers::count);
         let settings = Settings {
             workers: run.workers,
+            max_workers: run.max_workers,
+            mixes_arithmetic: run.mixes_arithmetic,
             workers_are_local: run.local_workers.is_some(),
             on_failure: run.on_failure,
             min_workers: run.min_workers,
@@ -292,10 +298,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     async fn run(
         &mut self,
         mut inputs: mpsc::Receiver<Input>,
-        stops: &mut mpsc::Receiver<()>,
+        requests: &mut mpsc::Receiver<Request>,
         server: &mut Server,
     ) -> Result<Outcome, CoordinatorError> {
-        let ended = self.until_the_end(&mut inputs, stops, server).await;
+        let ended = self.until_the_end(&mut inputs, requests, server).await;
         if let Err(error) = &ended {
             self.dismiss_all(&error.to_string());
         }
@@ -321,7 +327,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     async fn until_the_end(
         &mut self,
         inputs: &mut mpsc::Receiver<Input>,
-        stops: &mut mpsc::Receiver<()>,
+        requests: &mut mpsc::Receiver<Request>,
         server: &mut Server,
     ) -> Result<Outcome, CoordinatorError> {
         let mut ticks = interval(TICK);
@@ -332,7 +338,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             }
             tokio::select! {
                 Some(input) = inputs.recv() => self.hear(input)?,
-                () = requested(stops) => self.act(Event::StopRequested).map(drop)?,
+                request = next(requests) => self.act(Event::Requested(request)).map(drop)?,
                 _ = ticks.tick() => {
                     self.watch_processes()?;
                     self.watch_evaluations();
@@ -491,11 +497,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     }
 
     /// Waits for the evaluations that are left, unless a stop is asked for.
-    async fn finish_evaluations(&mut self, stops: &mut mpsc::Receiver<()>) {
+    async fn finish_evaluations(&mut self, requests: &mut mpsc::Receiver<Request>) {
         let mut ticks = interval(TICK);
         while self.evaluations.as_ref().is_some_and(Evaluations::are_left) {
             tokio::select! {
-                () = requested(stops) => return,
+                request = next(requests) => if request == Request::Stop { return },
                 _ = ticks.tick() => self.watch_evaluations(),
             }
         }
@@ -515,10 +521,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     }
 }
 
-/// Resolves at the next request to stop; never, once nobody can request it any more.
-async fn requested(stops: &mut mpsc::Receiver<()>) {
-    if stops.recv().await.is_none() {
-        pending::<()>().await;
+/// What is asked for next; never, once nobody can ask any more.
+async fn next(requests: &mut mpsc::Receiver<Request>) -> Request {
+    match requests.recv().await {
+        Some(request) => request,
+        None => pending().await,
     }
 }
 

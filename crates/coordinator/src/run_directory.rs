@@ -440,6 +440,7 @@ mod tests {
                 collective_address: "10.0.0.1:7000".to_string(),
                 description: "host".to_string(),
                 outlives_coordinator: true,
+                arithmetic: String::new(),
             },
             Record::Returned { worker: 3, step: None },
             Record::Generation { generation: 2, places: vec![place] },

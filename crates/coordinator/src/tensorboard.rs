@@ -64,7 +64,9 @@ impl TensorBoard {
             ("speed/all_reduce_seconds", seconds.all_reduce),
             ("speed/update_seconds", seconds.update),
         ];
-        let values = values.into_iter().map(|(tag, value)| Value::scalar(tag.to_owned(), value)).collect();
+        // A curve has no place for what is not a number.
+        let values = values.into_iter().filter(|(_, value)| value.is_finite());
+        let values = values.map(|(tag, value)| Value::scalar(tag.to_owned(), value)).collect();
         self.write(now, metrics.step, |event| event.summary = Some(Summary { values }))
     }
 
@@ -188,6 +190,7 @@ mod tests {
             collapse_level: 0.951,
             learning_rate: 0.05,
             gradient_norm: 1.0,
+            skipped: false,
             images_per_second: 128.0,
             seconds,
             generation: 1,

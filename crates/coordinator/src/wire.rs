@@ -14,6 +14,7 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
         outlives_coordinator: request.outlives_coordinator,
         collective_address: request.collective_address,
         description: request.description,
+        arithmetic: request.arithmetic,
     }
 }
 
@@ -21,7 +22,7 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
 pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event, Status> {
     use v1::report::Event as Wire;
     Ok(match event {
-        Wire::Attending(attending) => Event::Attending { worker, position: position(&attending) },
+        Wire::Attending(attending) => Event::Attending { worker, position: position(&attending)? },
         Wire::Heartbeat(v1::Heartbeat { generation }) => {
             Event::Heartbeat { worker, generation: Generation(generation) }
         }
@@ -34,7 +35,7 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
                 layout_hash: digest("layout_hash", &assembled.layout_hash)?,
             },
         },
-        Wire::StepDone(done) => Event::StepDone { worker, report: step_report(&done) },
+        Wire::StepDone(done) => Event::StepDone { worker, report: step_report(&done)? },
         Wire::Finished(finished) => Event::Finished {
             worker,
             generation: Generation(finished.generation),
@@ -57,8 +58,8 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
     })
 }
 
-fn position(attending: &v1::Attending) -> Position {
-    Position {
+fn position(attending: &v1::Attending) -> Result<Position, Status> {
+    Ok(Position {
         generation: Generation(attending.generation),
         part: match attending.part() {
             v1::Part::None => Part::None,
@@ -66,8 +67,8 @@ fn position(attending: &v1::Attending) -> Position {
             v1::Part::Trains => Part::Trains,
         },
         held_step: attending.holds_state.then_some(attending.step),
-        steps: attending.steps.iter().map(step_report).collect(),
-    }
+        steps: attending.steps.iter().map(step_report).collect::<Result<_, _>>()?,
+    })
 }
 
 /// On the wire, worker 0 is nobody.
@@ -81,8 +82,8 @@ fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
     })
 }
 
-fn step_report(done: &v1::StepDone) -> StepReport {
-    StepReport {
+fn step_report(done: &v1::StepDone) -> Result<StepReport, Status> {
+    Ok(StepReport {
         generation: Generation(done.generation),
         step: done.step,
         loss: done.loss,
@@ -97,7 +98,12 @@ fn step_report(done: &v1::StepDone) -> StepReport {
             update: done.update_seconds,
             step: done.step_seconds,
         },
-    }
+        skipped: done.skipped.as_ref().map(|skipped| skipped.shards.clone()),
+        state_hash: match done.state_hash.is_empty() {
+            true => None,
+            false => Some(digest("state_hash", &done.state_hash)?),
+        },
+    })
 }
 
 pub(crate) fn order(order: Order) -> v1::Order {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coordinator::{
-    Blocks, CoordinatorError, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress, Run,
+    Blocks, CoordinatorError, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress, Request, Run,
     RunDirectory, Timeouts, serve,
 };
 use protocol::v1::coordinator_client::CoordinatorClient;
@@ -67,7 +67,7 @@ fn recipe() -> Recipe {
 struct Cluster {
     address: String,
     task: JoinHandle<Result<Outcome, CoordinatorError>>,
-    stops: mpsc::Sender<()>,
+    requests: mpsc::Sender<Request>,
     progress: mpsc::UnboundedReceiver<Progress>,
 }
 
@@ -84,6 +84,8 @@ impl Cluster {
             manifest_json: MANIFEST.to_string(),
             total_steps: TOTAL_STEPS,
             workers,
+            max_workers: workers,
+            mixes_arithmetic: false,
             on_failure: OnFailure::Abort,
             min_workers: 1,
             timeouts: Timeouts::default(),
@@ -94,14 +96,14 @@ impl Cluster {
             evaluations: None,
         };
         change(&mut run);
-        let (stops, requests) = mpsc::channel(2);
+        let (asking, requests) = mpsc::channel(2);
         let (sender, progress) = mpsc::unbounded_channel();
         let observer = move |progress: &Progress| {
             // A test may have seen enough.
             let _ = sender.send(progress.clone());
         };
         let task = tokio::spawn(serve(listener, run, Arc::new(TwoBlocks), observer, requests));
-        Cluster { address, task, stops, progress }
+        Cluster { address, task, requests: asking, progress }
     }
 
     /// Workers that have joined and attend, in order of rank.
@@ -529,7 +531,7 @@ async fn the_first_stop_waits_for_the_workers_and_the_second_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(create(folder.path()), 2).await;
     let mut workers = cluster.training(2).await;
-    cluster.stops.send(()).await.unwrap();
+    cluster.requests.send(Request::Stop).await.unwrap();
     for worker in &mut workers {
         let Order::Stop(_) = worker.order().await else { panic!("expected Stop") };
         worker.finished(5).await;
@@ -544,7 +546,7 @@ async fn the_first_stop_waits_for_the_workers_and_the_second_does_not() {
     let cluster = Cluster::start(create(folder.path()), 1).await;
     let mut worker = cluster.training(1).await.remove(0);
     for _ in 0..2 {
-        cluster.stops.send(()).await.unwrap();
+        cluster.requests.send(Request::Stop).await.unwrap();
     }
     let Order::Stop(_) = worker.order().await else { panic!("expected Stop") };
     assert_eq!(worker.dismissed().await, "");

@@ -77,6 +77,10 @@ pub struct Training {
     /// What convolutions and linear layers multiply in.
     #[serde(default)]
     pub precision: Precision,
+    /// Steps in a row that may be left out because a loss or a gradient is not finite: the batch is used up, the weights
+    /// stay as they are. With 0 the first such step ends the run.
+    #[serde(default)]
+    pub max_skipped_steps: u32,
 }
 
 /// What convolutions and linear layers multiply in, and activations are kept in. Weights, statistics, loss and

@@ -61,12 +61,23 @@ pub enum CheckpointError {
 struct Progress {
     /// Steps committed.
     step: u64,
+    /// The last of them that were left out in a row.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    skipped_steps: u32,
     state_hash: String,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The three files of a checkpoint, as name and content.
 pub fn write(layout: &Layout, state: &State) -> Vec<(&'static str, Vec<u8>)> {
-    let progress = Progress { step: state.step, state_hash: state.hash().to_string() };
+    let progress = Progress {
+        step: state.step,
+        skipped_steps: state.skipped_steps,
+        state_hash: state.hash().to_string(),
+    };
     let progress = serde_json::to_vec_pretty(&progress).expect("a struct of numbers and text");
     let model =
         tensors(&layout.parameters, &state.weights).chain(tensors(&layout.statistics, &state.statistics));
@@ -89,6 +100,7 @@ pub fn read<'a>(
     let optimizer = File::parse(OPTIMIZER, content(OPTIMIZER)?)?;
     let state = State {
         step: progress.step,
+        skipped_steps: progress.skipped_steps,
         weights: model.values(&layout.parameters)?,
         statistics: model.values(&layout.statistics)?,
         momentum: optimizer.values(&layout.parameters)?,

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use burn::tensor::Device;
+use pulp::Arch;
+
+use crate::kernels;
 
 /// What `--device` takes: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +185,41 @@ fn open_gpu(_index: usize, _cache_dir: &Path) -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt)
 }
 
+/// What a device computes with, in a few words, such as `cpu x86-64 AVX-512`. Where they differ, so do roundings: sums
+/// are made in the order that suits the width of the processor's vectors.
+pub fn arithmetic(device: &Device) -> String {
+    if kernels::is_flex(device) {
+        return format!("cpu {}", instruction_set(Arch::new()));
+    }
+    gpu_arithmetic()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instruction_set(arch: Arch) -> &'static str {
+    match arch {
+        Arch::V4(_) => "x86-64 AVX-512",
+        Arch::V3(_) => "x86-64 AVX2",
+        _ => "x86-64 without AVX2",
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instruction_set(_arch: Arch) -> &'static str {
+    std::env::consts::ARCH
+}
+
+/// GPUs of one kind; a process sees them in one machine, where they are alike.
+#[cfg(feature = "cuda")]
+fn gpu_arithmetic() -> String {
+    cuda::compute_capability()
+        .map_or_else(|| "cuda".to_string(), |(major, minor)| format!("cuda {major}.{minor}"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_arithmetic() -> String {
+    "gpu".to_string()
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::path::{Path, PathBuf};
@@ -226,6 +264,18 @@ mod cuda {
         }
         keep_kernels(cache_dir);
         Ok(Device::cuda(index))
+    }
+
+    /// Of the first GPU.
+    pub(super) fn compute_capability() -> Option<(i32, i32)> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        let gpu = device::get(0).ok()?;
+        // SAFETY: `gpu` is a device that the driver has just named.
+        let ask = |what| unsafe { device::get_attribute(gpu, what) }.ok();
+        Some((ask(MAJOR)?, ask(MINOR)?))
     }
 
     /// Compiled kernels and which of them were fastest are kept on disk: finding that out takes minutes.
@@ -283,6 +333,13 @@ mod tests {
         }
         let error = Cuda.share_out_of(3, || Ok(2)).unwrap_err().to_string();
         assert!(error.contains("each of 3 workers") && error.contains("found 2 GPUs"), "{error}");
+    }
+
+    #[test]
+    fn the_processor_is_told_by_what_changes_its_bits() {
+        let told = arithmetic(&Device::flex());
+        assert!(told.starts_with("cpu ") && told.len() > 4, "{told}");
+        assert_eq!(told, arithmetic(&Device::flex().autodiff()));
     }
 
     #[test]

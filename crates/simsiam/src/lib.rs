@@ -26,7 +26,7 @@ mod step;
 
 pub use bucket::{BucketLayout, Folded};
 pub use burn::tensor::Device;
-pub use device::{DeviceError, DeviceName};
+pub use device::{DeviceError, DeviceName, arithmetic};
 pub use features::FrozenBackbone;
 pub use fine_tuning::{Diverged, FineTuner, FrozenClassifier, TuningRates};
 pub use layers::{BatchStatistics, Statistics};
@@ -34,4 +34,4 @@ pub use parameters::{Entry, Layout};
 pub use schedule::{LearningRates, Schedule};
 pub use simsiam::{Encoded, SimSiam};
 pub use state::{State, StateHash};
-pub use step::{DeviceFailure, NonFinite, PhaseSeconds, Trainer};
+pub use step::{Commit, DeviceFailure, NonFinite, PhaseSeconds, Trainer};

@@ -9,6 +9,8 @@ use crate::parameters::Layout;
 pub struct State {
     /// Steps committed so far.
     pub step: u64,
+    /// The last of them that were left out, in a row, because something in them was not finite.
+    pub skipped_steps: u32,
     /// The parameters, flat, in the layout's order.
     pub weights: Vec<f32>,
     /// Running means and variances, flat, in the layout's order.
@@ -26,6 +28,7 @@ impl State {
     pub fn initial(layout: &Layout, seed: u64) -> State {
         State {
             step: 0,
+            skipped_steps: 0,
             weights: layout.initial_parameters(seed),
             statistics: layout.initial_statistics(),
             momentum: vec![0.0; layout.parameter_count()],
@@ -38,6 +41,10 @@ impl State {
         hasher.update(&self.step.to_le_bytes());
         for values in [&self.weights, &self.statistics, &self.momentum] {
             hasher.update(bytemuck::cast_slice(values));
+        }
+        // Only where there is something to tell: the hashes of healthy runs are older than this number.
+        if self.skipped_steps > 0 {
+            hasher.update(&self.skipped_steps.to_le_bytes());
         }
         StateHash(hasher.finalize().into())
     }

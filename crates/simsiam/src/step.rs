@@ -40,17 +40,46 @@ pub struct PhaseSeconds {
     pub backward: f64,
 }
 
-/// The folded step holds values that are not finite; nothing was applied.
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Commit {
+    /// Weights, momentum, statistics and position advanced.
+    Applied,
+    /// Only the position did: the recipe lets such steps be left out.
+    Skipped(NonFinite),
+}
+
+/// The folded step holds values that are not finite; nothing of it was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "step {step}: loss or gradient is not finite in shard(s) {shards:?}; the weights are those of the step \
-     before. Start a new run with a lower optimizer.base_learning_rate or a longer warmup"
+    "step {}: loss or gradient is not finite, {}{}",
+    .step + 1,
+    told_shards(.shards),
+    told_skipped(*.skipped_steps)
 )]
 pub struct NonFinite {
-    /// The step that was not committed, counted from 0.
+    /// Steps committed before it, which people count from 1.
     pub step: u64,
     /// The shards it came from; empty if every shard was finite and only their sum was not.
     pub shards: Vec<u32>,
+    /// The steps before it that were left out, in a row.
+    pub skipped_steps: u32,
+}
+
+fn told_shards(shards: &[u32]) -> String {
+    match shards {
+        [] => "though that of every shard is: their sum is too large".to_string(),
+        [shard] => format!("in shard {shard}"),
+        shards => format!("in shards {shards:?}"),
+    }
+}
+
+fn told_skipped(steps: u32) -> String {
+    if steps == 0 {
+        String::new()
+    } else {
+        format!(", as in the {steps} steps before it, which were skipped")
+    }
 }
 
 /// The device could not do its part of a step, of which nothing is left.
@@ -121,15 +150,26 @@ impl Trainer {
         Ok(PhaseSeconds { forward, backward: start.elapsed().as_secs_f64() })
     }
 
-    /// Commits a step: weights, momentum, running statistics and position advance together, or, if anything
-    /// is not finite, nothing does.
+    /// Commits a step: weights, momentum, running statistics and position advance together. If anything is not
+    /// finite, only the position does, as often in a row as the recipe allows; after that nothing.
     ///
     /// # Errors
     /// [`NonFinite`], with the shards that it came from.
-    pub fn commit(&self, state: &mut State, folded: &Folded, rates: LearningRates) -> Result<(), NonFinite> {
+    pub fn commit(
+        &self,
+        state: &mut State,
+        folded: &Folded,
+        rates: LearningRates,
+    ) -> Result<Commit, NonFinite> {
         let shards = folded.non_finite_shards();
         if !shards.is_empty() || !folded.is_finite() {
-            return Err(NonFinite { step: state.step, shards });
+            let found = NonFinite { step: state.step, shards, skipped_steps: state.skipped_steps };
+            if state.skipped_steps >= self.recipe.training.max_skipped_steps {
+                return Err(found);
+            }
+            state.step += 1;
+            state.skipped_steps += 1;
+            return Ok(Commit::Skipped(found));
         }
         let predictor = self.layout.predictor();
         for (range, rate) in [(0..predictor.start, rates.encoder), (predictor, rates.predictor)] {
@@ -143,7 +183,22 @@ impl Trainer {
             *running = keep * *running + STATISTICS_MOMENTUM * batch;
         }
         state.step += 1;
-        Ok(())
+        state.skipped_steps = 0;
+        Ok(Commit::Applied)
+    }
+
+    /// What in a shard's bucket is not finite: the parameters whose gradient is not, and what rides along with them.
+    pub fn non_finite_parts(&self, bucket: &[f32]) -> Vec<String> {
+        let places = &self.bucket;
+        let parameters =
+            self.layout.parameters.iter().map(|entry| (entry.name.as_str(), entry.range.clone()));
+        let riders = [
+            ("batch statistics", places.statistics.clone()),
+            ("z", places.z_mean.start..places.z_square_mean.end),
+            ("loss", places.loss..places.loss + 1),
+        ];
+        let parts = parameters.chain(riders).filter(|(_, range)| !all_finite(&bucket[range.clone()]));
+        parts.map(|(name, _)| name.to_string()).collect()
     }
 
     fn batch(&self, values: Vec<f32>) -> Tensor<4> {

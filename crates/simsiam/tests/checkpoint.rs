@@ -20,7 +20,7 @@ fn layout(width: u32) -> Layout {
 
 fn state(layout: &Layout) -> State {
     let mut state = State::initial(layout, 7);
-    state.step = 41;
+    (state.step, state.skipped_steps) = (41, 2);
     state.momentum.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32);
     state
 }

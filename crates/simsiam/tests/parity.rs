@@ -142,6 +142,7 @@ impl Fixture<'_> {
     fn state(&self, layout: &Layout) -> State {
         State {
             step: 0,
+            skipped_steps: 0,
             weights: self.all("before", &layout.parameters),
             statistics: self.all("before", &layout.statistics),
             momentum: vec![0.0; layout.parameter_count()],

@@ -6,11 +6,15 @@ mod device;
 
 use device::device;
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{LearningRates, State, Trainer};
+use simsiam::{Commit, LearningRates, State, Trainer};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
 
 fn trainer() -> Trainer {
+    trainer_with(&[])
+}
+
+fn trainer_with(changes: &[&str]) -> Trainer {
     let set = [
         "training.batch=8",
         "training.shards=2",
@@ -19,7 +23,7 @@ fn trainer() -> Trainer {
         "model.projector_dim=16",
         "model.predictor_dim=8",
     ];
-    let set = set.map(String::from);
+    let set: Vec<String> = set.iter().chain(changes).map(|change| (*change).to_string()).collect();
     Trainer::new(&Recipe::from_toml(recipe::QUICKSTART, &set).unwrap(), 64, device())
 }
 
@@ -62,14 +66,49 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
             }
             let mut bucket = vec![0.0; trainer.bucket().values()];
             trainer.forward_backward(&network, shard, [x1, x2], &mut bucket).unwrap();
+            let sick = trainer.non_finite_parts(&bucket);
+            assert_eq!(sick.contains(&"encoder.conv1.weight".to_string()), shard == 1, "{sick:?}");
+            assert_eq!(sick.contains(&"loss".to_string()), shard == 1, "{sick:?}");
             sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
         }
         let mut state = before.clone();
         let refused = trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap_err();
         assert_eq!((refused.step, &refused.shards[..]), (0, [1].as_slice()), "{name}");
-        assert!(refused.to_string().contains("learning_rate"), "{refused}");
+        assert!(
+            refused.to_string().contains("step 1: loss or gradient is not finite, in shard 1"),
+            "{refused}"
+        );
         assert!(state == before, "{name}");
     }
+}
+
+#[test]
+fn as_many_steps_in_a_row_are_skipped_as_the_recipe_allows() {
+    let trainer = trainer_with(&["training.max_skipped_steps=2"]);
+    let before = State::initial(trainer.layout(), 3);
+    let mut healthy = vec![0.0; trainer.bucket().values()];
+    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut healthy).unwrap();
+    let mut sick = healthy.clone();
+    sick[7] = f32::NAN;
+    let mut state = before.clone();
+    let mut commit = |sum: &[f32]| {
+        let outcome = trainer.commit(&mut state, &trainer.bucket().read(sum), RATES);
+        (outcome, state.clone())
+    };
+    for (sum, skipped_steps) in [(&sick, 1), (&sick, 2)] {
+        let (outcome, after) = commit(sum);
+        let Ok(Commit::Skipped(found)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((after.step, after.skipped_steps), (u64::from(skipped_steps), skipped_steps));
+        assert_eq!((found.step, found.skipped_steps), (after.step - 1, skipped_steps - 1));
+        let moved = State { step: 0, skipped_steps: 0, ..after.clone() };
+        assert!(moved == before && after.hash() != before.hash());
+    }
+    let (outcome, after) = commit(&sick);
+    assert!(outcome.is_err() && after.step == 2, "one too many: {outcome:?}");
+    // A healthy one begins the count anew.
+    let (outcome, after) = commit(&healthy);
+    assert_eq!((outcome, after.step, after.skipped_steps), (Ok(Commit::Applied), 3, 0));
+    assert!(matches!(commit(&sick).0, Ok(Commit::Skipped(_))));
 }
 
 #[test]

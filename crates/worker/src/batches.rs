@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use dataset::views::ViewMaker;
-use dataset::{BlockStore, DatasetError, epoch_order};
+use dataset::{BlockStore, DatasetError, Manifest, epoch_order};
 use recipe::Recipe;
 
 /// One shard's part of a step's batch.
@@ -56,6 +56,25 @@ impl Batches {
     }
 }
 
+/// The images of a shard's part of a step, as places in the dealt order of all: by them their views are drawn.
+pub(crate) fn images_of(recipe: &Recipe, manifest: &Manifest, step: u64, shard: u32) -> Vec<u64> {
+    let steps_per_epoch = recipe.steps_per_epoch(manifest.images);
+    let order = epoch_order(recipe.seed, step / steps_per_epoch, shard, manifest);
+    let indexes = &order[places(recipe, step % steps_per_epoch)];
+    indexes.iter().map(|index| dealt_place(manifest, shard, *index)).collect()
+}
+
+/// Where a step of an epoch finds its part in a shard's order of it.
+fn places(recipe: &Recipe, step_of_epoch: u64) -> Range<usize> {
+    let n = recipe.shard_batch() as usize;
+    let start = step_of_epoch as usize * n;
+    start..start + n
+}
+
+fn dealt_place(manifest: &Manifest, shard: u32, index: u32) -> u64 {
+    u64::from(shard) * u64::from(manifest.images_per_shard) + u64::from(index)
+}
+
 struct Maker {
     recipe: Recipe,
     store: Arc<BlockStore>,
@@ -74,9 +93,8 @@ impl Maker {
                 orders = self.lease.clone().map(|shard| self.order(epoch, shard)).collect();
             }
             for (shard, order) in self.lease.clone().zip(&orders) {
-                let n = self.recipe.shard_batch() as usize;
-                let place = (step % steps_per_epoch) as usize * n;
-                let batch = self.render(&views, epoch, step, shard, &order[place..place + n]);
+                let indexes = &order[places(&self.recipe, step % steps_per_epoch)];
+                let batch = self.render(&views, epoch, step, shard, indexes);
                 let failed = batch.is_err();
                 // The receiver goes when the training thread ends: nobody wants more.
                 if sender.send(batch).is_err() || failed {
@@ -104,11 +122,10 @@ impl Maker {
         let manifest = self.store.manifest();
         let blocks: Vec<_> =
             indexes.iter().map(|index| self.store.image(shard, *index)).collect::<Result<_, _>>()?;
-        let first = u64::from(shard) * u64::from(manifest.images_per_shard);
         let records: Vec<(u64, &[u8])> = indexes
             .iter()
             .zip(&blocks)
-            .map(|(index, image)| (first + u64::from(*index), image.as_ref()))
+            .map(|(index, image)| (dealt_place(manifest, shard, *index), image.as_ref()))
             .collect();
         let side = self.recipe.views.crop_px as usize;
         let mut pair =

@@ -134,6 +134,7 @@ fn request(settings: &Settings) -> v1::JoinRequest {
         // The system seeds `RandomState`.
         incarnation: RandomState::new().hash_one(std::process::id()),
         outlives_coordinator: !settings.absence_limit.is_zero(),
+        arithmetic: simsiam::arithmetic(&settings.device),
         ..v1::JoinRequest::default()
     }
 }

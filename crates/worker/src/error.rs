@@ -3,6 +3,8 @@
 use collective::CollectiveError;
 use protocol::WorkerId;
 
+use crate::blame::Blame;
+
 /// Why a worker cannot go on, in a sentence for a person.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -40,9 +42,13 @@ pub enum WorkerError {
         /// The worker at the other end, if one caused it.
         suspect: Option<WorkerId>,
     },
-    /// Loss or gradient is not finite.
-    #[error(transparent)]
-    NonFinite(#[from] simsiam::NonFinite),
+    /// Loss or gradient is not finite, more often in a row than the recipe allows.
+    #[error(
+        "{0}. The state before it is saved, and `worker replay` computes the step again and shows its views. In a new \
+         run lower optimizer.base_learning_rate, lengthen optimizer.warmup_epochs, or let such steps be left out with \
+         training.max_skipped_steps"
+    )]
+    NonFinite(Blame),
     /// This worker's device failed; another worker can take over.
     #[error(transparent)]
     Device(#[from] simsiam::DeviceFailure),

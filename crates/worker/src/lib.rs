@@ -8,11 +8,13 @@
 //! This crate decides nothing about membership: it does what it is ordered, and says what it did.
 
 mod batches;
+mod blame;
 mod blocks;
 mod control;
 mod error;
 mod link;
 mod publish;
+mod replay;
 mod reports;
 mod session;
 mod start;
@@ -20,7 +22,9 @@ mod train;
 mod training_thread;
 mod transport;
 
+pub use blame::{Blame, Culprit};
 pub use control::{Settings, run};
 pub use error::WorkerError;
+pub use replay::{Replayed, ReplayedShard, replay};
 pub use simsiam::Device;
 pub use transport::Transport;

@@ -26,6 +26,8 @@ pub(crate) struct Publisher {
     layout: Layout,
     due: Due,
     under_way: Option<Upload>,
+    /// Whether a person wants one as soon as none is on its way.
+    is_ordered: bool,
 }
 
 struct Upload {
@@ -37,7 +39,7 @@ impl Publisher {
     /// For a worker that takes part since `now`.
     pub(crate) fn new(link: Link, layout: &Layout, recipe: &recipe::Checkpoint, now: Instant) -> Publisher {
         let due = Due::new(recipe, 0, now);
-        Publisher { link, generation: 0, layout: layout.clone(), due, under_way: None }
+        Publisher { link, generation: 0, layout: layout.clone(), due, under_way: None, is_ordered: false }
     }
 
     /// A generation begins, whose newest checkpoint is that of `saved_step`.
@@ -48,9 +50,10 @@ impl Publisher {
         }
     }
 
-    /// Begins to publish `state` if it is time. A checkpoint that failed is warned of and made up for after a
-    /// pause: the one before it is still whole.
-    pub(crate) fn publish_if_due(&mut self, state: &State, now: Instant) {
+    /// Begins to publish `state` if it is time, or was ordered. A checkpoint that failed is warned of and made up for
+    /// after a pause: the one before it is still whole.
+    pub(crate) fn publish_if_due(&mut self, state: &State, is_ordered: bool, now: Instant) {
+        self.is_ordered |= is_ordered;
         if let Some(upload) = self.under_way.take_if(|upload| upload.task.is_finished()) {
             let step = upload.step;
             match self.finish(upload) {
@@ -61,7 +64,8 @@ impl Publisher {
                 }
             }
         }
-        if self.under_way.is_none() && self.due.is_due(state.step, now) {
+        if self.under_way.is_none() && (self.is_ordered || self.due.is_due(state.step, now)) {
+            self.is_ordered = false;
             self.under_way = Some(self.begin(state));
         }
     }

@@ -49,7 +49,7 @@ impl Reports {
         let mut told = self.told();
         let (sender, receiver) = mpsc::channel(REPORTS_UNDER_WAY + told.kept.len());
         let missed = told.steps.iter().filter(|done| done.step > committed_step);
-        let attending = v1::Attending { steps: missed.copied().collect(), ..told.position.clone() };
+        let attending = v1::Attending { steps: missed.cloned().collect(), ..told.position.clone() };
         for event in std::iter::once(Event::Attending(attending)).chain(told.kept.iter().cloned()) {
             // There is room: the channel is new.
             let _ = sender.try_send(self.report(event));
@@ -96,7 +96,7 @@ impl Reports {
             if told.steps.len() == STEPS_KEPT {
                 told.steps.pop_front();
             }
-            told.steps.push_back(done);
+            told.steps.push_back(done.clone());
         }
         let stream = told.stream.clone();
         drop(told);

@@ -8,17 +8,22 @@ use collective::{Collective, CollectiveError, Group, Interrupt, Key, Limits, Sub
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
 use recipe::Recipe;
+use simsiam::NonFinite;
 
 use crate::WorkerError;
-use crate::batches::{Batches, ShardBatch};
+use crate::batches::{Batches, ShardBatch, images_of};
+use crate::blame::{Blame, Culprit};
 use crate::transport::Transport;
 
 /// One generation, assembled: the others are connected and the first views are being made.
 pub(crate) struct Session {
     generation: u64,
-    lease: Range<u32>,
-    /// In order of rank.
+    rank: usize,
+    /// In order of rank, as are the members.
+    leases: Vec<Range<u32>>,
     members: Vec<WorkerId>,
+    recipe: Recipe,
+    store: Arc<BlockStore>,
     batches: Batches,
     collective: Box<dyn Collective>,
     interrupt: Interrupt,
@@ -47,9 +52,10 @@ impl Session {
     ) -> Result<Session, WorkerError> {
         let leases: Vec<Range<u32>> = order.members.iter().map(lease).collect();
         let rank = order.rank as usize;
-        let group = Group::new(run.run_id, order.generation, rank, leases, run.recipe.training.shards)
-            .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?
-            .interrupted_by(interrupt.clone());
+        let group =
+            Group::new(run.run_id, order.generation, rank, leases.clone(), run.recipe.training.shards)
+                .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?
+                .interrupted_by(interrupt.clone());
         let lease = group.lease();
         // Started before the others are waited for, so that the first views are ready when they come.
         let mut batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
@@ -66,7 +72,17 @@ impl Session {
             .assemble(run.key, group, &addresses, limits)
             .map_err(|source| collective_error(&members, source))?;
         batches.wait_for_first()?;
-        Ok(Session { generation: order.generation, lease, members, batches, collective, interrupt })
+        Ok(Session {
+            generation: order.generation,
+            rank,
+            leases,
+            members,
+            recipe: run.recipe.clone(),
+            store: Arc::clone(run.store),
+            batches,
+            collective,
+            interrupt,
+        })
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -75,7 +91,18 @@ impl Session {
 
     /// The shards of this worker.
     pub(crate) fn lease(&self) -> Range<u32> {
-        self.lease.clone()
+        self.leases[self.rank].clone()
+    }
+
+    /// Whose images made a step not finite: every worker can tell, for all know who leases what and which images a
+    /// step takes.
+    pub(crate) fn blame(&self, found: NonFinite) -> Blame {
+        let culprits = found.shards.iter().filter_map(|&shard| {
+            let rank = self.leases.iter().position(|lease| lease.contains(&shard))?;
+            let images = images_of(&self.recipe, self.store.manifest(), found.step, shard);
+            Some(Culprit { shard, rank, worker: self.members[rank], images })
+        });
+        Blame { culprits: culprits.collect(), found }
     }
 
     /// The views of a shard's part of a step. Steps and shards must be asked for in order. Fails once this

@@ -3,15 +3,20 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use collective::SubtreeSums;
 use protocol::v1;
-use simsiam::{State, Trainer};
+use simsiam::{Commit, State, Trainer};
 
 use crate::WorkerError;
 use crate::publish::Publisher;
 use crate::reports::Reports;
 use crate::session::Session;
 use crate::training_thread::{Command, unexpected};
+
+/// After how many steps the workers compare the hashes of their states, which must be the same. Hashing takes as long
+/// as writing the state into memory, so this costs no step a hundredth of its time.
+const REPLICAS_COMPARED_EVERY_STEPS: u64 = 100;
 
 /// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
 /// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set once this
@@ -34,7 +39,7 @@ pub(crate) fn train(
     while state.step < total_steps && !stop {
         let begin = Instant::now();
         let mut done = v1::StepDone { generation: session.generation(), ..v1::StepDone::default() };
-        hear(commands, session, stopping)?;
+        let is_save_ordered = hear(commands, session, stopping)?;
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
         let network = trainer.bind(state);
@@ -57,7 +62,20 @@ pub(crate) fn train(
 
         // Weights, momentum, statistics and position together, or nothing.
         let rates = trainer.schedule().at(state.step);
-        timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates))?;
+        match timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates)) {
+            Ok(Commit::Applied) => {}
+            Ok(Commit::Skipped(found)) => {
+                done.skipped = Some(v1::Skipped { shards: found.shards.clone() });
+                tracing::warn!(generation = done.generation, "{}; the step is skipped", session.blame(found));
+            }
+            Err(found) => {
+                if let Some(publisher) = publisher {
+                    // So that the step can be computed again, and looked at.
+                    publisher.publish_last(state, Instant::now())?;
+                }
+                return Err(WorkerError::NonFinite(session.blame(found)));
+            }
+        }
         stop = folded.stop_requested();
 
         done.step = state.step;
@@ -65,11 +83,14 @@ pub(crate) fn train(
         done.collapse_level = folded.collapse_level();
         done.gradient_norm = folded.gradient_norm();
         done.learning_rate = rates.encoder;
+        if state.step.is_multiple_of(REPLICAS_COMPARED_EVERY_STEPS) {
+            done.state_hash = Bytes::copy_from_slice(&state.hash().0);
+        }
         done.step_seconds = begin.elapsed().as_secs_f64();
         reports.step_done(done);
 
         if let Some(publisher) = &mut publisher {
-            publisher.publish_if_due(state, Instant::now());
+            publisher.publish_if_due(state, is_save_ordered, Instant::now());
         }
     }
     match publisher {
@@ -78,18 +99,20 @@ pub(crate) fn train(
     }
 }
 
-fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) -> Result<(), WorkerError> {
+/// Takes up an order, if there is one. Whether it is to save.
+fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) -> Result<bool, WorkerError> {
     match commands.try_recv() {
         Ok(Command::Stop) => {
             *stopping = true;
-            Ok(())
+            Ok(false)
         }
+        Ok(Command::Save) => Ok(true),
         Ok(Command::Halt { .. }) => Err(session.halted()),
         Ok(Command::Dismiss) => Err(WorkerError::Dismissed("dismissed in the middle of a run".to_string())),
-        Ok(Command::Assemble(..) | Command::Start { .. } | Command::Save) => {
+        Ok(Command::Assemble(..) | Command::Start { .. }) => {
             Err(unexpected("a new generation cannot form while this one trains".to_string()))
         }
-        Err(TryRecvError::Empty) => Ok(()),
+        Err(TryRecvError::Empty) => Ok(false),
         Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".to_string())),
     }
 }

@@ -133,6 +133,11 @@ impl TrainingThread {
                             self.reports.finished(generation, state);
                             tracing::info!(generation, step = state.step, "finished");
                         }
+                        // The worker that saves says so when it has, and the run ends; if it does not live to,
+                        // others compute the step again.
+                        Err(error @ WorkerError::NonFinite(_)) if !publishes => {
+                            tracing::error!(generation, "{error}");
+                        }
                         Err(error) => self.leave(position, error)?,
                     }
                 }

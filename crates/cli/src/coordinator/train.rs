@@ -8,18 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Run,
-    RunDirectory, Timeouts, check_min_workers, check_workers, serve,
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Request,
+    Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
-use dataset::{Deal, Images};
+use dataset::Deal;
 use protocol::{ServerTls, Token};
-use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::TrainArguments;
-use crate::cache::CacheArguments;
+use crate::deal::{deal, warn_of_pictures};
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
@@ -97,6 +96,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     };
     check_workers(cluster.workers(), recipe.training.shards)?;
     check_min_workers(arguments.losses.min_workers, cluster.workers())?;
+    check_max_workers(max_workers(arguments, &cluster), cluster.workers(), recipe.training.shards)?;
     let worker_devices = arguments.device.of_workers(cluster.local_workers)?;
     let path = arguments.out.join(&recipe.name);
     if resumed.is_none() {
@@ -156,25 +156,6 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
     Ok(directory)
 }
 
-/// Pictures that were left out, for the person and the log.
-pub(super) fn warn_of_pictures(deal: &Deal) {
-    for warning in deal.images().warnings() {
-        tracing::warn!("{warning}");
-    }
-}
-
-/// The images, dealt to shards.
-pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> Result<Deal> {
-    let folder = cache.folder();
-    let mut progress = |done, total| {
-        screen.position(done, total, "preparing images, once".to_string());
-    };
-    let images = Images::open_with_progress(&recipe.data, &folder, &mut progress);
-    screen.finish();
-    let images = images?;
-    Ok(Deal::new(Arc::new(images), recipe.training.shards, &folder)?)
-}
-
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
     let Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls } = prepared;
@@ -201,6 +182,8 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         manifest_json: manifest.to_json(),
         total_steps,
         workers: cluster.workers(),
+        max_workers: max_workers(arguments, &cluster),
+        mixes_arithmetic: arguments.losses.mixed_devices,
         on_failure: on_failure(arguments),
         min_workers: arguments.losses.min_workers,
         timeouts: Timeouts {
@@ -215,7 +198,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         token,
         tls,
     };
-    let (stops, mut stopped_by) = stops()?;
+    let (requests, mut stopped_by) = signals()?;
     let mut display = Display::new(screen.clone());
     let observer = move |progress: &coordinator::Progress| display.show(progress, Instant::now());
     let outcome = serve(
@@ -225,7 +208,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             deal.block(shard, block).inspect_err(|error| tracing::warn!("a worker asked: {error}")).ok()
         }),
         observer,
-        stops,
+        requests,
     )
     .await?;
     match outcome {
@@ -257,6 +240,11 @@ fn invitation(address: SocketAddr, count: u32, security: &SecurityArguments) -> 
     let flags = worker::network_flags(listen, security.insecure_network).join(" ");
     let security = security.for_remote_worker();
     format!("waiting for {count} workers; start each: `worker --join {join} {flags}{security}`")
+}
+
+/// Places for workers: without more of them, one for each that is waited for.
+fn max_workers(arguments: &TrainArguments, cluster: &Cluster) -> u32 {
+    arguments.losses.max_workers.unwrap_or_else(|| cluster.workers())
 }
 
 fn on_failure(arguments: &TrainArguments) -> OnFailure {
@@ -318,28 +306,35 @@ fn evaluations(directory: &RunDirectory, arguments: &TrainArguments) -> Result<O
     })))
 }
 
-/// Ctrl-C and SIGTERM as requests to stop, and which of them came first.
-fn stops() -> Result<(mpsc::Receiver<()>, watch::Receiver<Ending>)> {
+/// What the system's signals ask for, and which of those that stop a run came first.
+fn signals() -> Result<(mpsc::Receiver<Request>, watch::Receiver<Ending>)> {
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut saves = signal(SignalKind::user_defined1()).context("listen for SIGUSR1")?;
     let (sender, receiver) = mpsc::channel(2);
     let (first, ending) = watch::channel(Ending::Done);
     tokio::spawn(async move {
         loop {
-            let signal = tokio::select! {
-                _ = interrupts.recv() => Ending::Interrupted,
-                _ = terminations.recv() => Ending::Terminated,
+            let request = tokio::select! {
+                _ = interrupts.recv() => stop(&first, Ending::Interrupted),
+                _ = terminations.recv() => stop(&first, Ending::Terminated),
+                _ = saves.recv() => Request::Save,
             };
-            first.send_if_modified(|ending| {
-                let is_first = *ending == Ending::Done;
-                if is_first {
-                    *ending = signal;
-                }
-                is_first
-            });
             // More than two requests say nothing new.
-            let _ = sender.try_send(());
+            let _ = sender.try_send(request);
         }
     });
     Ok((receiver, ending))
+}
+
+/// Notes the first signal that stops the run: with it the program ends.
+fn stop(first: &watch::Sender<Ending>, signal: Ending) -> Request {
+    first.send_if_modified(|ending| {
+        let is_first = *ending == Ending::Done;
+        if is_first {
+            *ending = signal;
+        }
+        is_first
+    });
+    Request::Stop
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use dataset::views::{ViewMaker, write_grid};
 
 use super::ViewsArguments;
-use super::train::{deal, warn_of_pictures};
+use crate::deal::{deal, warn_of_pictures};
 use crate::display::Screen;
 use crate::exit::{Ending, answer};
 use crate::logging;
@@ -20,7 +20,7 @@ pub(super) fn run(arguments: &ViewsArguments) -> Result<Ending> {
     let count = arguments.images.min(deal.manifest().images_per_shard);
     let records =
         (0..count).map(|index| Ok((u64::from(index), deal.record(0, index)?))).collect::<Result<Vec<_>>>()?;
-    write_grid(&arguments.picture, &maker, &records, arguments.pairs, recipe.seed)
+    write_grid(&arguments.picture, &maker, &records, 0..u64::from(arguments.pairs), recipe.seed)
         .context("draw the views")?;
     answer(&format!(
         "{}: {count} images of {}, each with {} pairs of views",

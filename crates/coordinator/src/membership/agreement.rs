@@ -34,6 +34,14 @@ pub(super) fn differing_ends(ends: &[(WorkerId, u64, Digest)]) -> Option<String>
     })
 }
 
+/// Why workers that hold these after `step` are not replicas of one state, if they are not.
+pub(super) fn differing_replicas(hashes: &[(WorkerId, Digest)], step: u64) -> Option<String> {
+    let advice = "a replica has gone its own way, by a fault of its memory or its device; checkpoints since the last \
+                  comparison may be of the odd one";
+    let what = format!("state hash after step {step}");
+    disagreement(&what, advice, hashes.iter().map(|(worker, hash)| (*worker, hash)))
+}
+
 /// Names both values and who holds which, where the first differing one is told from the most common one.
 fn disagreement<T: Display + PartialEq + Copy>(
     what: &str,

@@ -24,6 +24,8 @@ pub enum Phase {
     Regrouping,
     /// A stop was ordered: the step in hand is finished and a checkpoint published.
     Stopping,
+    /// A person wants no more steps for now. The workers keep what they hold.
+    Paused,
     /// Ended as it should, after the last step or after a stop.
     Finished,
     /// Ended by a failure.
@@ -122,10 +124,23 @@ pub enum Event {
         /// Steps committed in it.
         step: u64,
     },
-    /// A person wants the run to stop. The second time: at once.
-    StopRequested,
+    /// A person asks for something.
+    Requested(Request),
     /// Time has passed.
     Tick,
+}
+
+/// What a person may ask of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Finish the step in hand, save, and end. The second time: end at once.
+    Stop,
+    /// Make no more steps until [`Request::Continue`]. The workers stay.
+    Pause,
+    /// Go on after a pause.
+    Continue,
+    /// Save what is there now, whatever the recipe says about when to save.
+    Save,
 }
 
 impl Event {
@@ -143,7 +158,7 @@ impl Event {
             | Event::WorkerLost { .. }
             | Event::ProcessEnded { .. }
             | Event::Published { .. }
-            | Event::StopRequested
+            | Event::Requested(_)
             | Event::Tick => None,
         }
     }
@@ -216,7 +231,7 @@ pub enum Order {
         /// Why.
         reason: String,
     },
-    /// Publish the state that is held since that generation ended.
+    /// Publish the state that is held: at once if that generation has ended, else after the step in hand.
     Save {
         /// Which generation.
         generation: Generation,
@@ -248,6 +263,8 @@ pub struct Candidate {
     pub collective_address: String,
     /// For people: host and process.
     pub description: String,
+    /// What it computes with; empty if that is not known.
+    pub arithmetic: String,
 }
 
 /// Where a worker stands that listens for orders. A new one stands nowhere.
@@ -334,6 +351,10 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Where the time went.
     pub seconds: StepSeconds,
+    /// If the step was left out because something was not finite: the shards where.
+    pub skipped: Option<Vec<u32>>,
+    /// Hash of the state that it led to, if it is one after which these are compared.
+    pub state_hash: Option<Digest>,
 }
 
 /// Where the time of a step went on the worker that reports it, in seconds.

@@ -24,8 +24,8 @@ use std::time::Duration;
 use protocol::{Generation, Rank, WorkerId};
 
 use super::{
-    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Stage,
-    agreement, lease,
+    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Pace, Phase, Place, Replicas,
+    Stage, agreement, lease, told,
 };
 use crate::journal::Record;
 
@@ -134,7 +134,12 @@ impl Membership {
             return Vec::new();
         }
         let mut actions = self.confirm_steps();
-        if self.idle().count() >= self.workers_wanted() as usize {
+        if self.is_paused {
+            self.phase = Phase::Paused;
+            if self.newest_held() <= Some(self.saved.step) {
+                self.saver = None;
+            }
+        } else if self.idle().count() >= self.workers_wanted() as usize {
             actions.extend(self.form(now));
         } else if self.stop_requested {
             actions.extend(self.end(Outcome::Stopped { step: self.committed_step }));
@@ -152,7 +157,7 @@ impl Membership {
             self.committed_step = last;
             self.fruitless_generations = 0;
         }
-        steps.into_values().map(Action::Committed).collect()
+        steps.into_values().flat_map(told).collect()
     }
 
     /// Forms the next generation of all who wait for it, or first has the state saved that some of them lack.
@@ -165,8 +170,7 @@ impl Membership {
                 self.how_to_go_on()
             ));
         }
-        let held = self.idle().filter_map(|(_, held_step)| held_step).max();
-        let step = held.map_or(self.saved.step, |held| held.max(self.saved.step));
+        let step = self.newest_held().map_or(self.saved.step, |held| held.max(self.saved.step));
         let is_lacked = self.idle().any(|(_, held_step)| held_step != Some(step));
         if is_lacked && self.saved.step < step {
             return self.save_first(step, now);
@@ -175,8 +179,13 @@ impl Membership {
         self.assemble(step, now)
     }
 
+    /// Steps committed in the newest state that anyone holds who waits for a generation.
+    pub(super) fn newest_held(&self) -> Option<u64> {
+        self.idle().filter_map(|(_, held_step)| held_step).max()
+    }
+
     /// One of those who hold the state of `step` is told to save it, once.
-    fn save_first(&mut self, step: u64, now: Duration) -> Vec<Action> {
+    pub(super) fn save_first(&mut self, step: u64, now: Duration) -> Vec<Action> {
         let holder = self.idle().find(|(_, held_step)| *held_step == Some(step));
         let (worker, _) = holder.expect("the newest step is held by someone if it is not on the disk");
         if self.saver.is_some() {
@@ -199,6 +208,7 @@ impl Membership {
         (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
+        (self.replicas, self.pace) = (Replicas::default(), Pace::default());
         self.ranks = self.idle().map(|(worker, _)| worker).collect();
         let leases = lease(self.settings.shards, self.ranks.len() as u32);
         let mut places = Vec::new();

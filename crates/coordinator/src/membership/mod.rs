@@ -12,11 +12,14 @@ mod agreement;
 mod events;
 mod generations;
 mod lease;
+mod pace;
 mod past;
 #[cfg(test)]
 mod promises;
 #[cfg(test)]
 mod recovery_tests;
+mod replicas;
+mod requests;
 mod reunion;
 #[cfg(test)]
 mod reunion_tests;
@@ -33,11 +36,16 @@ use protocol::{Generation, WorkerId};
 
 pub use events::{
     Action, Candidate, Complaint, Digest, Event, Holding, Order, Outcome, Part, Phase, Place, Position,
-    StepReport, StepSeconds,
+    Request, StepReport, StepSeconds,
 };
 pub use lease::{Lease, lease};
 pub use past::Past;
-pub use settings::{OnFailure, Settings, SettingsError, Timeouts, check_min_workers, check_workers};
+pub use settings::{
+    OnFailure, Settings, SettingsError, Timeouts, check_max_workers, check_min_workers, check_workers,
+};
+
+use pace::Pace;
+use replicas::Replicas;
 
 use crate::journal::Record;
 
@@ -62,6 +70,11 @@ pub struct Membership {
     waiting_since: Duration,
     verdict: Option<Verdict>,
     stop_requested: bool,
+    /// Whether a person wants no more steps for now.
+    is_paused: bool,
+    /// The present generation's states, and how fast its workers are.
+    replicas: Replicas,
+    pace: Pace,
     /// How the workers of this generation ended that have.
     ends: BTreeMap<WorkerId, (u64, Digest)>,
     /// Steps that others than the first rank reported; they count if its word does not come.
@@ -163,6 +176,9 @@ impl Membership {
             waiting_since: now,
             verdict: None,
             stop_requested: false,
+            is_paused: false,
+            replicas: Replicas::default(),
+            pace: Pace::default(),
             ends: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             has_begun,
@@ -205,7 +221,7 @@ impl Membership {
     /// Whether `worker` was told to publish the checkpoints of `generation`, or to save what it holds since. Every
     /// state that a worker holds is one that was committed, so it may do so while the next generation is formed.
     pub fn publishes(&self, worker: WorkerId, generation: Generation) -> bool {
-        let is_open = self.is_under_way() || self.phase == Phase::Gathering;
+        let is_open = self.is_under_way() || matches!(self.phase, Phase::Gathering | Phase::Paused);
         let is_asked = self.ranks.first() == Some(&worker) || self.saver == Some(worker);
         is_open && is_asked && self.members.get(&worker).is_some_and(|member| member.generation == generation)
     }
@@ -248,7 +264,7 @@ impl Membership {
                 self.process_ended(reason, crashed, restarts, now)
             }
             Event::Published { checkpoint, step } => self.published(checkpoint, step, now),
-            Event::StopRequested => self.stop(now),
+            Event::Requested(request) => self.requested(request, now),
             Event::Tick => self.tick(now),
             Event::Heartbeat { .. } => Vec::new(),
         }
@@ -271,16 +287,19 @@ impl Membership {
             member.heard_at = now;
             return vec![Action::Admit { worker }];
         }
-        if self.members.len() >= self.settings.workers as usize {
+        if self.members.len() >= self.settings.max_workers as usize {
             if self.members.values().any(|member| member.stage == Stage::Away) {
                 let reason = "the workers of the last generation may still come back to their places";
                 return vec![Action::Postpone { reason: reason.to_string() }];
             }
             return vec![refuse(&format!(
-                "this run has its {} workers already: start the coordinator for one more with --workers or \
-                 --remote-workers",
-                self.settings.workers
+                "this run has its {} workers already: start the coordinator for one more with --workers, \
+                 --remote-workers or --max-workers",
+                self.settings.max_workers
             ))];
+        }
+        if let Some(reason) = self.foreign_arithmetic(&candidate) {
+            return vec![refuse(&reason)];
         }
         self.workers_admitted += 1;
         let worker = WorkerId(self.workers_admitted);
@@ -290,10 +309,25 @@ impl Membership {
             collective_address: candidate.collective_address.clone(),
             description: candidate.description.clone(),
             outlives_coordinator: candidate.outlives_coordinator,
+            arithmetic: candidate.arithmetic.clone(),
         };
         let generation = Generation(0);
         self.members.insert(worker, Member { candidate, stage: Stage::Joined, heard_at: now, generation });
         vec![Action::Admit { worker }, Action::Record(record)]
+    }
+
+    /// Why this worker would compute other bits than those who are here, if it would.
+    fn foreign_arithmetic(&self, candidate: &Candidate) -> Option<String> {
+        let theirs = &candidate.arithmetic;
+        let differs = |ours: &&String| !ours.is_empty() && !theirs.is_empty() && *ours != theirs;
+        let ours = self.members.values().map(|member| &member.candidate.arithmetic).find(differs)?;
+        (!self.settings.mixes_arithmetic).then(|| {
+            format!(
+                "this run's workers compute on {ours}, and this one on {theirs}, which rounds otherwise: the result \
+                 would depend on who computes what. Use the same kind of processor for all, or start the coordinator \
+                 with --mixed-devices"
+            )
+        })
     }
 
     /// One more listens: if that makes enough, or it can take over shards, a generation is formed.
@@ -314,22 +348,37 @@ impl Membership {
         if !is_possible || !is_present {
             return Vec::new();
         }
+        if let Some(hash) = report.state_hash
+            && let Some(reason) = self.replicas.compare(worker, report.step, hash, &self.ranks)
+        {
+            return self.fail_for(&reason);
+        }
+        let mut actions: Vec<Action> = self.straggles(worker, &report).into_iter().collect();
         if self.ranks.first() != Some(&worker) || self.phase == Phase::Regrouping {
             if report.step > self.committed_step {
                 self.unconfirmed.entry(report.step).or_insert(report);
             }
-            return Vec::new();
+            return actions;
         }
         self.note_progress(now);
         (self.has_stepped, self.fruitless_generations) = (true, 0);
-        let mut actions = Vec::new();
         if report.step > self.committed_step {
             self.committed_step = report.step;
             self.unconfirmed = self.unconfirmed.split_off(&(report.step + 1));
-            actions.push(Action::Committed(report));
+            actions.extend(told(report));
         }
         actions.extend(self.take_in(now));
         actions
+    }
+
+    /// Says so if the others wait for this worker.
+    fn straggles(&mut self, worker: WorkerId, report: &StepReport) -> Option<Action> {
+        let rank = self.ranks.iter().position(|rank| *rank == worker)?;
+        let lease = lease(self.settings.shards, self.ranks.len() as u32)[rank];
+        let times_slower = self.pace.judge(worker, &report.seconds, lease.shard_count)?;
+        let description = self.members.get(&worker)?.candidate.description.clone();
+        let (worker, step) = (worker.0, report.step);
+        Some(Action::Record(Record::Straggler { worker, description, times_slower, step }))
     }
 
     /// Once all have finished, with the same state, the run is over.
@@ -442,31 +491,6 @@ impl Membership {
         once(Action::Record(record)).chain(consequences).collect()
     }
 
-    /// The first request is passed on to the workers, which stop together after a step; while a generation is
-    /// being replaced, the next one is told when it starts. The second ends the run at once, as does the first
-    /// where no step was made yet.
-    fn stop(&mut self, now: Duration) -> Vec<Action> {
-        let step = self.committed_step;
-        let record = Action::Record(Record::StopRequested { step });
-        let is_first = !std::mem::replace(&mut self.stop_requested, true);
-        let consequences = match self.phase {
-            Phase::Training => self.order_stop(now),
-            Phase::Reuniting | Phase::Regrouping if is_first => Vec::new(),
-            // Those who wait for another one save what they hold.
-            Phase::Gathering if is_first && self.has_begun => self.regroup(now),
-            Phase::Assembling if is_first && !self.is_first_generation => Vec::new(),
-            _ => self.end(Outcome::Stopped { step }),
-        };
-        once(record).chain(consequences).collect()
-    }
-
-    fn order_stop(&mut self, now: Duration) -> Vec<Action> {
-        self.phase = Phase::Stopping;
-        self.waiting_since = now;
-        let order = Order::Stop { generation: self.generation, reason: "a stop was requested".to_string() };
-        self.ranks.iter().map(|&worker| Action::Send { worker, order: order.clone() }).collect()
-    }
-
     /// Keeps a failure that is known at second hand until [`SECOND_HAND_WAIT`] has passed. The first stays.
     fn suspect(&mut self, reason: String, now: Duration) -> Vec<Action> {
         self.verdict.get_or_insert(Verdict { reason, until: now + SECOND_HAND_WAIT });
@@ -541,6 +565,13 @@ impl Membership {
             None => format!("{step} steps are committed and no checkpoint was saved yet: start again"),
         }
     }
+}
+
+/// A step is committed, and if it was left out, the journal says so.
+fn told(report: StepReport) -> impl Iterator<Item = Action> {
+    let step = report.step;
+    let skipped = report.skipped.clone().map(|shards| Action::Record(Record::Skipped { step, shards }));
+    skipped.into_iter().chain(once(Action::Committed(report)))
 }
 
 fn refuse(reason: &str) -> Action {

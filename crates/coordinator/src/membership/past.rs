@@ -55,7 +55,14 @@ impl Past {
                 self.address.clone_from(address);
                 (self.local_workers, self.workers) = (*local_workers, *workers);
             }
-            Record::Joined { worker, incarnation, collective_address, description, outlives_coordinator } => {
+            Record::Joined {
+                worker,
+                incarnation,
+                collective_address,
+                description,
+                outlives_coordinator,
+                arithmetic,
+            } => {
                 self.workers_admitted = self.workers_admitted.max(*worker);
                 let candidate = Candidate {
                     returning: None,
@@ -63,6 +70,7 @@ impl Past {
                     outlives_coordinator: *outlives_coordinator,
                     collective_address: collective_address.clone(),
                     description: description.clone(),
+                    arithmetic: arithmetic.clone(),
                 };
                 self.members.insert(WorkerId(*worker), candidate);
             }
@@ -81,6 +89,10 @@ impl Past {
             Record::Created(_)
             | Record::Returned { .. }
             | Record::Adopted { .. }
+            | Record::Skipped { .. }
+            | Record::Straggler { .. }
+            | Record::Paused { .. }
+            | Record::Continued { .. }
             | Record::StopRequested { .. } => {}
         }
     }

@@ -77,7 +77,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             Event::ProcessEnded { reason: "reason".to_string(), crashed, restarts }
         }),
         3 => step().prop_map(|step| Event::Published { checkpoint: format!("step-{step}"), step }),
-        1 => Just(Event::StopRequested),
+        1 => prop::sample::select(&[Request::Stop, Request::Pause, Request::Save][..]).prop_map(Event::Requested),
+        2 => Just(Event::Requested(Request::Continue)),
         6 => Just(Event::Tick),
     ]
 }
@@ -88,8 +89,9 @@ fn any_settings() -> impl Strategy<Value = Settings> {
         2 => Just(OnFailure::Wait),
         2 => Just(OnFailure::Abort)
     ];
-    (1u32..5, 1u32..3, any::<bool>(), on_failure).prop_map(
-        |(workers, min_workers, workers_are_local, on_failure)| Settings {
+    (1u32..5, 0u32..3, 1u32..3, any::<bool>(), on_failure).prop_map(
+        |(workers, more, min_workers, workers_are_local, on_failure)| Settings {
+            max_workers: workers + more,
             workers_are_local,
             on_failure,
             min_workers: min_workers.min(workers),
@@ -320,13 +322,15 @@ proptest! {
         settings in any_settings(),
         turns in prop::collection::vec((any_turn(), 0u64..800), 0..160),
     ) {
-        let workers = settings.workers;
+        let workers = settings.max_workers;
         let mut scene = Scene::new(settings);
         for (turn, later_ms) in turns {
             scene.now += Duration::from_millis(later_ms);
             scene.take(turn);
             prop_assert_eq!(scene.membership.generation().0, scene.witness.generation);
         }
+        // A pause lasts until a person ends it.
+        scene.hear(&Event::Requested(Request::Continue));
         // Every wait ends: each tick takes at least one silent worker, then the run.
         for _ in 0..2 * workers + 2 {
             scene.now += Duration::from_secs(3600);

@@ -254,7 +254,7 @@ fn a_stop_while_others_are_waited_for_saves_what_is_held() {
     course.step(lost(2));
     course.halted(1, 1);
     assert_eq!(course.membership.phase(), Phase::Gathering);
-    assert_eq!(assemblies(&course.step(Event::StopRequested)), [(1, 2, 1, 8)]);
+    assert_eq!(assemblies(&course.step(Event::Requested(Request::Stop))), [(1, 2, 1, 8)]);
     assert_eq!(told(&course.assembled_at(1, 1), |order| matches!(order, Order::Stop { .. })), [1]);
 }
 
@@ -290,7 +290,7 @@ fn generations_that_come_to_nothing_end_the_run() {
 fn a_stop_outlives_the_generation_that_was_told() {
     let mut course = Course::training(shrinking(2));
     course.step_done(1, 1);
-    course.step(Event::StopRequested);
+    course.step(Event::Requested(Request::Stop));
     course.step(lost(2));
     course.halted(1, 1);
     let actions = course.assembled_at(1, 1);
@@ -299,7 +299,7 @@ fn a_stop_outlives_the_generation_that_was_told() {
 
     // Nobody is waited for who would only be told to stop.
     let mut course = Course::training(Settings { on_failure: OnFailure::Wait, ..settings(2) });
-    course.step(Event::StopRequested);
+    course.step(Event::Requested(Request::Stop));
     course.step(lost(2));
     assert_eq!(assemblies(&course.halted(1, 0)), [(1, 2, 0, 8)]);
     assert_eq!(outcome(&course.step(lost(1))), Some(&Outcome::Stopped { step: 0 }));
@@ -308,8 +308,8 @@ fn a_stop_outlives_the_generation_that_was_told() {
     let mut course = Course::training(shrinking(2));
     course.step_done(1, 1);
     course.step(lost(2));
-    assert_eq!(outcome(&course.step(Event::StopRequested)), None);
-    assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 1 }));
+    assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), None);
+    assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), Some(&Outcome::Stopped { step: 1 }));
 }
 
 #[test]

@@ -102,6 +102,9 @@ impl Membership {
         if !stages().all(takes_part) {
             return self.break_off("it broke off while there was no coordinator".to_string(), now);
         }
+        if self.is_paused {
+            return self.break_off("the run is paused".to_string(), now);
+        }
         let record = Record::Adopted { generation: self.generation.0, step: self.committed_step };
         let consequences = if self.has_started { self.go_on(now) } else { self.assemble_on(now) };
         once(Action::Record(record)).chain(consequences).collect()

@@ -174,12 +174,12 @@ fn a_run_that_ended_without_a_coordinator_has_ended() {
 #[test]
 fn a_stop_while_they_come_back_is_told_to_those_who_train() {
     let mut course = Course::training_and_restarted(1);
-    assert_eq!(outcome(&course.step(Event::StopRequested)), None);
+    assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), None);
     let actions = course.comes_back(1, training(&[2]));
     assert_eq!(told(&actions, |order| matches!(order, Order::Stop { .. })), [1]);
     let mut course = Course::training_and_restarted(1);
-    course.step(Event::StopRequested);
-    assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 1 }));
+    course.step(Event::Requested(Request::Stop));
+    assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), Some(&Outcome::Stopped { step: 1 }));
 }
 
 #[test]

@@ -7,6 +7,10 @@ use std::time::Duration;
 pub struct Settings {
     /// How many workers the run waits for.
     pub workers: u32,
+    /// How many it has places for: others may come while it trains.
+    pub max_workers: u32,
+    /// Whether workers may compute with different arithmetic, so that the result depends on who computes what.
+    pub mixes_arithmetic: bool,
     /// Whether they are processes that this coordinator started. Then the end of a process tells more than
     /// the end of its connection, and is waited for.
     pub workers_are_local: bool,
@@ -101,6 +105,16 @@ pub enum SettingsError {
         /// The fewest.
         min_workers: u32,
     },
+    /// There would be no place for those it waits for.
+    #[error(
+        "a run that waits for {workers} workers cannot have places for {max_workers}: raise --max-workers"
+    )]
+    MaxWorkers {
+        /// Workers asked for.
+        workers: u32,
+        /// The places.
+        max_workers: u32,
+    },
 }
 
 impl Settings {
@@ -110,7 +124,8 @@ impl Settings {
     /// No workers, or more of them than shards, or a fewest that is none of these.
     pub fn check(&self) -> Result<(), SettingsError> {
         check_workers(self.workers, self.shards)?;
-        check_min_workers(self.min_workers, self.workers)
+        check_min_workers(self.min_workers, self.workers)?;
+        check_max_workers(self.max_workers, self.workers, self.shards)
     }
 }
 
@@ -122,6 +137,17 @@ pub fn check_min_workers(min_workers: u32, workers: u32) -> Result<(), SettingsE
     match (1..=workers).contains(&min_workers) {
         true => Ok(()),
         false => Err(SettingsError::MinWorkers { workers, min_workers }),
+    }
+}
+
+/// Whether a run that waits for `workers` can have places for `max_workers`.
+///
+/// # Errors
+/// Fewer than it waits for, or more than there are shards.
+pub fn check_max_workers(max_workers: u32, workers: u32, shards: u32) -> Result<(), SettingsError> {
+    match max_workers < workers {
+        true => Err(SettingsError::MaxWorkers { workers, max_workers }),
+        false => check_workers(max_workers, shards),
     }
 }
 

@@ -8,6 +8,8 @@ pub(super) const TOTAL_STEPS: u64 = 100;
 pub(super) fn settings(workers: u32) -> Settings {
     Settings {
         workers,
+        max_workers: workers,
+        mixes_arithmetic: false,
         workers_are_local: false,
         on_failure: OnFailure::Abort,
         min_workers: 1,
@@ -29,7 +31,15 @@ pub(super) fn settings(workers: u32) -> Settings {
 pub(super) fn candidate(incarnation: u64) -> Candidate {
     let description = format!("host-{incarnation}");
     let collective_address = format!("10.0.0.{incarnation}:7000");
-    Candidate { returning: None, incarnation, outlives_coordinator: true, collective_address, description }
+    let arithmetic = "cpu x86-64 AVX2".to_string();
+    Candidate {
+        returning: None,
+        incarnation,
+        outlives_coordinator: true,
+        collective_address,
+        description,
+        arithmetic,
+    }
 }
 
 /// A new worker listens.
@@ -86,6 +96,8 @@ pub(super) fn report(generation: u64, step: u64) -> StepReport {
         learning_rate: 0.05,
         gradient_norm: 1.0,
         seconds: StepSeconds::default(),
+        skipped: None,
+        state_hash: None,
     }
 }
 
@@ -264,7 +276,7 @@ fn a_run_from_the_first_join_to_the_last_step() {
         3
     );
     assert_eq!(course.membership.phase(), Phase::Finished);
-    assert!(course.step(Event::StopRequested).is_empty());
+    assert!(course.step(Event::Requested(Request::Stop)).is_empty());
     assert!(matches!(course.step(Event::Joined(candidate(9)))[..], [Action::Refuse { .. }]));
 }
 
@@ -392,7 +404,7 @@ fn a_local_process_tells_more_than_its_connection() {
 #[test]
 fn a_stop_is_passed_on_and_the_second_ends_at_once() {
     let mut course = Course::training(settings(2));
-    let actions = course.step(Event::StopRequested);
+    let actions = course.step(Event::Requested(Request::Stop));
     assert_eq!(
         actions
             .iter()
@@ -405,17 +417,20 @@ fn a_stop_is_passed_on_and_the_second_ends_at_once() {
 
     let mut course = Course::training(settings(2));
     course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 41) });
-    course.step(Event::StopRequested);
-    assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 41 }));
+    course.step(Event::Requested(Request::Stop));
+    assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), Some(&Outcome::Stopped { step: 41 }));
 
     // A stop that comes while the last step is made changes nothing.
     let mut course = Course::training(settings(1));
-    course.step(Event::StopRequested);
+    course.step(Event::Requested(Request::Stop));
     let actions = course.finished(1, TOTAL_STEPS, 9);
     assert!(matches!(outcome(&actions), Some(Outcome::Completed { step: TOTAL_STEPS, .. })));
 
     for mut course in [Course::new(settings(2)), Course::assembling(settings(2))] {
-        assert_eq!(outcome(&course.step(Event::StopRequested)), Some(&Outcome::Stopped { step: 0 }));
+        assert_eq!(
+            outcome(&course.step(Event::Requested(Request::Stop))),
+            Some(&Outcome::Stopped { step: 0 })
+        );
     }
 }
 
@@ -438,7 +453,7 @@ fn every_wait_has_its_limit_and_its_sentence() {
     check_failure(&course.pass(1), &["no step was committed for 60.0 s"]);
 
     let mut course = Course::training(settings(2));
-    course.step(Event::StopRequested);
+    course.step(Event::Requested(Request::Stop));
     course.finished(1, 5, 9);
     assert!(course.pass(30).is_empty());
     check_failure(&course.pass(1), &["within 30.0 s these did not finish: worker 2 (host-2)"]);

@@ -86,7 +86,7 @@ impl Membership {
             Phase::Training => timeouts.step,
             Phase::Reuniting | Phase::Regrouping => timeouts.halt,
             Phase::Stopping => timeouts.stop,
-            Phase::Finished | Phase::Failed => Duration::MAX,
+            Phase::Paused | Phase::Finished | Phase::Failed => Duration::MAX,
         }
     }
 
@@ -120,7 +120,12 @@ impl Membership {
                 missing(|stage| matches!(stage, Stage::Finished(_))),
                 self.how_to_go_on()
             ),
-            Phase::Reuniting | Phase::Training | Phase::Regrouping | Phase::Finished | Phase::Failed => {
+            Phase::Reuniting
+            | Phase::Training
+            | Phase::Regrouping
+            | Phase::Paused
+            | Phase::Finished
+            | Phase::Failed => {
                 format!(
                     "no step was committed for {limit_s:.1} s; still at work: {}; {}",
                     missing(|stage| matches!(stage, Stage::Finished(_))),

@@ -1,6 +1,7 @@
 //! A picture of views, for people to look at.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use image::codecs::png::PngEncoder;
@@ -22,8 +23,8 @@ const PAIR_GAP_PX: u32 = 16;
 
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 
-/// Writes a PNG with one row for each `(sample, record)`: the image itself, then both views of its first
-/// `pairs` epochs, exactly as training with this seed sees them, before they are normalised.
+/// Writes a PNG with one row for each `(sample, record)`: the image itself, then both views of each of these
+/// epochs, exactly as training with this seed sees them, before they are normalised.
 ///
 /// # Errors
 /// A file that cannot be written.
@@ -34,22 +35,22 @@ pub fn write_grid(
     path: &Path,
     maker: &ViewMaker,
     records: &[(u64, &[u8])],
-    pairs: u32,
+    epochs: Range<u64>,
     seed: u64,
 ) -> Result<(), DatasetError> {
-    let picture = draw_grid(maker, records, pairs, seed);
+    let picture = draw_grid(maker, records, epochs, seed);
     aside::write_file(path, |file| {
         picture.write_with_encoder(PngEncoder::new(file)).map_err(io::Error::other)
     })
     .map_err(DatasetError::io("write", path))
 }
 
-fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], pairs: u32, seed: u64) -> RgbImage {
+fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], epochs: Range<u64>, seed: u64) -> RgbImage {
     let side = maker.crop_px as u32;
     let scale = LEAST_CELL_PX.div_ceil(side);
     let cell = side * scale;
     let pair = PAIR_GAP_PX + 2 * cell + GAP_PX;
-    let rows = records.len() as u32;
+    let (rows, pairs) = (records.len() as u32, epochs.clone().count() as u32);
     let (width, height) = (2 * GAP_PX + cell + pairs * pair, GAP_PX + rows * (cell + GAP_PX));
     let mut picture = RgbImage::from_pixel(width, height, BACKGROUND);
     let mut scratch = Scratch::default();
@@ -58,10 +59,10 @@ fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], pairs: u32, seed: u64)
         let top = GAP_PX + row * (cell + GAP_PX);
         maker.render_plain(record, &mut scratch, &mut planes);
         draw_cell(maker, &planes, scale, GAP_PX, top, &mut picture);
-        for epoch in 0..pairs {
+        for (place, epoch) in (0..).zip(epochs.clone()) {
             for view in 0..2 {
-                let left = GAP_PX + cell + epoch * pair + PAIR_GAP_PX + view * (cell + GAP_PX);
-                let parameters = maker.draw(seed, u64::from(epoch), *sample, view);
+                let left = GAP_PX + cell + place * pair + PAIR_GAP_PX + view * (cell + GAP_PX);
+                let parameters = maker.draw(seed, epoch, *sample, view);
                 maker.render(record, &parameters, &mut scratch, &mut planes);
                 draw_cell(maker, &planes, scale, left, top, &mut picture);
             }

@@ -180,7 +180,7 @@ fn a_grid_shows_each_image_and_its_pairs() {
     let record = record(geometry);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("views.png");
-    write_grid(&path, &maker, &[(0, &record), (1, &record)], 3, 0).unwrap();
+    write_grid(&path, &maker, &[(0, &record), (1, &record)], 0..3, 0).unwrap();
     let picture = image::open(&path).unwrap().to_rgb8();
     assert_eq!(picture.dimensions(), (8 + 96 + 3 * (16 + 2 * 96 + 4), 4 + 2 * (96 + 4)));
     // Each pixel of the original is three wide and high, after a gap of 4.

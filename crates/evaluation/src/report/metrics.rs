@@ -66,7 +66,8 @@ impl Seconds {
 pub(super) fn read(path: &Path) -> Result<Vec<Step>, EvaluationError> {
     let mut steps: Vec<Step> = Vec::new();
     for Line { number, value } in lines::read(path)? {
-        if value.get("loss").is_none() {
+        // A step that was left out has no loss that could be drawn.
+        if value.get("loss").is_none_or(|_| value["skipped"] == true) {
             continue;
         }
         let step: Step = serde_json::from_value(value).map_err(|error| {
@@ -131,10 +132,12 @@ mod tests {
     fn what_is_no_step_is_passed_over() {
         let [one, two, again] = [line(1, 1, 0.5, 1.0), line(2, 1, 0.25, 1.0), line(2, 1, 0.125, 1.0)];
         let other = "{\"evaluation\":\"knn\",\"step\":1,\"top1\":0.5}\n";
+        let skipped = "{\"step\":2,\"loss\":null,\"skipped\":true}\n";
         let torn = &two[..40];
         for (text, expected) in [
             (format!("{one}{two}"), vec![0.5, 0.25]),
             (format!("{one}{other}{two}"), vec![0.5, 0.25]),
+            (format!("{one}{skipped}"), vec![0.5]),
             (format!("{one}{torn}"), vec![0.5]),
             (format!("{one}{two}{again}"), vec![0.5, 0.125]),
             (format!("{one}\n"), vec![0.5]),

@@ -1,0 +1,95 @@
+//! A step computed once more, by one process that needs no coordinator and no other worker.
+//!
+//! A run is a function of its recipe: which images a step takes, how each is seen, and in which order the shards are
+//! summed depend on nothing else. So whatever was strange about a step can be looked at again.
+
+use std::sync::Arc;
+
+use collective::SubtreeSums;
+use dataset::BlockStore;
+use recipe::Recipe;
+use simsiam::{Commit, Device, NonFinite, State, Trainer};
+
+use crate::WorkerError;
+use crate::batches::{Batches, images_of};
+
+/// A step, shard by shard and as a whole.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Each shard's part, in order.
+    pub shards: Vec<ReplayedShard>,
+    /// Mean loss over all shards.
+    pub loss: f64,
+    /// Near 1 healthy, 0 collapsed.
+    pub collapse_level: f64,
+    /// Euclidean norm of the mean gradient.
+    pub gradient_norm: f64,
+    /// What a run does with it.
+    pub commit: Result<Commit, NonFinite>,
+    /// What it leads to.
+    pub state: State,
+}
+
+/// One shard's part of a step.
+#[derive(Debug)]
+pub struct ReplayedShard {
+    /// Which one.
+    pub shard: u32,
+    /// Its images, as places in the dealt order of all.
+    pub images: Vec<u64>,
+    /// Its loss.
+    pub loss: f64,
+    /// Euclidean norm of its gradient.
+    pub gradient_norm: f64,
+    /// What is not finite: parameters by their names, for their gradients, and what rides along.
+    pub non_finite: Vec<String>,
+}
+
+/// Computes the step after `state`.
+///
+/// # Errors
+/// Images that cannot be had, or a device that fails.
+///
+/// # Panics
+/// If the run has no step after `state`.
+pub fn replay(
+    recipe: &Recipe,
+    store: &Arc<BlockStore>,
+    device: Device,
+    mut state: State,
+) -> Result<Replayed, WorkerError> {
+    let trainer = Trainer::new(recipe, store.manifest().images, device);
+    let step = state.step;
+    assert!(step < trainer.schedule().total_steps(), "the run has a step after {step}");
+    let lease = 0..recipe.training.shards;
+    let mut batches = Batches::start(recipe, Arc::clone(store), lease.clone(), step..step + 1);
+    let network = trainer.bind(&state);
+    let mut sums = SubtreeSums::new(lease.clone(), trainer.bucket().values());
+    let mut shards = Vec::new();
+    for shard in lease {
+        let bucket = sums.next_bucket();
+        trainer.forward_backward(&network, shard, batches.next()?.views, bucket)?;
+        let alone = trainer.bucket().read(bucket);
+        // As a mean over all shards it is that much smaller.
+        let count = f64::from(recipe.training.shards);
+        shards.push(ReplayedShard {
+            shard,
+            images: images_of(recipe, store.manifest(), step, shard),
+            loss: alone.loss() * count,
+            gradient_norm: alone.gradient_norm() * count,
+            non_finite: trainer.non_finite_parts(bucket),
+        });
+        sums.commit();
+    }
+    let (_, sum) = sums.nodes().next().expect("all shards of a run are one subtree");
+    let folded = trainer.bucket().read(sum);
+    let commit = trainer.commit(&mut state, &folded, trainer.schedule().at(step));
+    Ok(Replayed {
+        shards,
+        loss: folded.loss(),
+        collapse_level: folded.collapse_level(),
+        gradient_norm: folded.gradient_norm(),
+        commit,
+        state,
+    })
+}
