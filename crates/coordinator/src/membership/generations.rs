@@ -24,8 +24,8 @@ use std::time::Duration;
 use protocol::{Generation, Rank, WorkerId};
 
 use super::{
-    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Pace, Phase, Place, Replicas,
-    Stage, agreement, lease, told,
+    Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Replicas, Stage,
+    Stragglers, agreement, lease, told,
 };
 use crate::journal::Record;
 
@@ -208,7 +208,7 @@ impl Membership {
         (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
-        (self.replicas, self.pace) = (Replicas::default(), Pace::default());
+        (self.replicas, self.stragglers) = (Replicas::default(), Stragglers::default());
         self.ranks = self.idle().map(|(worker, _)| worker).collect();
         let leases = lease(self.settings.shards, self.ranks.len() as u32);
         let mut places = Vec::new();

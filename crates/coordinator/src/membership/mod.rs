@@ -12,7 +12,6 @@ mod agreement;
 mod events;
 mod generations;
 mod lease;
-mod pace;
 mod past;
 #[cfg(test)]
 mod promises;
@@ -24,6 +23,7 @@ mod reunion;
 #[cfg(test)]
 mod reunion_tests;
 mod settings;
+mod stragglers;
 #[cfg(test)]
 mod tests;
 mod waits;
@@ -44,8 +44,8 @@ pub use settings::{
     OnFailure, Settings, SettingsError, Timeouts, check_max_workers, check_min_workers, check_workers,
 };
 
-use pace::Pace;
 use replicas::Replicas;
+use stragglers::Stragglers;
 
 use crate::journal::Record;
 
@@ -72,9 +72,9 @@ pub struct Membership {
     stop_requested: bool,
     /// Whether a person wants no more steps for now.
     is_paused: bool,
-    /// The present generation's states, and how fast its workers are.
+    /// The present generation's states, and whom its workers wait for.
     replicas: Replicas,
-    pace: Pace,
+    stragglers: Stragglers,
     /// How the workers of this generation ended that have.
     ends: BTreeMap<WorkerId, (u64, Digest)>,
     /// Steps that others than the first rank reported; they count if its word does not come.
@@ -178,7 +178,7 @@ impl Membership {
             stop_requested: false,
             is_paused: false,
             replicas: Replicas::default(),
-            pace: Pace::default(),
+            stragglers: Stragglers::default(),
             ends: BTreeMap::new(),
             unconfirmed: BTreeMap::new(),
             has_begun,
@@ -375,7 +375,7 @@ impl Membership {
     fn straggles(&mut self, worker: WorkerId, report: &StepReport) -> Option<Action> {
         let rank = self.ranks.iter().position(|rank| *rank == worker)?;
         let lease = lease(self.settings.shards, self.ranks.len() as u32)[rank];
-        let times_slower = self.pace.judge(worker, &report.seconds, lease.shard_count)?;
+        let times_slower = self.stragglers.judge(worker, &report.seconds, lease.shard_count)?;
         let description = self.members.get(&worker)?.candidate.description.clone();
         let (worker, step) = (worker.0, report.step);
         Some(Action::Record(Record::Straggler { worker, description, times_slower, step }))

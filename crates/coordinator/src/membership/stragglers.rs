@@ -17,14 +17,14 @@ const STRAGGLING_RATIO: f64 = 2.0;
 
 /// How fast the workers of one generation are.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Stragglers {
     /// Seconds per shard of the last steps.
     seconds: BTreeMap<WorkerId, VecDeque<f64>>,
     /// Those that were named; once is enough.
     named: BTreeSet<WorkerId>,
 }
 
-impl Pace {
+impl Stragglers {
     /// Takes a worker's times for a step of `shards` shards. How many times slower than the median of its peers it is,
     /// if that is too much and was not said yet.
     pub(super) fn judge(&mut self, worker: WorkerId, seconds: &StepSeconds, shards: u32) -> Option<f64> {
@@ -57,7 +57,7 @@ mod tests {
 
     /// Who is named when worker `w` takes `seconds[w - 1]` for each of its `shards[w - 1]` shards.
     fn named(seconds: &[f64], shards: &[u32], steps: usize) -> Vec<(u64, f64)> {
-        let mut pace = Pace::default();
+        let mut stragglers = Stragglers::default();
         let mut named = Vec::new();
         for _ in 0..steps {
             for ((seconds, shards), worker) in seconds.iter().zip(shards).zip(1..) {
@@ -69,7 +69,9 @@ mod tests {
                     all_reduce: 9.0,
                     ..StepSeconds::default()
                 };
-                named.extend(pace.judge(WorkerId(worker), &seconds, *shards).map(|ratio| (worker, ratio)));
+                named.extend(
+                    stragglers.judge(WorkerId(worker), &seconds, *shards).map(|ratio| (worker, ratio)),
+                );
             }
         }
         named
@@ -94,12 +96,12 @@ mod tests {
 
     #[test]
     fn a_short_pause_is_no_straggling() {
-        let mut pace = Pace::default();
+        let mut stragglers = Stragglers::default();
         for step in 0..100 {
             for worker in 1..=3 {
                 let pause = if worker == 2 && (50..58).contains(&step) { 30.0 } else { 0.0 };
                 let seconds = StepSeconds { forward: 1.0 + pause, ..StepSeconds::default() };
-                assert_eq!(pace.judge(WorkerId(worker), &seconds, 1), None, "step {step}");
+                assert_eq!(stragglers.judge(WorkerId(worker), &seconds, 1), None, "step {step}");
             }
         }
     }
