@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::evaluations::Evaluated;
 use crate::journal::Record;
-use crate::membership::{Outcome, StepReport, StepSeconds};
+use crate::membership::{Outcome, Sight, StepReport, StepSeconds};
 
 /// What a person who watches a run is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,8 @@ pub enum Progress {
     },
     /// The run is over.
     Ended(Outcome),
+    /// The run at this moment. Told each second.
+    Seen(Sight),
 }
 
 impl Progress {

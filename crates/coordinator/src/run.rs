@@ -21,6 +21,7 @@ use crate::journal::Record;
 use crate::membership::{
     Action, Event, Membership, OnFailure, Order, Outcome, Past, Settings, SettingsError, StepReport, Timeouts,
 };
+use crate::pace::Paces;
 use crate::progress::{Progress, StepMetrics};
 use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
 use crate::service::{Answer, Facts, Input, OrderSender, Service};
@@ -30,6 +31,9 @@ use crate::{Blocks, wire};
 
 /// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often those who watch are told how the run stands: as often as workers give a sign of life.
+const SIGHT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Inputs that wait for the control loop; the handlers wait once they are this many.
 const INPUTS_UNDER_WAY: usize = 256;
@@ -207,6 +211,8 @@ struct Control<O> {
     local_workers: Option<LocalWorkers>,
     evaluations: Option<Evaluations>,
     observer: O,
+    paces: Paces,
+    seen_at: Option<Instant>,
     /// The workers that listen.
     orders: HashMap<WorkerId, OrderSender>,
     /// Checkpoints that wait for the reports of their steps.
@@ -252,6 +258,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             local_workers: run.local_workers,
             evaluations: run.evaluations,
             observer,
+            paces: Paces::default(),
+            seen_at: None,
             orders: HashMap::new(),
             awaited_steps: Vec::new(),
             workers_expected: run.workers,
@@ -337,6 +345,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                     self.watch_processes()?;
                     self.watch_evaluations();
                     self.act(Event::Tick)?;
+                    self.tell_sight(Instant::now());
                 }
                 ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
             }
@@ -372,10 +381,24 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 self.answer_awaited_steps();
             }
             Input::Event(event) => {
+                if let Event::StepDone { worker, report } = &event {
+                    self.paces.note(*worker, report);
+                }
                 self.act(event)?;
             }
         }
         Ok(())
+    }
+
+    /// Tells those who watch how the run stands, now and then.
+    fn tell_sight(&mut self, now: Instant) {
+        if self.seen_at.is_some_and(|at| now.duration_since(at) < SIGHT_INTERVAL) {
+            return;
+        }
+        self.seen_at = Some(now);
+        let mut sight = self.membership.sight(self.started_at.elapsed());
+        self.paces.complete(&mut sight);
+        (self.observer)(&Progress::Seen(sight));
     }
 
     /// The run is over: who asks something now is told no.

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::journal::Record;
 
 /// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Too few workers are here: at first not all of them yet, later fewer than are wanted to go on.
     Gathering,
@@ -337,7 +338,7 @@ pub struct StepReport {
 }
 
 /// Where the time of a step went on the worker that reports it, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepSeconds {
     /// Waiting for images and views.
     pub data: f64,

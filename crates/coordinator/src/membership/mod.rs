@@ -21,6 +21,7 @@ mod reunion;
 #[cfg(test)]
 mod reunion_tests;
 mod settings;
+mod sight;
 #[cfg(test)]
 mod tests;
 mod waits;
@@ -38,6 +39,7 @@ pub use events::{
 pub use lease::{Lease, lease};
 pub use past::Past;
 pub use settings::{OnFailure, Settings, SettingsError, Timeouts, check_min_workers, check_workers};
+pub use sight::{Doing, Sight, WorkerSight};
 
 use crate::journal::Record;
 
