@@ -170,7 +170,7 @@ fn sentence(progress: &Progress) -> Option<String> {
         Progress::Stopping { step } => {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }
-        Progress::Step(_) | Progress::Ended(_) => return None,
+        Progress::Step(_) | Progress::Ended(_) | Progress::Seen(_) => return None,
     })
 }
 

@@ -11,6 +11,7 @@ use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Run,
     RunDirectory, Timeouts, check_min_workers, check_workers, serve,
 };
+use dashboard::Action;
 use dataset::{Deal, Images};
 use protocol::{ServerTls, Token};
 use recipe::Recipe;
@@ -20,12 +21,16 @@ use tokio::sync::{mpsc, watch};
 
 use super::TrainArguments;
 use crate::cache::CacheArguments;
+use crate::dashboard::DashboardPlace;
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
 use crate::recipe_source::difference;
 use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, start, worker};
+
+/// What is asked by the dashboard and not yet heard: a person has no more hands.
+const ACTIONS_UNDER_WAY: usize = 4;
 
 /// Trains, with the workers that the arguments ask for.
 pub(super) fn run(arguments: &TrainArguments) -> Result<Ending> {
@@ -44,6 +49,7 @@ struct Prepared {
     /// What each worker of this machine computes on, as its argument.
     worker_devices: Vec<OsString>,
     cluster: Cluster,
+    dashboard: Option<DashboardPlace>,
     token: Token,
     tls: Option<ServerTls>,
 }
@@ -79,7 +85,7 @@ impl Cluster {
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
     let security = arguments.security.read()?;
     if let Some(listen) = &arguments.listen {
-        network::listen_addresses(listen, &security)?;
+        network::listen_addresses("--listen", listen, &security)?;
     }
     let resumed = match &arguments.resume {
         Some(folder) => Some(resume(arguments, folder.as_deref())?),
@@ -87,9 +93,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => None,
     };
     let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
-    let addresses = network::listen_addresses(&cluster.listen, &security)?;
+    let addresses = network::listen_addresses("--listen", &cluster.listen, &security)?;
     let advertise = arguments.advertise.advertise.as_deref();
     network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
+    let dashboard = arguments.dashboard.place(&security)?;
     let (token, tls) = security.of_coordinator(cluster.local_workers, cluster.remote_workers)?;
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
@@ -124,7 +131,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls })
+    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls })
 }
 
 /// Whether there is a run of this recipe's name.
@@ -177,7 +184,7 @@ pub(super) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls } = prepared;
+    let Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls } = prepared;
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
@@ -194,6 +201,11 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         directory.recipe().training.batch,
         manifest.shards
     ));
+    let (stops, mut stopped_by, asked) = stops()?;
+    let dashboard = match dashboard {
+        Some(place) => place.serve(&directory, total_steps, &token, asked, screen).await?,
+        None => None,
+    };
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
@@ -215,10 +227,15 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         token,
         tls,
     };
-    let (stops, mut stopped_by) = stops()?;
     let mut display = Display::new(screen.clone());
-    let observer = move |progress: &coordinator::Progress| display.show(progress, Instant::now());
-    let outcome = serve(
+    let observer = dashboard.as_ref().map(dashboard::Dashboard::observer);
+    let observer = move |progress: &coordinator::Progress| {
+        display.show(progress, Instant::now());
+        if let Some(observer) = &observer {
+            observer.hear(progress);
+        }
+    };
+    let served = serve(
         listener,
         run,
         Arc::new(move |shard, block| {
@@ -227,14 +244,17 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         observer,
         stops,
     )
-    .await?;
-    match outcome {
+    .await;
+    if let Some(dashboard) = dashboard {
+        dashboard.end().await;
+    }
+    match served? {
         Outcome::Completed { .. } => {
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));
             Ok(Ending::Done)
         }
         Outcome::Stopped { .. } => match *stopped_by.borrow_and_update() {
-            // Nobody stopped the coordinator: a worker was drained.
+            // No signal stopped the coordinator: a worker was drained, or a person has asked by the dashboard.
             Ending::Done => Ok(Ending::Terminated),
             ending => Ok(ending),
         },
@@ -318,20 +338,24 @@ fn evaluations(directory: &RunDirectory, arguments: &TrainArguments) -> Result<O
     })))
 }
 
-/// Ctrl-C and SIGTERM as requests to stop, and which of them came first.
-fn stops() -> Result<(mpsc::Receiver<()>, watch::Receiver<Ending>)> {
+/// Ctrl-C, SIGTERM and what is asked by the dashboard as requests to stop, and which signal came first.
+fn stops() -> Result<(mpsc::Receiver<()>, watch::Receiver<Ending>, mpsc::Sender<Action>)> {
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let (sender, receiver) = mpsc::channel(2);
     let (first, ending) = watch::channel(Ending::Done);
+    let (asks, mut asked) = mpsc::channel(ACTIONS_UNDER_WAY);
     tokio::spawn(async move {
         loop {
             let signal = tokio::select! {
                 _ = interrupts.recv() => Ending::Interrupted,
                 _ = terminations.recv() => Ending::Terminated,
+                Some(action) = asked.recv() => match action {
+                    Action::Stop => Ending::Done,
+                },
             };
             first.send_if_modified(|ending| {
-                let is_first = *ending == Ending::Done;
+                let is_first = *ending == Ending::Done && signal != Ending::Done;
                 if is_first {
                     *ending = signal;
                 }
@@ -341,5 +365,5 @@ fn stops() -> Result<(mpsc::Receiver<()>, watch::Receiver<Ending>)> {
             let _ = sender.try_send(());
         }
     });
-    Ok((receiver, ending))
+    Ok((receiver, ending, asks))
 }
