@@ -1,4 +1,4 @@
-// Fills the page, and keeps it as the run is. All values come from the server as numbers; nothing is computed anew.
+// Fills the page, and keeps it as the run is. Values come from the server as numbers.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -101,8 +101,9 @@ async function ask() {
 /** Steps that have come. */
 function append(news) {
   if (range !== "all" && !range.last) return;
-  const begin = news.first.findIndex((step) => step > (columns.last.at(-1) ?? 0));
+  let begin = news.first.findIndex((step) => step > (columns.last.at(-1) ?? 0));
   if (begin < 0) return;
+  while (begin < news.first.length && mergeLast(news, begin)) begin++;
   const extend = (to, from) => { for (let i = begin; i < from.length; i++) to.push(from[i]); };
   for (const key of ["first", "last", "epoch"]) extend(columns[key], news[key]);
   for (const [name, curve] of Object.entries(news.curves)) {
@@ -112,6 +113,24 @@ function append(news) {
   for (const [name, values] of Object.entries(news.seconds)) extend((columns.seconds[name] ??= []), values);
   if (columns.first.length > 2 * POINTS) ask();
   else soon();
+}
+
+/** Takes step `i` into the last point, as long as that stands for fewer steps than the others do. */
+function mergeLast(news, i) {
+  const end = columns.first.length - 1;
+  const steps = (at) => columns.last[at] - columns.first[at] + 1;
+  if (end < 1 || steps(end) >= steps(0)) return false;
+  const count = steps(end);
+  columns.last[end] = news.last[i];
+  columns.epoch[end] = news.epoch[i];
+  const mean = (before, now) => (before * count + now) / (count + 1);
+  for (const [name, curve] of Object.entries(columns.curves)) {
+    curve.mean[end] = mean(curve.mean[end], news.curves[name].mean[i]);
+    curve.low[end] = Math.min(curve.low[end], news.curves[name].low[i]);
+    curve.high[end] = Math.max(curve.high[end], news.curves[name].high[i]);
+  }
+  for (const [name, values] of Object.entries(columns.seconds)) values[end] = mean(values[end], news.seconds[name][i]);
+  return true;
 }
 
 /** Draws once for all that came within a frame. */
@@ -245,7 +264,7 @@ function drawChart(chart, { from, to }) {
   chart.scale = { x, from, to, right, left: EDGE.left };
   const lines = places.map((place) =>
     `<line class="rule" x1="${EDGE.left}" x2="${right}" y1="${y(place)}" y2="${y(place)}"/><text class="left" x="${EDGE.left - 6}" y="${y(place) + 4}">${tickLabel(place, step)}</text>`);
-  const across = ticks(from, to, width < 380 ? 3 : 5);
+  const across = ticks(from, to, width < 300 ? 3 : width < 700 ? 4 : 8);
   const labels = across.places.filter((place) => place >= 1 && Number.isInteger(place)).map((place) =>
     `<text class="below" x="${x(place)}" y="${HEIGHT - 6}">${tickLabel(place, Math.max(1, across.step))}</text>`);
   const born = story.generations.filter((one) => one.step > from && one.step <= to && one.generation > 1).map((one) =>
@@ -614,7 +633,7 @@ function drawStrip() {
   const body = spans.map((span, i) => {
     const height = ((floor - top) * span.workers) / most;
     const [left, right] = [x(span.from_ms), x(span.to_ms ?? end)];
-    const label = right - left > 18 ? `<text class="below" x="${(left + right) / 2}" y="${floor - height / 2 + 4}">${span.generation}</text>` : "";
+    const label = right - left > 18 ? `<text class="below strong" x="${(left + right) / 2}" y="${floor - height / 2 + 4}">${span.generation}</text>` : "";
     const now = i === spans.length - 1 && !span.to_ms ? " now" : "";
     return `<rect class="gen${now}" x="${left}" width="${Math.max(1.5, right - left - 1)}" y="${floor - height}" height="${height}" rx="2"/>${label}`;
   });
