@@ -13,11 +13,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("collective", &[]),
     ("protocol", &[]),
     ("coordinator", &["recipe", "dataset", "protocol"]),
+    ("dashboard", &["recipe", "protocol", "coordinator"]),
     ("worker", &["recipe", "dataset", "simsiam", "collective", "protocol"]),
     ("evaluation", &["recipe", "dataset", "simsiam", "protocol"]),
     (
         "cli",
-        &["recipe", "dataset", "simsiam", "collective", "protocol", "coordinator", "worker", "evaluation"],
+        &[
+            "recipe",
+            "dataset",
+            "simsiam",
+            "collective",
+            "protocol",
+            "coordinator",
+            "worker",
+            "evaluation",
+            "dashboard",
+        ],
     ),
 ];
 
@@ -29,6 +40,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("collective", &["burn", "tokio", "tonic"]),
     ("protocol", &["burn"]),
     ("coordinator", &["burn"]),
+    ("dashboard", &["burn"]),
 ];
 
 /// Licences that ask for no more than a notice, or for no more than changes to their own files (MPL).

@@ -58,14 +58,22 @@ async fn it_learns_to_tell_the_figures_apart() {
     let trained = knn(&Encoder::open(&run.path(), None).unwrap());
     // 500 images give each of the two a standard deviation of 0.02.
     assert!(trained > random + 0.1, "kNN went from {random} to {trained}");
+    let journal = run.lines("journal.jsonl");
+    assert!(journal.iter().all(|line| line["event"] != "unhealthy"), "{journal:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_stop_gradient_it_collapses() {
-    let (_, steps) = train(&["training.stop_gradient=false"]).await;
+    let (run, steps) = train(&["training.stop_gradient=false"]).await;
     let (loss, level) =
         (at_the_end(&steps, |step| step.loss), at_the_end(&steps, |step| step.collapse_level));
     // In these few steps it comes far, though not all the way: -1 and 0.
     assert!(loss < -0.85, "the loss is {loss}, but a collapse makes it all but -1");
     assert!(level < 0.5, "collapse level {level}");
+    // It is said before the first step, and again with its cause once it shows.
+    let journal = run.lines("journal.jsonl");
+    let unhealthy: Vec<_> = journal.iter().filter(|line| line["event"] == "unhealthy").collect();
+    assert!(unhealthy[0]["step"] == 0 && unhealthy[0].to_string().contains("stop_gradient is false"));
+    assert!(unhealthy[1]["step"].as_u64() < Some(40), "{unhealthy:?}");
+    assert!(unhealthy[1].to_string().contains("stop-gradient is missing"), "{unhealthy:?}");
 }

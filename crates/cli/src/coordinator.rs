@@ -3,6 +3,8 @@
 mod certs;
 mod check;
 mod fetch;
+mod manual;
+mod status;
 mod token;
 mod train;
 mod views;
@@ -15,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
+use crate::dashboard::DashboardArguments;
 use crate::device::DeviceArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
@@ -47,6 +50,12 @@ enum Command {
     Token(TokenArguments),
     /// Make certificates for TLS between coordinator and workers, where nobody else makes them
     Certs(CertsArguments),
+    /// Say where a run stands: as its coordinator answers, or as its files tell
+    Status(StatusArguments),
+    /// Print what a shell needs to complete the arguments of coordinator, worker and evaluate
+    Completions(CompletionsArguments),
+    /// Write the manual pages of coordinator, worker and evaluate
+    Man(ManArguments),
     /// Take part in a run, as the program `worker` does
     Worker(WorkerArguments),
     /// Judge an encoder, as the program `evaluate` does
@@ -81,6 +90,8 @@ struct TrainArguments {
     listen: Option<String>,
     #[command(flatten)]
     advertise: AdvertiseArguments,
+    #[command(flatten)]
+    dashboard: DashboardArguments,
     #[command(flatten)]
     security: SecurityArguments,
     #[command(flatten)]
@@ -137,6 +148,45 @@ enum OnFailure {
     Wait,
     /// The run ends, and goes on with --resume
     Abort,
+}
+
+#[derive(Debug, clap::Args)]
+struct StatusArguments {
+    /// The folder of a run, or the address of its dashboard, such as http://127.0.0.1:7080 [default: the run in the
+    /// folder of --out that was written to last]
+    #[arg(value_name = "RUN|URL")]
+    run: Option<String>,
+    /// Say it again and again, until the run has ended
+    #[arg(long)]
+    watch: bool,
+    /// Seconds from one time to the next, with --watch
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    interval_s: u64,
+    /// Print it as a line of JSON
+    #[arg(long)]
+    json: bool,
+    /// Folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
+    out: PathBuf,
+    /// File with the token of the run, for a dashboard that others reach; without this it is taken from SIMSIAM_TOKEN
+    #[arg(long, value_name = "FILE", env = "SIMSIAM_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Show the token without TLS to another machine: whoever sees the traffic can then read it
+    #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = clap::builder::FalseyValueParser::new())]
+    insecure_network: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct CompletionsArguments {
+    /// For which shell
+    shell: manual::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+struct ManArguments {
+    /// Folder for the pages
+    #[arg(default_value = "man")]
+    folder: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -215,6 +265,9 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Some(Command::Views(arguments)) => views::run(&arguments),
         Some(Command::Token(arguments)) => token::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(&arguments),
+        Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::Completions(arguments)) => manual::completions(&arguments),
+        Some(Command::Man(arguments)) => manual::pages(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),
         Some(Command::Evaluate(arguments)) => evaluate::run(arguments),
     }

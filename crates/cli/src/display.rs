@@ -175,12 +175,13 @@ fn sentence(progress: &Progress) -> Option<String> {
         Progress::Straggling { worker, description, times_slower } => format!(
             "the others wait for worker {worker} ({description}): it takes {times_slower:.1} times as long for a shard"
         ),
+        Progress::Unhealthy { finding, .. } => format!("warning: {finding}"),
         Progress::Paused { step } => format!("paused after step {step}"),
         Progress::Continued { step } => format!("goes on after step {step}"),
         Progress::Stopping { step } => {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }
-        Progress::Step(_) | Progress::Ended(_) => return None,
+        Progress::Step(_) | Progress::Ended(_) | Progress::Seen(_) => return None,
     })
 }
 
@@ -213,6 +214,7 @@ mod tests {
             learning_rate: 0.05,
             gradient_norm: 1.0,
             skipped: false,
+            monitors: None,
             images_per_second: 128.0,
             seconds,
             generation: 1,

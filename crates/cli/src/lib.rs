@@ -11,6 +11,7 @@ pub mod worker;
 
 mod advertise;
 mod cache;
+mod dashboard;
 mod deal;
 mod device;
 mod display;

@@ -6,15 +6,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::security::Security;
 
-/// The addresses that `text` (`HOST:PORT`) names. Others than this machine's own are refused unless `security` keeps
-/// strangers out.
-pub(crate) fn listen_addresses(text: &str, security: &Security) -> Result<Vec<SocketAddr>> {
+/// The addresses that `text` (`HOST:PORT`), the value of `flag`, names. Others than this machine's own are refused unless
+/// `security` keeps strangers out.
+pub(crate) fn listen_addresses(flag: &str, text: &str, security: &Security) -> Result<Vec<SocketAddr>> {
     let addresses: Vec<SocketAddr> = text
         .to_socket_addrs()
-        .with_context(|| format!("--listen {text}: expected HOST:PORT, such as 127.0.0.1:7070"))?
+        .with_context(|| format!("{flag} {text}: expected HOST:PORT, such as 127.0.0.1:7070"))?
         .collect();
     if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
-        security.allow_others(open.ip()).with_context(|| format!("--listen {text}"))?;
+        security.allow_others(open.ip()).with_context(|| format!("{flag} {text}"))?;
     }
     Ok(addresses)
 }
@@ -58,7 +58,7 @@ mod tests {
             ("0.0.0.0:7070", 2, Some("eth0"), false),
             ("192.0.2.7:7070", 2, None, false),
         ] {
-            let addresses = listen_addresses(text, &Security::for_tests(true)).unwrap();
+            let addresses = listen_addresses("--listen", text, &Security::for_tests(true)).unwrap();
             let result = check_advertised(text, &addresses, local_workers, advertise);
             assert_eq!(result.is_err(), is_refused, "{text} {local_workers} {advertise:?}: {result:?}");
         }
@@ -78,7 +78,7 @@ mod tests {
             ("127.0.0.1", &closed, Some("HOST:PORT")),
             ("", &open, Some("HOST:PORT")),
         ] {
-            match (listen_addresses(text, security), problem) {
+            match (listen_addresses("--listen", text, security), problem) {
                 (Ok(addresses), None) => assert!(!addresses.is_empty(), "{text}"),
                 (Err(error), Some(problem)) => {
                     let sentence = format!("{error:#}");

@@ -49,26 +49,11 @@ impl SecurityArguments {
             _ => None,
         };
         Ok(Security {
-            token: self.token()?,
+            token: read_token(self.token_file.as_deref())?,
             own,
             authority_pem: read(&self.tls_ca)?,
             insecure_network: self.insecure_network,
         })
-    }
-
-    /// No argument holds the token: those of a process can be read by everyone on its machine.
-    fn token(&self) -> Result<Option<Token>> {
-        if let Some(path) = &self.token_file {
-            warn_if_others_read(path);
-            let token = Token::parse(&read_text(path)?);
-            return Ok(Some(token.with_context(|| path.display().to_string())?));
-        }
-        match std::env::var(TOKEN_VARIABLE) {
-            Ok(text) => Ok(Some(Token::parse(&text).context(TOKEN_VARIABLE)?)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            // The error itself would show it.
-            Err(std::env::VarError::NotUnicode(_)) => bail!("{TOKEN_VARIABLE}: expected text in UTF-8"),
-        }
     }
 
     /// The flags by which a worker of this coordinator gets in, for one on this machine: it shows the coordinator's own
@@ -118,6 +103,11 @@ impl Security {
              fine, add --insecure-network"
         );
         Ok(())
+    }
+
+    /// Whether traffic that others may read was allowed.
+    pub(crate) fn insecure_network(&self) -> bool {
+        self.insecure_network
     }
 
     fn is_encrypted(&self) -> bool {
@@ -172,8 +162,24 @@ impl Security {
     }
 }
 
+/// The token in `file`, or in the environment. No argument holds it: those of a process can be read by everyone on its
+/// machine.
+pub(crate) fn read_token(file: Option<&Path>) -> Result<Option<Token>> {
+    if let Some(path) = file {
+        warn_if_others_read(path);
+        let token = Token::parse(&read_text(path)?);
+        return Ok(Some(token.with_context(|| path.display().to_string())?));
+    }
+    match std::env::var(TOKEN_VARIABLE) {
+        Ok(text) => Ok(Some(Token::parse(&text).context(TOKEN_VARIABLE)?)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        // The error itself would show it.
+        Err(std::env::VarError::NotUnicode(_)) => bail!("{TOKEN_VARIABLE}: expected text in UTF-8"),
+    }
+}
+
 /// A name of the network may stand for another machine, so only these are certain.
-fn is_this_machine(host: &str) -> bool {
+pub(crate) fn is_this_machine(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }

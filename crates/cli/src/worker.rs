@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
 
 async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     let security = arguments.security.read()?;
-    let addresses = network::listen_addresses(&arguments.listen, &security)?;
+    let addresses = network::listen_addresses("--listen", &arguments.listen, &security)?;
     let coordinator = coordinator(arguments.join.as_deref(), network::launcher_variable)?;
     let access = security.of_worker(&coordinator)?;
     let connect_limit = Duration::from_secs(arguments.connect_timeout_s);

@@ -113,6 +113,15 @@ pub enum Record {
         /// Steps committed by then.
         step: u64,
     },
+    /// The network does not learn as it should.
+    Unhealthy {
+        /// Steps committed by then.
+        step: u64,
+        /// What was seen, what it means, and what to do.
+        finding: String,
+        /// Whether the run stops for it.
+        stops: bool,
+    },
     /// A person wants no more steps for now.
     Paused {
         /// Steps committed by then.

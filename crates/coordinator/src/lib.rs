@@ -9,18 +9,21 @@
 //! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
+//! - `diagnosis.rs`: whether the network learns, and if not, why not
 //! - `tensorboard.rs`: the run's curves as TensorBoard reads them
-//! - [`Progress`]: what a person who watches is told
+//! - [`Progress`], `pace.rs`: what a person who watches is told
 //!
 //! This crate never sees a tensor, an image or a gradient: blocks and checkpoints are bytes to it.
 
 pub mod checkpoint;
+mod diagnosis;
 mod evaluations;
 mod guard;
 mod incoming;
 pub mod journal;
 mod lock;
 pub mod membership;
+mod pace;
 mod progress;
 mod rate;
 mod reach;
@@ -34,9 +37,10 @@ mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
 pub use membership::{
-    Lease, OnFailure, Outcome, Past, Request, SettingsError, StepSeconds, Timeouts, check_max_workers,
-    check_min_workers, check_workers, lease,
+    Doing, Lease, OnFailure, Outcome, Past, Phase, Request, SettingsError, Sight, StepSeconds, Timeouts,
+    WorkerSight, check_max_workers, check_min_workers, check_workers, lease,
 };
+pub use pace::Pace;
 pub use progress::{Progress, StepMetrics};
 pub use run::{CoordinatorError, Run, serve};
 pub use run_directory::{RunDirectory, RunDirectoryError};

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::evaluations::Evaluated;
 use crate::journal::Record;
-use crate::membership::{Outcome, StepReport, StepSeconds};
+use crate::membership::{Monitors, Outcome, Sight, StepReport, StepSeconds};
 
 /// What a person who watches a run is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,6 +99,15 @@ pub enum Progress {
         /// How many times longer than the median of the others it takes for a shard.
         times_slower: f64,
     },
+    /// The network does not learn as it should.
+    Unhealthy {
+        /// Steps committed by then.
+        step: u64,
+        /// What was seen, what it means, and what to do.
+        finding: String,
+        /// Whether the run stops for it.
+        stops: bool,
+    },
     /// A person wants no more steps for now.
     Paused {
         /// Steps committed by then.
@@ -116,6 +125,8 @@ pub enum Progress {
     },
     /// The run is over.
     Ended(Outcome),
+    /// The run at this moment. Told each second.
+    Seen(Sight),
 }
 
 impl Progress {
@@ -142,6 +153,7 @@ impl Progress {
             Record::Straggler { worker, description, times_slower, .. } => {
                 Some(Progress::Straggling { worker, description, times_slower })
             }
+            Record::Unhealthy { step, finding, stops } => Some(Progress::Unhealthy { step, finding, stops }),
             Record::Paused { step } => Some(Progress::Paused { step }),
             Record::Continued { step } => Some(Progress::Continued { step }),
             Record::StopRequested { step } => Some(Progress::Stopping { step }),
@@ -175,6 +187,9 @@ pub struct StepMetrics {
     /// are written as `null`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// What the step says of the network's health; every ten steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitors: Option<Monitors>,
     /// Images of the whole batch over the seconds of the whole step; each image gives two views.
     pub images_per_second: f64,
     /// Where the first worker's time went.
@@ -197,6 +212,7 @@ impl StepMetrics {
             learning_rate: report.learning_rate,
             gradient_norm: report.gradient_norm,
             skipped: report.skipped.is_some(),
+            monitors: report.monitors.clone(),
             images_per_second: f64::from(recipe.training.batch) / report.seconds.step,
             seconds: report.seconds,
             generation: report.generation.0,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::{MESSAGE_BYTES, ServerTls, Token, WorkerId};
+use recipe::OnCollapse;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -14,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::service::interceptor::InterceptedService;
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError};
+use crate::diagnosis::{Diagnosis, Finding};
 use crate::evaluations::Evaluations;
 use crate::guard::Guard;
 use crate::incoming;
@@ -22,6 +24,7 @@ use crate::membership::{
     Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Settings, SettingsError, StepReport,
     Timeouts,
 };
+use crate::pace::Paces;
 use crate::progress::{Progress, StepMetrics};
 use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
 use crate::service::{Answer, Facts, Input, OrderSender, Service};
@@ -31,6 +34,9 @@ use crate::{Blocks, wire};
 
 /// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often those who watch are told how the run stands: as often as workers give a sign of life.
+const SIGHT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Inputs that wait for the control loop; the handlers wait once they are this many.
 const INPUTS_UNDER_WAY: usize = 256;
@@ -210,7 +216,12 @@ struct Control<O> {
     curves: TensorBoard,
     local_workers: Option<LocalWorkers>,
     evaluations: Option<Evaluations>,
+    diagnosis: Diagnosis,
+    /// Whether the run is to stop, because nothing good can come of it any more.
+    is_hopeless: bool,
     observer: O,
+    paces: Paces,
+    seen_at: Option<Instant>,
     /// The workers that listen.
     orders: HashMap<WorkerId, OrderSender>,
     /// Checkpoints that wait for the reports of their steps.
@@ -251,13 +262,18 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             checkpoint: checkpoint.clone(),
             timeouts: run.timeouts,
         };
+        let diagnosis = Diagnosis::new(run.directory.recipe(), run.total_steps);
         let mut control = Control {
             membership: Membership::new(&past, settings, Duration::ZERO)?,
             curves: run.directory.begin_curves(step)?,
             directory: run.directory,
             local_workers: run.local_workers,
             evaluations: run.evaluations,
+            diagnosis,
+            is_hopeless: false,
             observer,
+            paces: Paces::default(),
+            seen_at: None,
             orders: HashMap::new(),
             awaited_steps: Vec::new(),
             workers_expected: run.workers,
@@ -277,6 +293,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             local_workers,
             awaited,
         })?;
+        let findings = control.diagnosis.before_training();
+        control.tell_findings(step, findings)?;
         control.take_up_evaluations(&past, start, &told);
         Ok(control)
     }
@@ -336,6 +354,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             if let Some(outcome) = self.outcome.take() {
                 return Ok(outcome);
             }
+            if std::mem::take(&mut self.is_hopeless) {
+                self.act(Event::Requested(Request::Stop))?;
+                continue;
+            }
             tokio::select! {
                 Some(input) = inputs.recv() => self.hear(input)?,
                 request = next(requests) => self.act(Event::Requested(request)).map(drop)?,
@@ -343,6 +365,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                     self.watch_processes()?;
                     self.watch_evaluations();
                     self.act(Event::Tick)?;
+                    self.tell_sight(Instant::now());
                 }
                 ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
             }
@@ -378,10 +401,24 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 self.answer_awaited_steps();
             }
             Input::Event(event) => {
+                if let Event::StepDone { worker, report } = &event {
+                    self.paces.note(*worker, report);
+                }
                 self.act(event)?;
             }
         }
         Ok(())
+    }
+
+    /// Tells those who watch how the run stands, now and then.
+    fn tell_sight(&mut self, now: Instant) {
+        if self.seen_at.is_some_and(|at| now.duration_since(at) < SIGHT_INTERVAL) {
+            return;
+        }
+        self.seen_at = Some(now);
+        let mut sight = self.membership.sight(self.started_at.elapsed());
+        self.paces.complete(&mut sight);
+        (self.observer)(&Progress::Seen(sight));
     }
 
     /// The run is over: who asks something now is told no.
@@ -411,7 +448,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 Action::Postpone { reason } => answer = Some(Answer::Postponed(reason)),
                 Action::Send { worker, order } => self.send(worker, order),
                 Action::Record(record) => self.record(&record)?,
-                Action::Committed(report) => self.committed(&report),
+                Action::Committed(report) => {
+                    self.committed(&report);
+                    let findings = self.diagnosis.look(&report);
+                    self.tell_findings(report.step, findings)?;
+                }
                 Action::End(outcome) => self.outcome = Some(outcome),
             }
         }
@@ -450,6 +491,16 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         let workers = self.membership.workers() as u32;
         if let Some(progress) = Progress::from_record(record, workers, self.workers_expected) {
             (self.observer)(&progress);
+        }
+        Ok(())
+    }
+
+    /// Writes down what ails the network. What is fatal stops the run if its recipe says so.
+    fn tell_findings(&mut self, step: u64, findings: Vec<Finding>) -> Result<(), CoordinatorError> {
+        for Finding { sentence, is_fatal } in findings {
+            let stops = is_fatal && self.directory.recipe().training.on_collapse == OnCollapse::Stop;
+            self.is_hopeless |= stops;
+            self.record(&Record::Unhealthy { step, finding: sentence, stops })?;
         }
         Ok(())
     }

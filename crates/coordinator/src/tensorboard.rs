@@ -64,8 +64,21 @@ impl TensorBoard {
             ("speed/all_reduce_seconds", seconds.all_reduce),
             ("speed/update_seconds", seconds.update),
         ];
+        let monitored = metrics.monitors.iter().flat_map(|monitors| {
+            let (norms, ratios) = (&monitors.gradient_norms, &monitors.update_ratios);
+            [
+                ("health/effective_dimensions", monitors.effective_dimensions),
+                ("health/statistics_change", monitors.statistics_change),
+                ("health/gradient_norm_backbone", norms.backbone),
+                ("health/gradient_norm_projector", norms.projector),
+                ("health/gradient_norm_predictor", norms.predictor),
+                ("health/update_ratio_backbone", ratios.backbone),
+                ("health/update_ratio_projector", ratios.projector),
+                ("health/update_ratio_predictor", ratios.predictor),
+            ]
+        });
         // A curve has no place for what is not a number.
-        let values = values.into_iter().filter(|(_, value)| value.is_finite());
+        let values = values.into_iter().chain(monitored).filter(|(_, value)| value.is_finite());
         let values = values.map(|(tag, value)| Value::scalar(tag.to_owned(), value)).collect();
         self.write(now, metrics.step, |event| event.summary = Some(Summary { values }))
     }
@@ -191,6 +204,7 @@ mod tests {
             learning_rate: 0.05,
             gradient_norm: 1.0,
             skipped: false,
+            monitors: None,
             images_per_second: 128.0,
             seconds,
             generation: 1,

@@ -4,7 +4,8 @@ use protocol::{Generation, WorkerId, v1};
 use tonic::Status;
 
 use crate::membership::{
-    Candidate, Complaint, Digest, Event, Holding, Order, Part, Position, StepReport, StepSeconds,
+    Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Part, Parts, Position, StepReport,
+    StepSeconds,
 };
 
 pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
@@ -103,7 +104,23 @@ fn step_report(done: &v1::StepDone) -> Result<StepReport, Status> {
             true => None,
             false => Some(digest("state_hash", &done.state_hash)?),
         },
+        monitors: done.monitors.as_ref().map(monitors),
     })
+}
+
+fn monitors(monitors: &v1::Monitors) -> Monitors {
+    // A message that says nothing of a part says zero.
+    let parts = |parts: Option<v1::Parts>| {
+        let v1::Parts { backbone, projector, predictor } = parts.unwrap_or_default();
+        Parts { backbone, projector, predictor }
+    };
+    Monitors {
+        effective_dimensions: monitors.effective_dimensions,
+        gradient_norms: parts(monitors.gradient_norms),
+        update_ratios: parts(monitors.update_ratios),
+        statistics_change: monitors.statistics_change,
+        without_gradient: monitors.without_gradient.clone(),
+    }
 }
 
 pub(crate) fn order(order: Order) -> v1::Order {

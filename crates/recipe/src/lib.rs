@@ -81,6 +81,20 @@ pub struct Training {
     /// stay as they are. With 0 the first such step ends the run.
     #[serde(default)]
     pub max_skipped_steps: u32,
+    /// What happens once the network has collapsed, or cannot learn for another reason that is certain.
+    #[serde(default)]
+    pub on_collapse: OnCollapse,
+}
+
+/// What happens once nothing good can come of a run any more. It is always said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCollapse {
+    /// The run goes on.
+    #[default]
+    Warn,
+    /// The run stops after the step in hand and saves.
+    Stop,
 }
 
 /// What convolutions and linear layers multiply in, and activations are kept in. Weights, statistics, loss and

@@ -2,7 +2,7 @@
 //! agreed on at the same moment.
 //!
 //! ```text
-//! | gradient | batch statistics | Σz | Σz² | loss | non-finite, per shard | stop |
+//! | gradient | batch statistics | Σz | Σz² | Σ(z·z')² | loss | non-finite, per shard | stop |
 //! ```
 //! Buckets of all shards are summed; [`Folded`] reads the sum. Every entry is therefore something whose sum
 //! means something: a mean times the number of shards, or a count.
@@ -22,6 +22,8 @@ pub struct BucketLayout {
     /// Mean over a shard's samples and both views of every coordinate of the normalised z, and of its square.
     pub(crate) z_mean: Range<usize>,
     pub(crate) z_square_mean: Range<usize>,
+    /// Mean over a shard's pairs of different images of the square of the product of their normalised z.
+    pub(crate) pair_square_mean: usize,
     pub(crate) loss: usize,
     /// One place per shard, 1 where its loss or gradient is not finite: a NaN in the sum names nobody.
     pub(crate) non_finite: Range<usize>,
@@ -37,10 +39,21 @@ impl BucketLayout {
         let statistics = gradient.end..gradient.end + layout.statistic_count();
         let z_mean = statistics.end..statistics.end + dim;
         let z_square_mean = z_mean.end..z_mean.end + dim;
-        let loss = z_square_mean.end;
+        let pair_square_mean = z_square_mean.end;
+        let loss = pair_square_mean + 1;
         let non_finite = loss + 1..loss + 1 + shards as usize;
         let stop = non_finite.end;
-        BucketLayout { gradient, statistics, z_mean, z_square_mean, loss, non_finite, stop, shards }
+        BucketLayout {
+            gradient,
+            statistics,
+            z_mean,
+            z_square_mean,
+            pair_square_mean,
+            loss,
+            non_finite,
+            stop,
+            shards,
+        }
     }
 
     /// Number of `f32` values in a bucket.
@@ -89,6 +102,11 @@ impl Folded<'_> {
             })
             .sum();
         sum_of_std / dim * dim.sqrt()
+    }
+
+    /// In how many directions the normalised z spread: see [`Monitors`](crate::Monitors).
+    pub(crate) fn effective_dimensions(&self) -> f64 {
+        self.shards() / f64::from(self.sum[self.layout.pair_square_mean]).max(f64::MIN_POSITIVE)
     }
 
     /// Euclidean norm of the mean gradient.

@@ -65,6 +65,14 @@ impl Layout {
         start.map_or(self.parameter_count(), |entry| entry.range.start)..self.parameter_count()
     }
 
+    /// The stretches of backbone, projector and predictor, which follow each other.
+    pub(crate) fn parts(&self) -> [Range<usize>; 3] {
+        let predictor = self.predictor();
+        let projector = self.parameters.iter().find(|entry| entry.name.starts_with("encoder.fc."));
+        let projector = projector.map_or(predictor.start, |entry| entry.range.start);
+        [0..projector, projector..predictor.start, predictor]
+    }
+
     /// A hash over every name and shape; two workers with the same hash can exchange buckets.
     pub fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();

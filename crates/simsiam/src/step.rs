@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use recipe::{Precision, Recipe};
 
 use crate::bucket::{BucketLayout, Folded, all_finite};
+use crate::monitors::Monitors;
 use crate::parameters::{Layout, Leaf, Parameters};
 use crate::schedule::{LearningRates, Schedule};
 use crate::simsiam::{Encoded, SimSiam};
@@ -194,11 +195,16 @@ impl Trainer {
             self.layout.parameters.iter().map(|entry| (entry.name.as_str(), entry.range.clone()));
         let riders = [
             ("batch statistics", places.statistics.clone()),
-            ("z", places.z_mean.start..places.z_square_mean.end),
+            ("z", places.z_mean.start..places.loss),
             ("loss", places.loss..places.loss + 1),
         ];
         let parts = parameters.chain(riders).filter(|(_, range)| !all_finite(&bucket[range.clone()]));
         parts.map(|(name, _)| name.to_string()).collect()
+    }
+
+    /// What the step that made `state`, which was committed with `folded` at these `rates`, says of the network.
+    pub fn monitors(&self, state: &State, folded: &Folded, rates: LearningRates) -> Monitors {
+        Monitors::after(&self.layout, state, folded, rates)
     }
 
     fn batch(&self, values: Vec<f32>) -> Tensor<4> {
@@ -254,14 +260,24 @@ impl SimSiam {
 }
 
 /// What rides along behind the gradient, in the bucket's order.
-fn riders(loss: Tensor<1>, z: [Tensor<2>; 2], [first, second]: [Tensor<1>; 2]) -> [Tensor<1>; 4] {
-    let z = Tensor::cat(z.map(Tensor::inner).to_vec(), 0); // [2n, d]
+fn riders(loss: Tensor<1>, z: [Tensor<2>; 2], [first, second]: [Tensor<1>; 2]) -> [Tensor<1>; 5] {
+    let z = z.map(Tensor::inner);
+    let pairs = pair_square_mean(z[0].clone());
+    let z = Tensor::cat(z.to_vec(), 0); // [2n, d]
     [
         first * (1.0 - STATISTICS_MOMENTUM) + second,
         z.clone().mean_dim(0).flatten(0, 1),
         z.square().mean_dim(0).flatten(0, 1),
+        pairs,
         loss.inner(),
     ]
+}
+
+/// The mean of `(z_i · z_j)²` over all pairs of different rows of `z: [n, d]`, whose rows have length 1.
+fn pair_square_mean(z: Tensor<2>) -> Tensor<1> {
+    let n = z.dims()[0] as f32;
+    let products = z.clone().matmul(z.transpose()); // [n, n], ones on the diagonal
+    (products.square().sum() - n) / (n * (n - 1.0))
 }
 
 fn read(tensor: Tensor<1>, into: &mut [f32]) -> Result<(), DeviceFailure> {

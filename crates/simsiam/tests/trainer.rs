@@ -6,7 +6,7 @@ mod device;
 
 use device::device;
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{Commit, LearningRates, State, Trainer};
+use simsiam::{Commit, LearningRates, Parts, State, Trainer};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
 
@@ -123,4 +123,52 @@ fn a_commit_moves_everything_together() {
     assert!(state.weights != before.weights && state.momentum != before.momentum);
     assert!(state.statistics != before.statistics);
     assert_ne!(state.hash(), before.hash());
+}
+
+#[test]
+fn a_healthy_step_moves_every_part_of_the_network() {
+    let trainer = trainer();
+    let sum_of = |state: &State| {
+        let network = trainer.bind(state);
+        let mut sum = vec![0.0; trainer.bucket().values()];
+        for shard in 0..2 {
+            let mut bucket = vec![0.0; trainer.bucket().values()];
+            trainer.forward_backward(&network, shard, views(shard), &mut bucket).unwrap();
+            sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
+        }
+        sum
+    };
+    // The last BatchNorm of each block begins with zeros (Goyal et al. 2017), which lets nothing through to the block.
+    let mut before = State::initial(trainer.layout(), 3);
+    let sum = sum_of(&before);
+    let folded = trainer.bucket().read(&sum);
+    trainer.commit(&mut before, &folded, RATES).unwrap();
+    let blocked = trainer.monitors(&before, &folded, RATES).without_gradient;
+    assert!(blocked.contains(&"encoder.layer1.0.conv1.weight".to_string()), "{blocked:?}");
+    assert!(blocked.iter().all(|name| name.starts_with("encoder.layer")), "{blocked:?}");
+
+    let mut state = before.clone();
+    let sum = sum_of(&before);
+    let folded = trainer.bucket().read(&sum);
+    trainer.commit(&mut state, &folded, RATES).unwrap();
+    let monitors = trainer.monitors(&state, &folded, RATES);
+    assert_eq!(monitors.without_gradient, [""; 0]);
+    let Parts { backbone, projector, predictor } = monitors.gradient_norms;
+    let whole = (backbone.powi(2) + projector.powi(2) + predictor.powi(2)).sqrt();
+    assert!((whole / folded.gradient_norm() - 1.0).abs() < 1e-6, "{whole} {}", folded.gradient_norm());
+    assert!(backbone.min(projector).min(predictor) > 1e-3 * whole, "{monitors:?}");
+    // z has 16 coordinates; that of four images spreads in a few directions.
+    assert!((1.0..16.0).contains(&monitors.effective_dimensions), "{monitors:?}");
+    // Means of 0 and variances of 1 go a fifth of the way to those of the batch.
+    assert!((0.01..1.0).contains(&monitors.statistics_change), "{monitors:?}");
+
+    let encoder = 0..trainer.layout().predictor().start;
+    let length = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+    };
+    let (old, new) = (&before.weights[encoder.clone()], &state.weights[encoder]);
+    let step = length(&mut new.iter().zip(old).map(|(new, old)| new - old));
+    let ratio = step / length(&mut new.iter().copied());
+    let Parts { backbone, projector, .. } = monitors.update_ratios;
+    assert!(backbone.min(projector) <= ratio && ratio <= backbone.max(projector), "{ratio} {monitors:?}");
 }

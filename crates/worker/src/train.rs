@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use collective::SubtreeSums;
 use protocol::v1;
-use simsiam::{Commit, State, Trainer};
+use simsiam::{Commit, Monitors, Parts, State, Trainer};
 
 use crate::WorkerError;
 use crate::publish::Publisher;
@@ -17,6 +17,9 @@ use crate::training_thread::{Command, unexpected};
 /// After how many steps the workers compare the hashes of their states, which must be the same. Hashing takes as long
 /// as writing the state into memory, so this costs no step a hundredth of its time.
 const REPLICAS_COMPARED_EVERY_STEPS: u64 = 100;
+
+/// After how many steps the network's health is looked at, which reads weights and momentum once.
+const MONITORED_EVERY_STEPS: u64 = 10;
 
 /// Runs steps until the last one, or until any worker was asked to stop: then all stop after the same step.
 /// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set once this
@@ -63,7 +66,11 @@ pub(crate) fn train(
         // Weights, momentum, statistics and position together, or nothing.
         let rates = trainer.schedule().at(state.step);
         match timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates)) {
-            Ok(Commit::Applied) => {}
+            Ok(Commit::Applied) => {
+                let is_monitored = state.step == 1 || state.step.is_multiple_of(MONITORED_EVERY_STEPS);
+                done.monitors =
+                    is_monitored.then(|| monitors_on_the_wire(trainer.monitors(state, &folded, rates)));
+            }
             Ok(Commit::Skipped(found)) => {
                 done.skipped = Some(v1::Skipped { shards: found.shards.clone() });
                 tracing::warn!(generation = done.generation, "{}; the step is skipped", session.blame(found));
@@ -96,6 +103,20 @@ pub(crate) fn train(
     match publisher {
         Some(publisher) => publisher.publish_last(state, Instant::now()),
         None => Ok(()),
+    }
+}
+
+fn monitors_on_the_wire(monitors: Monitors) -> v1::Monitors {
+    let parts = |parts: Parts| {
+        let Parts { backbone, projector, predictor } = parts;
+        Some(v1::Parts { backbone, projector, predictor })
+    };
+    v1::Monitors {
+        effective_dimensions: monitors.effective_dimensions,
+        gradient_norms: parts(monitors.gradient_norms),
+        update_ratios: parts(monitors.update_ratios),
+        statistics_change: monitors.statistics_change,
+        without_gradient: monitors.without_gradient,
     }
 }
 

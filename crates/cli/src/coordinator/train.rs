@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coordinator::{
-    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Request,
-    Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
+    Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
+use dashboard::Action;
 use dataset::Deal;
 use protocol::{ServerTls, Token};
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::TrainArguments;
+use crate::dashboard::DashboardPlace;
 use crate::deal::{deal, warn_of_pictures};
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
@@ -25,6 +27,9 @@ use crate::logging::LogFile;
 use crate::recipe_source::difference;
 use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, start, worker};
+
+/// What is asked by the dashboard and not yet heard: a person has no more hands.
+const ACTIONS_UNDER_WAY: usize = 4;
 
 /// Trains, with the workers that the arguments ask for.
 pub(super) fn run(arguments: &TrainArguments) -> Result<Ending> {
@@ -43,6 +48,7 @@ struct Prepared {
     /// What each worker of this machine computes on, as its argument.
     worker_devices: Vec<OsString>,
     cluster: Cluster,
+    dashboard: Option<DashboardPlace>,
     token: Token,
     tls: Option<ServerTls>,
 }
@@ -78,7 +84,7 @@ impl Cluster {
 fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result<Prepared> {
     let security = arguments.security.read()?;
     if let Some(listen) = &arguments.listen {
-        network::listen_addresses(listen, &security)?;
+        network::listen_addresses("--listen", listen, &security)?;
     }
     let resumed = match &arguments.resume {
         Some(folder) => Some(resume(arguments, folder.as_deref())?),
@@ -86,9 +92,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None => None,
     };
     let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
-    let addresses = network::listen_addresses(&cluster.listen, &security)?;
+    let addresses = network::listen_addresses("--listen", &cluster.listen, &security)?;
     let advertise = arguments.advertise.advertise.as_deref();
     network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
+    let dashboard = arguments.dashboard.place(&security)?;
     let (token, tls) = security.of_coordinator(cluster.local_workers, cluster.remote_workers)?;
     let mut recipe = match &resumed {
         Some(directory) => directory.recipe().clone(),
@@ -124,7 +131,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls })
+    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls })
 }
 
 /// Whether there is a run of this recipe's name.
@@ -158,7 +165,7 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, worker_devices, cluster, token, tls } = prepared;
+    let Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls } = prepared;
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
@@ -175,6 +182,11 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         directory.recipe().training.batch,
         manifest.shards
     ));
+    let (requests, mut stopped_by, asked) = requests()?;
+    let dashboard = match dashboard {
+        Some(place) => place.serve(&directory, total_steps, &token, asked, screen).await?,
+        None => None,
+    };
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
@@ -198,10 +210,21 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         token,
         tls,
     };
-    let (requests, mut stopped_by) = signals()?;
     let mut display = Display::new(screen.clone());
-    let observer = move |progress: &coordinator::Progress| display.show(progress, Instant::now());
-    let outcome = serve(
+    let observer = dashboard.as_ref().map(dashboard::Dashboard::observer);
+    let hopeless = Arc::new(OnceLock::new());
+    let found = Arc::clone(&hopeless);
+    let observer = move |progress: &Progress| {
+        if let Progress::Unhealthy { finding, stops: true, .. } = progress {
+            // The first one stops it.
+            let _ = found.set(finding.clone());
+        }
+        display.show(progress, Instant::now());
+        if let Some(observer) = &observer {
+            observer.hear(progress);
+        }
+    };
+    let served = serve(
         listener,
         run,
         Arc::new(move |shard, block| {
@@ -210,14 +233,20 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         observer,
         requests,
     )
-    .await?;
-    match outcome {
+    .await;
+    if let Some(dashboard) = dashboard {
+        dashboard.end().await;
+    }
+    match served? {
         Outcome::Completed { .. } => {
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));
             Ok(Ending::Done)
         }
+        Outcome::Stopped { step } if let Some(finding) = hopeless.get() => {
+            bail!("stopped after step {step}, and saved: {finding}")
+        }
         Outcome::Stopped { .. } => match *stopped_by.borrow_and_update() {
-            // Nobody stopped the coordinator: a worker was drained.
+            // No signal stopped the coordinator: a worker was drained, or a person has asked by the dashboard.
             Ending::Done => Ok(Ending::Terminated),
             ending => Ok(ending),
         },
@@ -306,25 +335,27 @@ fn evaluations(directory: &RunDirectory, arguments: &TrainArguments) -> Result<O
     })))
 }
 
-/// What the system's signals ask for, and which of those that stop a run came first.
-fn signals() -> Result<(mpsc::Receiver<Request>, watch::Receiver<Ending>)> {
+/// What the system's signals and the dashboard ask for, and which of the signals that stop a run came first.
+fn requests() -> Result<(mpsc::Receiver<Request>, watch::Receiver<Ending>, mpsc::Sender<Action>)> {
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut saves = signal(SignalKind::user_defined1()).context("listen for SIGUSR1")?;
     let (sender, receiver) = mpsc::channel(2);
     let (first, ending) = watch::channel(Ending::Done);
+    let (asks, mut asked) = mpsc::channel(ACTIONS_UNDER_WAY);
     tokio::spawn(async move {
         loop {
             let request = tokio::select! {
                 _ = interrupts.recv() => stop(&first, Ending::Interrupted),
                 _ = terminations.recv() => stop(&first, Ending::Terminated),
                 _ = saves.recv() => Request::Save,
+                Some(action) = asked.recv() => Request::from(action),
             };
             // More than two requests say nothing new.
             let _ = sender.try_send(request);
         }
     });
-    Ok((receiver, ending))
+    Ok((receiver, ending, asks))
 }
 
 /// Notes the first signal that stops the run: with it the program ends.

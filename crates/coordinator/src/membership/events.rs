@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::journal::Record;
 
 /// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Too few workers are here: at first not all of them yet, later fewer than are wanted to go on.
     Gathering,
@@ -355,10 +356,39 @@ pub struct StepReport {
     pub skipped: Option<Vec<u32>>,
     /// Hash of the state that it led to, if it is one after which these are compared.
     pub state_hash: Option<Digest>,
+    /// What it says of the network's health, if it is one after which that is looked at.
+    pub monitors: Option<Monitors>,
+}
+
+/// What a step says of the network's health.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Monitors {
+    /// In how many directions the normalised z spread, between 1 and their length.
+    pub effective_dimensions: f64,
+    /// Euclidean norm of the folded gradient.
+    pub gradient_norms: Parts,
+    /// Length of the step over that of the weights.
+    pub update_ratios: Parts,
+    /// Length of the change of BatchNorm's running statistics over their own length.
+    pub statistics_change: f64,
+    /// Parameters whose gradient is zero in every place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without_gradient: Vec<String>,
+}
+
+/// One number for each part of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Parts {
+    /// The ResNet.
+    pub backbone: f64,
+    /// From its features to z.
+    pub projector: f64,
+    /// From z to p.
+    pub predictor: f64,
 }
 
 /// Where the time of a step went on the worker that reports it, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepSeconds {
     /// Waiting for images and views.
     pub data: f64,

@@ -23,6 +23,7 @@ mod reunion;
 #[cfg(test)]
 mod reunion_tests;
 mod settings;
+mod sight;
 mod stragglers;
 #[cfg(test)]
 mod tests;
@@ -35,14 +36,15 @@ use std::time::Duration;
 use protocol::{Generation, WorkerId};
 
 pub use events::{
-    Action, Candidate, Complaint, Digest, Event, Holding, Order, Outcome, Part, Phase, Place, Position,
-    Request, StepReport, StepSeconds,
+    Action, Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Outcome, Part, Parts, Phase,
+    Place, Position, Request, StepReport, StepSeconds,
 };
 pub use lease::{Lease, lease};
 pub use past::Past;
 pub use settings::{
     OnFailure, Settings, SettingsError, Timeouts, check_max_workers, check_min_workers, check_workers,
 };
+pub use sight::{Doing, Sight, WorkerSight};
 
 use replicas::Replicas;
 use stragglers::Stragglers;

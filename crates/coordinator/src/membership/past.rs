@@ -91,6 +91,7 @@ impl Past {
             | Record::Adopted { .. }
             | Record::Skipped { .. }
             | Record::Straggler { .. }
+            | Record::Unhealthy { .. }
             | Record::Paused { .. }
             | Record::Continued { .. }
             | Record::StopRequested { .. } => {}

@@ -98,6 +98,7 @@ pub(super) fn report(generation: u64, step: u64) -> StepReport {
         seconds: StepSeconds::default(),
         skipped: None,
         state_hash: None,
+        monitors: None,
     }
 }
 

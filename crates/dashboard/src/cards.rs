@@ -1,0 +1,197 @@
+//! The result cards of a run, as far as they are shown beside it. `evaluate report` shows them in full.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// More cards than a page shows; the last ones by name of their weights are kept.
+const MOST_CARDS: usize = 200;
+
+/// More figures of one card than a page shows.
+const MOST_FIGURES: usize = 6;
+
+/// A larger file is no card.
+const CARD_BYTES: u64 = 4 << 20;
+
+/// Longer than the time of a file system is coarse.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A result card.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Card {
+    /// Its file's name within the run's `evaluations`.
+    pub(crate) file: String,
+    /// `knn`, `linear`, …
+    pub(crate) evaluation: String,
+    /// The checkpoint; absent for the random weights of step 0.
+    pub(crate) checkpoint: Option<String>,
+    /// Steps committed in the weights.
+    pub(crate) step: u64,
+    /// Which images.
+    pub(crate) data: String,
+    /// Its results: shares of right answers first.
+    pub(crate) figures: Vec<CardFigure>,
+}
+
+/// A figure of a card.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CardFigure {
+    /// What it is.
+    pub(crate) label: String,
+    /// Its value.
+    pub(crate) value: f64,
+    /// The 95 % confidence interval, of a share of right answers.
+    pub(crate) interval: Option<[f64; 2]>,
+}
+
+/// The cards of a folder, read again only when it has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Cards {
+    read_at: Option<SystemTime>,
+    pub(crate) all: Vec<Card>,
+}
+
+impl Cards {
+    /// Reads the cards in `folder` if there may be others by now, and says whether there are. What is no card is
+    /// passed over.
+    pub(crate) fn read(&mut self, folder: &Path) -> bool {
+        // Cards are renamed into the folder, which changes its own time. What was just changed may change again
+        // within the same tick of the clock.
+        let changed_at = fs::metadata(folder).and_then(|metadata| metadata.modified()).ok();
+        let is_settled = changed_at.is_some_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED));
+        if changed_at.is_none() || changed_at == self.read_at {
+            return false;
+        }
+        self.read_at = changed_at.filter(|_| is_settled);
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut all: Vec<Card> = entries
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
+            .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() <= CARD_BYTES))
+            .filter_map(|entry| {
+                let text = fs::read(entry.path()).ok()?;
+                parse(&entry.file_name().to_string_lossy(), &text)
+            })
+            .collect();
+        all.sort_by(|a, b| (a.step, &a.file).cmp(&(b.step, &b.file)));
+        all.drain(..all.len().saturating_sub(MOST_CARDS));
+        let are_others = all != self.all;
+        self.all = all;
+        are_others
+    }
+}
+
+fn parse(file: &str, text: &[u8]) -> Option<Card> {
+    let card: Value = serde_json::from_slice(text).ok()?;
+    let measurement = &card["measurement"];
+    let mut figures = Vec::new();
+    collect("", measurement, &mut figures);
+    figures.sort_by_key(|figure| figure.interval.is_none());
+    figures.truncate(MOST_FIGURES);
+    Some(Card {
+        file: file.to_string(),
+        evaluation: measurement["evaluation"].as_str()?.to_string(),
+        checkpoint: card["weights"]["checkpoint"].as_str().map(str::to_string),
+        step: card["weights"]["step"].as_u64()?,
+        data: card["data"]["name"].as_str().unwrap_or("unknown images").to_string(),
+        figures,
+    })
+}
+
+/// Parts of a measurement that are how it was made, or too long to be shown.
+const LEFT_OUT: [&str; 9] = [
+    "evaluation",
+    "settings",
+    "views",
+    "votes",
+    "confusion",
+    "per_class",
+    "validation",
+    "l2_at_end_of_grid",
+    "losses",
+];
+
+/// Names that say nothing to a reader.
+const STRUCTURAL: [&str; 4] = ["scores", "quality", "fit", "results"];
+
+fn collect(label: &str, value: &Value, into: &mut Vec<CardFigure>) {
+    let number = |name: &str| value[name].as_f64();
+    if let (Some(share), Some(low), Some(high)) = (number("share"), number("low_95"), number("high_95")) {
+        into.push(CardFigure { label: label.to_string(), value: share, interval: Some([low, high]) });
+        return;
+    }
+    match value {
+        Value::Number(number) => {
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            into.push(CardFigure { label: label.to_string(), value, interval: None });
+        }
+        Value::Object(fields) => {
+            let votes = &fields.get("votes");
+            let label = match votes.map(|votes| (&votes["k"], &votes["temperature"])) {
+                Some((k, temperature)) => within(label, &format!("k {k}, T {temperature}")),
+                None => label.to_string(),
+            };
+            for (name, value) in fields.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str())) {
+                collect(&within(&label, name), value, into);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| collect(label, value, into)),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+fn within(label: &str, name: &str) -> String {
+    let name = match name {
+        "top1" => "top-1".to_string(),
+        "top5" => "top-5".to_string(),
+        name if STRUCTURAL.contains(&name) => return label.to_string(),
+        name => name.replace('_', " "),
+    };
+    if label.is_empty() { name } else { format!("{label} · {name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn share(share: f64) -> Value {
+        json!({"correct": 5, "of": 10, "share": share, "low_95": share - 0.1, "high_95": share + 0.1})
+    }
+
+    #[test]
+    fn cards_are_read_when_there_are_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cards = Cards::default();
+        assert!(!cards.read(&folder.path().join("none")));
+        let knn = json!({
+            "weights": {"checkpoint": "step-000160", "step": 160},
+            "data": {"name": "synthetic-2048"},
+            "measurement": {"evaluation": "knn", "results": [
+                {"votes": {"k": 200, "temperature": 0.1}, "scores": {"top1": share(0.5), "top5": share(0.9), "confusion": [[1]]}},
+            ]},
+        });
+        fs::write(folder.path().join("knn.json"), knn.to_string()).unwrap();
+        fs::write(folder.path().join("other.json"), "{}").unwrap();
+        fs::write(folder.path().join("broken.json"), "{").unwrap();
+        assert!(cards.read(folder.path()) && !cards.read(folder.path()));
+        let figure = |label: &str, value: f64| CardFigure {
+            label: label.to_string(),
+            value,
+            interval: Some([value - 0.1, value + 0.1]),
+        };
+        assert_eq!(
+            cards.all,
+            [Card {
+                file: "knn.json".to_string(),
+                evaluation: "knn".to_string(),
+                checkpoint: Some("step-000160".to_string()),
+                step: 160,
+                data: "synthetic-2048".to_string(),
+                figures: vec![figure("k 200, T 0.1 · top-1", 0.5), figure("k 200, T 0.1 · top-5", 0.9)],
+            }]
+        );
+    }
+}

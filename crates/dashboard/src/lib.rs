@@ -1,0 +1,44 @@
+//! The live view of a run: a page, numbers for Prometheus, and a status for the command line.
+//!
+//! It looks at a run and cannot change it: everything it shows is read from the files of the run directory, which are
+//! what survives a coordinator, or told by [`Observer`]; all it can do is send an [`Action`] to whoever listens.
+//!
+//! - `server.rs`, `answers.rs`: HTTP on hyper, as tonic uses it; `access.rs`, `neighbours.rs`: who may look and act
+//! - `record.rs`: what the files tell, read as they grow (`lines.rs`): `metrics.rs`, `history.rs` (all steps in a
+//!   bounded memory), `timeline.rs`, `cards.rs`
+//! - `live.rs`: what the control loop tells
+//! - `status.rs`, `health.rs`: where the run stands; `words.rs`, `status_lines.rs`: in plain lines
+//! - `page/`, `events.rs`: what a browser shows; `prometheus.rs`: what Prometheus fetches
+//! - `ask.rs`: the status of a run from elsewhere
+
+mod access;
+mod action;
+mod answers;
+mod ask;
+mod cards;
+mod events;
+mod health;
+mod history;
+mod lines;
+mod live;
+mod metrics;
+mod neighbours;
+mod page;
+mod prometheus;
+mod record;
+mod server;
+mod site;
+mod status;
+mod status_lines;
+mod timeline;
+mod words;
+
+pub use action::Action;
+pub use ask::{ADDRESS_FILE, AskError, Asked, ask, read_status};
+pub use health::{Health, Judgement};
+pub use live::Observer;
+pub use metrics::Step;
+pub use server::{Dashboard, DashboardError, Settings};
+pub use status::{Recent, State, Status};
+pub use status_lines::status_lines;
+pub use timeline::{Kind, Moment};

@@ -1,0 +1,113 @@
+//! A status in plain lines, for a terminal or a log.
+
+use coordinator::{StepSeconds, WorkerSight};
+
+use crate::status::{Recent, Status};
+use crate::words::{age, count, duration, number};
+
+/// Faults that are told in lines; the page has all.
+const TOLD_FAULTS: usize = 3;
+
+/// Where a run stands, in lines for a person.
+pub fn status_lines(status: &Status) -> Vec<String> {
+    let mut lines = vec![headline(status)];
+    if let Some(last) = &status.last_step {
+        lines.push(format!(
+            "loss {}  collapse level {}  learning rate {}  gradient norm {}",
+            number(last.loss, 4),
+            number(last.collapse_level, 2),
+            number(last.learning_rate, 4),
+            number(last.gradient_norm, 3)
+        ));
+    }
+    lines.push(status.health.sentence.clone());
+    lines.extend(status.recent.as_ref().map(speed));
+    lines.extend(workers(status));
+    for evaluated in &status.evaluations {
+        let figures =
+            evaluated.figures.iter().map(|(name, value)| format!("{name} {} %", number(100.0 * value, 1)));
+        let figures = figures.collect::<Vec<_>>().join(", ");
+        lines.push(format!("{} at step {}: {figures}", evaluated.evaluation, count(evaluated.step)));
+    }
+    lines.extend(status.evaluation_failure.clone());
+    for fault in status.faults.iter().rev().take(TOLD_FAULTS).rev() {
+        let ago = duration(status.unix_time_ms.saturating_sub(fault.unix_time_ms) as f64 / 1000.0);
+        lines.push(format!("{ago} ago: {} {}", fault.event, fault.detail));
+    }
+    lines
+}
+
+fn headline(status: &Status) -> String {
+    let mut line = format!("run {}: {}, step {}", status.run, status.state.word(), count(status.step));
+    if let Some(total) = status.total_steps.filter(|total| *total > 0) {
+        let percent = (100.0 * status.step as f64 / total as f64).floor();
+        line += &format!(" of {} ({percent} %)", count(total));
+    }
+    line += &format!(", epoch {} of {}", status.epoch, status.total_epochs);
+    if let Some(remaining_s) = status.remaining_s {
+        line += &format!(", {} left", duration(remaining_s));
+    }
+    line
+}
+
+fn speed(recent: &Recent) -> String {
+    format!(
+        "{} images/s, {} s a step: data {} forward {} backward {} all-reduce {} update {}",
+        number(recent.images_per_second, 0),
+        number(recent.step_s, 3),
+        percent(recent.data_share),
+        percent(recent.forward_share),
+        percent(recent.backward_share),
+        percent(recent.all_reduce_share),
+        percent(recent.update_share)
+    )
+}
+
+fn workers(status: &Status) -> Vec<String> {
+    if status.workers.is_empty() {
+        return Vec::new();
+    }
+    let (here, expected) = (status.workers.len(), status.workers_expected);
+    let lost = match status.workers_lost {
+        0 => String::new(),
+        lost => format!(", {lost} lost so far"),
+    };
+    let title = format!("{here} of {expected} workers, generation {}{lost}", status.generation);
+    std::iter::once(title).chain(status.workers.iter().map(|worker| line_of(worker, status))).collect()
+}
+
+fn line_of(worker: &WorkerSight, status: &Status) -> String {
+    let shards = match (worker.first_shard, worker.shard_count) {
+        (_, 0) => "no shards".to_string(),
+        (first, 1) => format!("shard {first}"),
+        (first, count) => format!("shards {first} to {}", first + count - 1),
+    };
+    let doing = serde_json::to_value(worker.doing).unwrap_or_default();
+    let mut line = format!(
+        "  worker {} ({}): {}, {shards}, last sign of life {} ago",
+        worker.worker,
+        worker.description,
+        doing.as_str().unwrap_or_default(),
+        age(worker.silent_ms)
+    );
+    if let Some(pace) = worker.pace.filter(|_| worker.shard_count > 0) {
+        let StepSeconds { data, forward, backward, all_reduce, update, step } = pace.seconds;
+        let share = |seconds: f64| percent(seconds / step.max(f64::MIN_POSITIVE));
+        let images =
+            f64::from(status.batch) * f64::from(worker.shard_count) / f64::from(status.shards.max(1));
+        line += &format!(
+            ", {} images/s, data {} forward {} backward {} all-reduce {} update {}",
+            number(images / step.max(f64::MIN_POSITIVE), 0),
+            share(data),
+            share(forward),
+            share(backward),
+            share(all_reduce),
+            share(update)
+        );
+    }
+    line
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", number(100.0 * share, 0))
+}

@@ -1,0 +1,427 @@
+//! The dashboard as browsers, Prometheus and programs see it: real HTTP on port 0, and a real run directory.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the answer")]
+
+mod run;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use coordinator::{Doing, Pace, Phase, Progress, Sight, StepSeconds, WorkerSight};
+use dashboard::{Action, AskError, Asked, State, Status, ask, read_status, status_lines};
+use protocol::Token;
+use serde_json::Value;
+
+use run::{TestRun, eventually};
+use wire::{Events, Reply, get, send};
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_is_that_of_the_metrics_file() {
+    let run = TestRun::new();
+    run.write_steps(1..=300);
+    let served = run.serve("127.0.0.1:0").await;
+    let answer = served.get("/api/history?points=4000").await.json();
+    let columns = &answer["columns"];
+    assert_eq!(columns["first"].as_array().unwrap().len(), 300);
+    let lines: Vec<Value> = run.metrics().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (place, line) in lines.iter().enumerate() {
+        assert_eq!((&columns["first"][place], &columns["last"][place]), (&line["step"], &line["step"]));
+        assert_eq!(columns["epoch"][place], line["epoch"]);
+        for curve in ["loss", "collapse_level", "learning_rate", "gradient_norm", "images_per_second"] {
+            for column in ["mean", "low", "high"] {
+                assert_eq!(columns["curves"][curve][column][place], line[curve], "{curve} of {line}");
+            }
+        }
+        for part in ["data", "forward", "backward", "all_reduce", "update"] {
+            assert_eq!(columns["seconds"][part][place], line["seconds"][part], "{part} of {line}");
+        }
+    }
+    let status = served.get("/api/status").await.json();
+    assert_eq!(status["last_step"], lines[299]);
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_opened_late_or_after_a_restart_has_the_history() {
+    let run = TestRun::new();
+    let served = run.serve("127.0.0.1:0").await;
+    run.write_steps(1..=40);
+    eventually(|| async { served.status().await.step == 40 }).await;
+    let before = served.get("/api/history").await.json();
+    let story = served.get("/api/story").await.json();
+    served.end().await;
+
+    let served = run.serve("127.0.0.1:0").await;
+    assert_eq!(served.get("/api/history").await.json()["columns"], before["columns"]);
+    assert_eq!(served.get("/api/story").await.json(), story);
+    // A resume: what came after the checkpoint is written anew.
+    run.rewrite_steps(1..=25);
+    eventually(|| async { served.status().await.step == 25 }).await;
+    run.write_steps(26..=30);
+    eventually(|| async { served.status().await.step == 30 }).await;
+    let again = served.get("/api/history").await.json();
+    assert_eq!(again["columns"]["last"].as_array().unwrap().len(), 30);
+    assert_ne!(again["life"], before["life"]);
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_runs_are_thinned_to_what_was_asked_for_and_are_exact_near_by() {
+    let run = TestRun::new();
+    run.write_steps(1..=50_000);
+    let served = run.serve("127.0.0.1:0").await;
+    for points in [1, 2, 100, 500] {
+        let answer = served.get(&format!("/api/history?points={points}")).await.json();
+        let columns = &answer["columns"];
+        let first = columns["first"].as_array().unwrap();
+        assert!(first.len() <= points && first.len() > points / 2, "{points}");
+        let (low, high) = (&columns["curves"]["loss"]["low"], &columns["curves"]["loss"]["high"]);
+        let all = |values: &Value| values.as_array().unwrap().iter().map(number).collect::<Vec<f64>>();
+        let expected: Vec<f64> = (1..=50_000).map(|step| run::step(step).loss).collect();
+        assert_eq!(
+            all(low).into_iter().fold(f64::INFINITY, f64::min),
+            expected.iter().copied().fold(f64::INFINITY, f64::min)
+        );
+        assert_eq!(
+            all(high).into_iter().fold(f64::NEG_INFINITY, f64::max),
+            expected.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+        );
+    }
+    let near = served.get("/api/history?from=31000&to=31399&points=400").await.json();
+    let steps = near["columns"]["first"].as_array().unwrap();
+    assert_eq!((steps.len(), &steps[0], &steps[399]), (400, &Value::from(31_000), &Value::from(31_399)));
+    assert_eq!(number(&near["columns"]["curves"]["loss"]["mean"][7]), run::step(31_007).loss);
+    for bad in ["from=x", "points=-1", "to=1e9"] {
+        assert_eq!(served.get(&format!("/api/history?{bad}")).await.status, 400, "{bad}");
+    }
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_told_what_comes_until_the_end() {
+    let run = TestRun::new();
+    run.write_steps(1..=10);
+    let served = run.serve("127.0.0.1:0").await;
+    let mut events = Events::open(served.address, "/api/events?after=8").await;
+    events.until("hello", |_| true).await;
+    let steps = events.until("steps", |_| true).await;
+    assert_eq!(steps["first"], serde_json::json!([9, 10]));
+    assert_eq!(number(&steps["curves"]["loss"]["mean"][1]), run::step(10).loss);
+    run.write_steps(11..=12);
+    let steps = events.until("steps", |_| true).await;
+    assert_eq!(steps["first"], serde_json::json!([11, 12]));
+    run.record(r#"{"event":"checkpoint","generation":1,"checkpoint":"step-000012","step":12}"#);
+    let story = events.until("story", |story| story["moments"].to_string().contains("step-000012")).await;
+    assert_eq!(story["moments"].as_array().unwrap().last().unwrap()["event"], "saved");
+    // More than are told one by one.
+    run.write_steps(13..=2000);
+    events.until("again", |_| true).await;
+    served.observer.hear(&Progress::Seen(sight(2000)));
+    let status = events.until("status", |status| status["workers"] != serde_json::json!([])).await;
+    assert_eq!((&status["state"], &status["workers"][0]["worker"]), (&"training".into(), &1.into()));
+    run.record(r#"{"event":"ended","outcome":"stopped","step":2000}"#);
+    let ending = tokio::spawn(served.end());
+    events.until("status", |status| status["state"] == "stopped").await;
+    events.until("end", |_| true).await;
+    ending.await.unwrap();
+}
+
+fn sight(step: u64) -> Sight {
+    let seconds =
+        StepSeconds { data: 0.01, forward: 0.1, backward: 0.1, all_reduce: 0.02, update: 0.01, step: 0.25 };
+    let worker = WorkerSight {
+        worker: 1,
+        rank: Some(0),
+        description: "a \"host\", process 7".to_string(),
+        first_shard: 0,
+        shard_count: 2,
+        doing: Doing::Training,
+        silent_ms: 300,
+        pace: Some(Pace { step, seconds }),
+    };
+    Sight { phase: Phase::Training, generation: 1, step, workers: vec![worker] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_pages_and_other_names_get_nothing() {
+    let run = TestRun::new();
+    let mut served = run.serve("127.0.0.1:0").await;
+    served.observer.hear(&Progress::Seen(sight(0)));
+    let page = served.get("/").await;
+    let secret = page.text.split("name=\"secret\" content=\"").nth(1).unwrap().split('"').next().unwrap();
+    let host = served.address.to_string();
+    let origin = format!("http://{host}");
+    // A name that points here, as a page elsewhere may make its own do.
+    for path in ["/", "/api/status", "/api/events", "/metrics", "/dashboard.js", "/report"] {
+        let reply = send(served.address, "GET", path, &[("host", "evil.example")], "").await;
+        assert_eq!(reply.status, 421, "{path}");
+        assert!(!reply.text.contains(secret));
+    }
+    for probe in ["/healthz", "/readyz"] {
+        assert_eq!(
+            send(served.address, "GET", probe, &[("host", "10.1.2.3:80")], "").await.status,
+            200,
+            "{probe}"
+        );
+    }
+    let stop = r#"{"action":"stop"}"#;
+    let host = ("host", host.as_str());
+    for (headers, body, status) in [
+        (vec![host], stop, 403),
+        (vec![host, ("x-simsiam-secret", "0")], stop, 403),
+        (vec![host, ("x-simsiam-secret", secret), ("origin", "http://evil.example")], stop, 403),
+        (vec![host, ("x-simsiam-secret", secret), ("sec-fetch-site", "cross-site")], stop, 403),
+        (vec![("host", "evil.example"), ("x-simsiam-secret", secret)], stop, 421),
+        (vec![host, ("x-simsiam-secret", secret)], r#"{"action":"explode"}"#, 400),
+        (vec![host, ("x-simsiam-secret", secret)], "", 400),
+        (vec![host, ("x-simsiam-secret", secret)], &"x".repeat(10_000), 400),
+    ] {
+        let reply = send(served.address, "POST", "/api/actions", &headers, body).await;
+        assert_eq!(reply.status, status, "{headers:?} {}", reply.text);
+    }
+    assert!(served.actions.try_recv().is_err(), "none of these was an action");
+    let get = send(served.address, "GET", "/api/actions", &[host, ("x-simsiam-secret", secret)], "").await;
+    assert_eq!(get.status, 404);
+    assert_eq!(send(served.address, "POST", "/api/status", &[host], "").await.status, 405);
+
+    // The page itself, once: a second stop would end the run without saving.
+    let own =
+        [host, ("x-simsiam-secret", secret), ("origin", origin.as_str()), ("sec-fetch-site", "same-origin")];
+    assert_eq!(send(served.address, "POST", "/api/actions", &own, stop).await.status, 202);
+    assert_eq!(served.actions.recv().await, Some(Action::Stop));
+    assert_eq!(send(served.address, "POST", "/api/actions", &own, stop).await.status, 409);
+    assert!(served.actions.try_recv().is_err());
+    assert!(served.status().await.actions.is_empty());
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_others_reach_it_the_token_is_asked_for() {
+    let run = TestRun::new();
+    run.write_steps(1..=5);
+    let served = run.serve("0.0.0.0:0").await;
+    let near = served.near();
+    let bearer = format!("Bearer {}", run::TOKEN);
+    for path in [
+        "/",
+        "/api/status",
+        "/api/history",
+        "/api/story",
+        "/api/events",
+        "/metrics",
+        "/dashboard.js",
+        "/report",
+    ] {
+        let reply = get(near, path).await;
+        assert_eq!(reply.status, 401, "{path}");
+        assert!(!reply.text.contains("quickstart"), "{path}: {}", reply.text);
+        let wrong = send(near, "GET", path, &[("authorization", "Bearer 0123")], "").await;
+        assert_eq!(wrong.status, 401, "{path}");
+    }
+    for path in ["/", "/api/status", "/metrics"] {
+        let reply = send(near, "GET", path, &[("authorization", &bearer)], "").await;
+        assert_eq!(reply.status, 200, "{path}");
+    }
+    assert_eq!(get(near, "/healthz").await.status, 200);
+    // A browser signs in once.
+    let form = send(near, "POST", "/sign-in", &[], "token=0123456789abcdef0123456789abcdee").await;
+    assert_eq!((form.status, form.header("set-cookie")), (401, None));
+    let form = send(near, "POST", "/sign-in", &[], &format!("token={}", run::TOKEN)).await;
+    assert_eq!(form.status, 303);
+    let cookie = form.header("set-cookie").unwrap().split(';').next().unwrap().to_string();
+    assert!(!cookie.contains(run::TOKEN));
+    let page = send(near, "GET", "/", &[("cookie", &cookie)], "").await;
+    assert!(page.status == 200 && page.text.contains("quickstart") && !page.text.contains(run::TOKEN));
+    // The cookie alone does not act.
+    let stop = send(near, "POST", "/api/actions", &[("cookie", &cookie)], r#"{"action":"stop"}"#).await;
+    assert_eq!(stop.status, 403);
+
+    let url = format!("http://{near}");
+    let (token, other) = (Token::parse(run::TOKEN).unwrap(), Token::random().unwrap());
+    let blocking = move || (ask(&url, Some(&token)), ask(&url, Some(&other)), ask(&url, None));
+    let (known, unknown, none) = tokio::task::spawn_blocking(blocking).await.unwrap();
+    assert_eq!(known.unwrap().step, 5);
+    for refused in [unknown, none] {
+        assert!(matches!(refused, Err(AskError::Refused { .. })), "{refused:?}");
+    }
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_comes_from_the_coordinator_or_from_the_files() {
+    let run = TestRun::new();
+    run.write_steps(1..=64);
+    let read = || {
+        let folder = run.path().to_path_buf();
+        async { tokio::task::spawn_blocking(move || read_status(&folder, None)).await.unwrap().unwrap() }
+    };
+    let (status, asked) = read().await;
+    assert_eq!((status.state, status.step, status.total_steps), (State::Unattended, 64, Some(480)));
+    assert_eq!(asked, Asked::Files(run.path().to_path_buf()));
+
+    let served = run.serve("127.0.0.1:0").await;
+    served.observer.hear(&Progress::Seen(sight(64)));
+    let (status, asked) = read().await;
+    assert_eq!((status.state, status.workers.len()), (State::Training, 1));
+    assert_eq!(asked, Asked::Coordinator(format!("http://{}", served.address)));
+    let lines = status_lines(&status).join("\n");
+    for phrase in
+        ["run quickstart: training, step 64 of 480 (13 %)", "Healthy", "shards 0 to 1", "all-reduce 8 %"]
+    {
+        assert!(lines.contains(phrase), "{lines}\nlacks {phrase:?}");
+    }
+
+    // Another run has its dashboard where a killed coordinator's was.
+    let other = TestRun::new();
+    std::fs::copy(run.path().join("dashboard.url"), other.path().join("dashboard.url")).unwrap();
+    let folder = other.path().to_path_buf();
+    let (status, asked) =
+        tokio::task::spawn_blocking(move || read_status(&folder, None)).await.unwrap().unwrap();
+    assert_eq!((status.step, asked), (0, Asked::Files(other.path().to_path_buf())));
+
+    served.end().await;
+    assert!(!run.path().join("dashboard.url").exists());
+    assert_eq!(read().await.1, Asked::Files(run.path().to_path_buf()));
+    let nowhere =
+        tokio::task::spawn_blocking(|| read_status(std::path::Path::new("/nowhere"), None)).await.unwrap();
+    assert!(nowhere.unwrap_err().to_string().contains("recipe.toml"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_reads_what_the_run_is() {
+    let run = TestRun::new();
+    run.write_steps(1..=33);
+    run.write(r#"{"evaluation":"knn","step":20,"figures":{"top1_k20_t0.07":0.25},"card":"a.json"}"#);
+    let served = run.serve("127.0.0.1:0").await;
+    served.observer.hear(&Progress::Seen(sight(33)));
+    let reply = served.get("/metrics").await;
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let samples = samples(&reply);
+    let sample = |name: &str| {
+        let found = samples.iter().find(|(other, _)| other == name);
+        found.unwrap_or_else(|| panic!("no {name} in {samples:#?}")).1
+    };
+    let last = run::step(33);
+    for (name, expected) in [
+        ("simsiam_steps_total", 33.0),
+        ("simsiam_images_total", 33.0 * 128.0),
+        ("simsiam_steps_planned", 480.0),
+        ("simsiam_loss", last.loss),
+        ("simsiam_gradient_norm", last.gradient_norm),
+        ("simsiam_run_state{state=\"training\"}", 1.0),
+        ("simsiam_run_state{state=\"failed\"}", 0.0),
+        ("simsiam_worker_shards{worker=\"1\"}", 2.0),
+        ("simsiam_worker_step_seconds{worker=\"1\"}", 0.25),
+        ("simsiam_step_duration_seconds_count", 33.0),
+        ("simsiam_step_duration_seconds_bucket{le=\"+Inf\"}", 33.0),
+        ("simsiam_evaluation_accuracy_ratio{evaluation=\"knn\",figure=\"top1_k20_t0.07\"}", 0.25),
+    ] {
+        assert_eq!(sample(name), expected, "{name}");
+    }
+    assert!(sample("simsiam_worker_heartbeat_age_seconds{worker=\"1\"}") >= 0.3);
+    served.end().await;
+}
+
+/// The samples of a text, each of a family that was announced, none twice.
+fn samples(reply: &Reply) -> Vec<(String, f64)> {
+    let mut families = BTreeSet::new();
+    let mut samples: Vec<(String, f64)> = Vec::new();
+    for line in reply.text.lines() {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert!(["gauge", "counter", "histogram"].contains(&kind), "{line}");
+            assert!(families.insert(name.to_string()), "{line} is there twice");
+        } else if !line.starts_with("# HELP ") {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            let bare = name.split('{').next().unwrap();
+            let suffixes = ["", "_bucket", "_sum", "_count"];
+            let is_announced = suffixes
+                .iter()
+                .any(|suffix| bare.strip_suffix(suffix).is_some_and(|family| families.contains(family)));
+            assert!(is_announced, "{line} is of no family");
+            assert!(samples.iter().all(|(other, _)| other != name), "{line} is there twice");
+            samples.push((name.to_string(), value.parse().unwrap()));
+        }
+    }
+    samples
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_one_and_loads_nothing_from_elsewhere() {
+    let run = TestRun::new();
+    let served = run.serve("127.0.0.1:0").await;
+    for path in ["/", "/style.css", "/dashboard.js"] {
+        let reply = served.get(path).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(reply.header("content-security-policy").unwrap().starts_with("default-src 'none'"), "{path}");
+        let elsewhere = reply.text.replace("http://www.w3.org/2000/svg", "");
+        assert!(!elsewhere.contains("http://") && !elsewhere.contains("https://"), "{path}");
+    }
+    assert_eq!(served.get("/report").await.status, 404);
+    std::fs::write(run.path().join("report.html"), "<p>pictures</p>").unwrap();
+    let report = served.get("/report").await;
+    assert_eq!(report.text, "<p>pictures</p>");
+    assert!(report.header("content-security-policy").unwrap().starts_with("sandbox allow-scripts"));
+    eventually(|| async { served.status().await.has_report }).await;
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_means_that_workers_train_or_all_is_done() {
+    let run = TestRun::new();
+    let served = run.serve("127.0.0.1:0").await;
+    assert_eq!(served.get("/readyz").await.status, 503);
+    assert_eq!(served.get("/healthz").await.status, 200);
+    served.observer.hear(&Progress::Seen(sight(0)));
+    assert_eq!(served.get("/readyz").await.status, 200);
+    served.observer.hear(&Progress::Seen(Sight { phase: Phase::Regrouping, ..sight(1) }));
+    assert_eq!(served.get("/readyz").await.status, 503);
+    let hash = "0".repeat(64);
+    run.record(&format!(r#"{{"event":"ended","outcome":"completed","step":480,"state_hash":"{hash}"}}"#));
+    eventually(|| async { served.get("/readyz").await.status == 200 }).await;
+    served.end().await;
+}
+
+/// A whole run with workers that only pretend, in which everything comes through the control loop itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_seen_and_stopped_from_the_page() {
+    let run = TestRun::new();
+    let cluster = run.lead(2).await;
+    let mut workers = cluster.train(2).await;
+    for step in 1..=3 {
+        for worker in &mut workers {
+            worker.step_done(1, step, 0.5 * step as f64).await;
+        }
+    }
+    let is_seen = |status: &Status| {
+        status.step == 3
+            && status.workers.len() == 2
+            && status.workers.iter().all(|worker| worker.pace.is_some())
+    };
+    eventually(|| async { is_seen(&cluster.served.status().await) }).await;
+    let status = cluster.served.status().await;
+    assert_eq!((status.state, status.generation, status.workers_expected), (State::Training, 1, 2));
+    let shards: Vec<_> =
+        status.workers.iter().map(|worker| (worker.first_shard, worker.shard_count)).collect();
+    assert_eq!(shards, [(0, 2), (2, 2)]);
+    assert!(status.workers.iter().all(|worker| worker.doing == Doing::Training && worker.silent_ms < 20_000));
+    assert_eq!(status.last_step.as_ref().map(|last| last.seconds.step), Some(1.5));
+
+    let token = format!("Bearer {}", run::TOKEN);
+    let headers = [("authorization", token.as_str())];
+    let body = r#"{"action":"stop"}"#;
+    let stop = send(cluster.served.address, "POST", "/api/actions", &headers, body).await;
+    assert_eq!(stop.status, 202);
+    for worker in &mut workers {
+        worker.is_stopped_after(3).await;
+    }
+    let outcome = tokio::time::timeout(Duration::from_secs(30), cluster.outcome).await.unwrap().unwrap();
+    assert_eq!(outcome, coordinator::Outcome::Stopped { step: 3 });
+    eventually(|| async { cluster.served.status().await.state == State::Stopped }).await;
+    cluster.served.end().await;
+}
