@@ -18,6 +18,7 @@ use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
+use crate::medium::MediumArguments;
 use crate::network::launcher_variable;
 use crate::recipe_source::RecipeArguments;
 use crate::security::SecurityArguments;
@@ -81,6 +82,8 @@ struct TrainArguments {
     listen: Option<String>,
     #[command(flatten)]
     advertise: AdvertiseArguments,
+    #[command(flatten)]
+    medium: MediumArguments,
     #[command(flatten)]
     security: SecurityArguments,
     #[command(flatten)]

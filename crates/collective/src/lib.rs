@@ -23,6 +23,7 @@ mod layout;
 pub mod loopback;
 mod mesh;
 mod processes;
+#[cfg_attr(not(target_os = "linux"), path = "no_shared_memory.rs")]
 mod shared_memory;
 mod sums;
 mod tcp;

@@ -32,7 +32,7 @@ pub struct SubtreeSums {
 
 impl SubtreeSums {
     /// Sums for the shards `lease`, of `bucket_len` floats each, in memory of this process.
-    pub(crate) fn new(lease: Range<u32>, bucket_len: usize) -> Self {
+    pub fn new(lease: Range<u32>, bucket_len: usize) -> Self {
         let home = |_| Box::new(vec![0.0_f32; bucket_len]) as Box<dyn Bucket>;
         let homes = subtrees(lease.clone()).into_iter().map(home).collect();
         Self::at_home(lease, bucket_len, homes)

@@ -80,7 +80,8 @@ impl<W: Word> Handover<W> {
     /// Gives this rank's sums to all, to be read until the fold ends.
     pub(super) fn arrive(&self, turn: &Turn) {
         let arrived = self.arrived.0.fetch_add(1, Release).wrapping_add(1);
-        if arrived == turn.arrivals {
+        // A single chunk is folded by the last to arrive before anyone else is awake.
+        if arrived == turn.arrivals && turn.chunks > 1 {
             self.ring();
         }
     }

@@ -17,11 +17,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// The segment may neither shrink, which would kill whoever touches what is gone, nor grow.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// Buckets begin at multiples of this many bytes.
+/// Buckets begin at multiples of this many bytes. Huge pages gained nothing that could be measured.
 const PAGE_BYTES: usize = 4096;
-
-/// Large buckets begin at multiples of this many bytes, so that huge pages can hold them.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What the segment begins with. All of it is atomic, and zero at first.
 #[derive(Debug)]
@@ -66,10 +63,9 @@ impl Places {
     /// `None` if the segment would be larger than memory can be.
     fn new(group: &Group, bucket_len: usize) -> Option<Self> {
         let bucket_bytes = bucket_len.checked_mul(size_of::<f32>())?;
-        let alignment = if bucket_bytes < HUGE_PAGE_BYTES { PAGE_BYTES } else { HUGE_PAGE_BYTES };
-        let stride = bucket_bytes.checked_next_multiple_of(alignment)?;
+        let stride = bucket_bytes.checked_next_multiple_of(PAGE_BYTES)?;
         let header = size_of::<Header>() + group.world() * size_of::<Progress>();
-        let mut starts = vec![header.next_multiple_of(alignment)];
+        let mut starts = vec![header.next_multiple_of(PAGE_BYTES)];
         for lease in group.leases() {
             let sums = stride.checked_mul(SubtreeSums::node_count(lease))?;
             starts.push(starts.last()?.checked_add(sums)?);
@@ -124,8 +120,6 @@ impl Segment {
 
     fn map(descriptor: &OwnedFd, places: Places, rank: usize) -> io::Result<Self> {
         let memory = MmapOptions::new().len(places.end).map_raw(&descriptor.as_fd())?;
-        // Where the system has no huge pages for such memory, small ones do.
-        let _ = memory.advise(Advice::HugePage);
         let segment = Self { memory, places, rank };
         segment.populate(segment.places.starts[rank]..segment.places.starts[rank + 1])?;
         Ok(segment)

@@ -1,12 +1,15 @@
 //! Between real processes, of which one is killed.
 
-use crate::testing::{SHARDS, fold_and_compare, group, key, limits, listen, push_all};
-use crate::{Collective, CollectiveError, Medium, assemble};
+use crate::testing::{SHARDS, fold_and_compare, group, key, limits, listen, push_all, run_ranks};
+use crate::{Collective, CollectiveError, Group, Medium, assemble};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 const WORLD: usize = 3;
@@ -87,10 +90,37 @@ fn a_killed_process_is_missed_at_once_and_leaves_nothing() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("collective")), "{left:?}");
 }
 
+/// Gives this thread a network namespace of its own.
+fn leave_network() -> rustix::io::Result<()> {
+    // SAFETY: only unsharing descriptors is unsafe, and these stay shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+/// As between containers that reach each other only by their addresses. Needs the right to make a network namespace.
+#[test]
+fn a_network_of_its_own_is_reached_over_tcp() {
+    if thread::spawn(leave_network).join().unwrap() == Err(Errno::PERM) {
+        eprintln!("not tested: this user may not make a network namespace");
+        return;
+    }
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        if group.rank() == 0 {
+            // Its listener stays in the old one, where rank 1 dials it; its offer is made in the new one.
+            leave_network().unwrap();
+        }
+        assemble(listener, &key(), group, addresses, limits(1000), Medium::Auto).unwrap()
+    };
+    let media = run_ranks(2, assemble, |_, mut collective| {
+        fold_and_compare(&mut collective, 0);
+        collective.medium()
+    });
+    assert_eq!(media, ["TCP"; 2]);
+}
+
 #[test]
 fn one_generation_after_another() {
     let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for (rank, listener) in listeners.iter().enumerate() {
             let addresses = &addresses;
             scope.spawn(move || {
