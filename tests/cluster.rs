@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use collective::Medium;
 use collective::loopback::Hub;
 use coordinator::{OnFailure, Outcome, Progress, Request, Run, RunDirectory, StepMetrics, Timeouts, serve};
 use dataset::{BlockCache, BlockStore, Deal, Images};
@@ -31,10 +32,10 @@ pub(crate) fn cache() -> PathBuf {
 /// How the workers of a test reach each other and their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wiring {
-    /// Gradients through memory, images from the coordinator's own files.
+    /// Gradients through memory of this process, images from the coordinator's own files.
     Loopback,
-    /// Gradients over TCP, images over gRPC into a cache.
-    Sockets,
+    /// Gradients as between processes, images over gRPC into a cache.
+    Processes(Medium),
 }
 
 /// What a test does to a run that is under way, told of each committed step.
@@ -149,8 +150,8 @@ impl TestRun {
         let blocks = self.folder.path().join(format!("blocks-{index}"));
         let (transport, cache) = match wiring {
             Wiring::Loopback => (Transport::Loopback(hub.clone()), None),
-            Wiring::Sockets => {
-                let transport = Transport::listen("127.0.0.1:0").unwrap();
+            Wiring::Processes(medium) => {
+                let transport = Transport::listen("127.0.0.1:0", medium).unwrap();
                 (transport, Some(BlockCache::open(&blocks, 1 << 30).unwrap()))
             }
         };

@@ -1,5 +1,6 @@
 //! A run is a function of its recipe: not of its workers, their wiring, or interruptions.
 
+use collective::Medium;
 use coordinator::Outcome;
 use evaluation::Encoder;
 use worker::Device;
@@ -28,9 +29,12 @@ async fn the_number_of_workers_and_their_wiring_change_no_bit() {
     let trained = alone.train(1, Wiring::Loopback, Disturbance::None).await;
     assert!(matches!(trained.outcome, Outcome::Completed { step: 75, .. }), "{:?}", trained.outcome);
     assert_eq!(trained.steps.len(), 75);
-    for (workers, wiring) in
-        [(2, Wiring::Loopback), (3, Wiring::Sockets), (4, Wiring::Sockets), (8, Wiring::Loopback)]
-    {
+    for (workers, wiring) in [
+        (2, Wiring::Loopback),
+        (3, Wiring::Processes(Medium::Tcp)),
+        (4, Wiring::Processes(Medium::SharedMemory)),
+        (8, Wiring::Loopback),
+    ] {
         let run = TestRun::new(quickstart(SHORT));
         let other = run.train(workers, wiring, Disturbance::None).await;
         assert_eq!(other.outcome, trained.outcome, "{workers} workers, {wiring:?}");
@@ -57,7 +61,8 @@ async fn an_interrupted_run_ends_as_one_that_was_not() {
     assert_eq!(stopped.steps.len() as u64, step);
 
     // Now without a word: a worker disappears, and the rest of the run is lost back to its last checkpoint.
-    let lost = run.train(4, Wiring::Sockets, Disturbance::LoseWorkerAfter(step + 15)).await;
+    let lost =
+        run.train(4, Wiring::Processes(Medium::SharedMemory), Disturbance::LoseWorkerAfter(step + 15)).await;
     let Outcome::Failed { reason } = lost.outcome else { panic!("{:?}", lost.outcome) };
     for phrase in ["(thread 3)", "--resume", "the last checkpoint is step-"] {
         assert!(reason.contains(phrase), "{reason}");
@@ -86,7 +91,8 @@ fn column_of_events(run: &TestRun) -> Vec<String> {
 async fn the_others_take_over_and_end_with_the_same_bits() {
     let whole = TestRun::new(quickstart(SHORT));
     let undisturbed = whole.train(1, Wiring::Loopback, Disturbance::None).await;
-    for wiring in [Wiring::Loopback, Wiring::Sockets] {
+    for wiring in [Wiring::Loopback, Wiring::Processes(Medium::Tcp), Wiring::Processes(Medium::SharedMemory)]
+    {
         let run = TestRun::new(quickstart(SHORT));
         let shrunk = run.train(3, wiring, Disturbance::ShrinkAfter(22)).await;
         assert_eq!(shrunk.outcome, undisturbed.outcome, "{wiring:?}");
@@ -113,7 +119,7 @@ async fn only_the_last_checkpoints_are_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_are_computed_again_from_a_checkpoint_without_the_cluster() {
     let run = TestRun::new(quickstart(SHORT));
-    run.train(3, Wiring::Sockets, Disturbance::None).await;
+    run.train(3, Wiring::Processes(Medium::SharedMemory), Disturbance::None).await;
     let checkpoints = run.checkpoints();
     let before = &checkpoints[checkpoints.len() - 2];
     let mut state = Encoder::open(&run.path(), Some(before)).unwrap().state().clone();

@@ -21,6 +21,7 @@ use crate::dashboard::DashboardArguments;
 use crate::device::DeviceArguments;
 use crate::evaluate::{self, EvaluateArguments};
 use crate::exit::{self, Ending};
+use crate::medium::MediumArguments;
 use crate::network::launcher_variable;
 use crate::recipe_source::RecipeArguments;
 use crate::security::SecurityArguments;
@@ -92,6 +93,8 @@ struct TrainArguments {
     advertise: AdvertiseArguments,
     #[command(flatten)]
     dashboard: DashboardArguments,
+    #[command(flatten)]
+    medium: MediumArguments,
     #[command(flatten)]
     security: SecurityArguments,
     #[command(flatten)]

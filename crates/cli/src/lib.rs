@@ -18,6 +18,7 @@ mod display;
 mod exit;
 mod interfaces;
 mod logging;
+mod medium;
 mod network;
 mod parent;
 mod private_file;

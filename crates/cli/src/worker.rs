@@ -20,6 +20,7 @@ use crate::advertise::AdvertiseArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
+use crate::medium::MediumArguments;
 use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, network, parent};
 
@@ -40,6 +41,8 @@ pub struct WorkerArguments {
     listen: String,
     #[command(flatten)]
     advertise: AdvertiseArguments,
+    #[command(flatten)]
+    medium: MediumArguments,
     #[command(flatten)]
     security: SecurityArguments,
     /// How long to look for the coordinator, in seconds
@@ -77,12 +80,14 @@ pub(crate) fn arguments_for_local(
     address: SocketAddr,
     security: &SecurityArguments,
     advertise: &AdvertiseArguments,
+    medium: &MediumArguments,
     cache: &CacheArguments,
 ) -> Vec<OsString> {
     let mut own = vec!["worker".to_string(), "--end-with-stdin".to_string()];
     own.push(format!("--join={}", on_this_machine(address)));
     own.extend(network_flags(address.ip(), security.insecure_network));
     own.extend(advertise.advertise.iter().map(|advertise| format!("--advertise={advertise}")));
+    own.push(medium.to_argument());
     let own = own.into_iter().map(OsString::from);
     own.chain(security.for_local_worker()).chain(cache.to_arguments()).collect()
 }
@@ -140,7 +145,7 @@ async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     let coordinator = coordinator(arguments.join.as_deref(), network::launcher_variable)?;
     let access = security.of_worker(&coordinator)?;
     let connect_limit = Duration::from_secs(arguments.connect_timeout_s);
-    let transport = Transport::listen(&arguments.listen)?;
+    let transport = Transport::listen(&arguments.listen, arguments.medium.medium())?;
     let place = arguments.advertise.place(&addresses, &coordinator, Instant::now() + connect_limit).await?;
     let transport = match &place {
         Some(place) => transport.advertised_as(&place.host, place.port),

@@ -1,8 +1,13 @@
-//! The fold over TCP between processes of this host: median time by size, for 2 and 4 processes with one shard
-//! each. Runs itself once for each rank. The lines compare with what Gloo's all-reduce takes on the same sizes.
+//! The fold between processes of this host: median time by size, for 2 and 4 processes with one shard each, through
+//! shared memory and over TCP. Runs itself once for each rank. The lines compare with what Gloo's all-reduce takes on
+//! the same sizes.
+//!
+//! Before each fold every rank writes its bucket anew, as a training step does, and afterwards it reads the sum; only
+//! the fold is timed.
 
-use collective::{Collective, Group, Key, Limits, SubtreeSums, tcp};
+use collective::{Collective, Group, Key, Limits, Medium};
 use std::error::Error;
+use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -72,32 +77,34 @@ fn run_rank(rank: usize, world: usize) -> Result<(), Box<dyn Error>> {
     std::io::stdin().read_line(&mut line)?;
     let addresses: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
 
-    let mut barrier = assemble(&listener, &addresses, rank, 1, 16)?;
-    let barrier_sums = sums_of_one_shard(rank, 16);
+    let mut barrier = assemble(&listener, &addresses, rank, 1, 16, Medium::Tcp)?;
+    write_bucket(&mut barrier, 0);
     // The first meeting ends the assembly for all, so that nobody's next generation comes in its way.
-    barrier.fold(0, &barrier_sums, &mut [0.0; 16])?;
+    barrier.fold(0)?;
     let mut barrier_step = 1;
-    for (generation, size) in (2..).zip(SIZES) {
+    let cases =
+        [Medium::SharedMemory, Medium::Tcp].into_iter().flat_map(|medium| SIZES.map(|size| (medium, size)));
+    for (generation, (medium, size)) in (2..).zip(cases) {
         let len = size / size_of::<f32>();
-        let mut collective = assemble(&listener, &addresses, rank, generation, len)?;
-        let sums = sums_of_one_shard(rank, len);
-        let mut folded = vec![0.0; len];
+        let mut collective = assemble(&listener, &addresses, rank, generation, len, medium)?;
         let mut times = Vec::new();
         for step in 0..FOLDS {
-            barrier.fold(barrier_step, &barrier_sums, &mut [0.0; 16])?;
+            write_bucket(&mut collective, step);
+            barrier.fold(barrier_step)?;
             barrier_step += 1;
             let start = Instant::now();
-            collective.fold(step, &sums, &mut folded)?;
+            let folded = collective.fold(step)?;
             times.push(start.elapsed());
+            black_box(folded.iter().sum::<f32>());
         }
         let mut times = times.split_off(WARM_UP_FOLDS);
         times.sort();
         if rank == 0 {
             let median = times[times.len() / 2].as_secs_f64();
             let (megabytes, rate) = (size as f64 / 1e6, size as f64 / median / 1e9);
+            let (medium, median) = (collective.medium(), median * 1e3);
             println!(
-                "tcp  world {world} {megabytes:8.3} MB  median {:7.2} ms  {rate:5.2} GB/s",
-                median * 1e3
+                "{medium:13}  world {world} {megabytes:8.3} MB  median {median:7.3} ms  {rate:5.2} GB/s"
             );
         }
     }
@@ -110,21 +117,22 @@ fn assemble(
     rank: usize,
     generation: u64,
     bucket_len: usize,
-) -> Result<tcp::TcpCollective, Box<dyn Error>> {
+    medium: Medium,
+) -> Result<Collective, Box<dyn Error>> {
     let world = addresses.len() as u32;
     let leases = (0..world).map(|shard| shard..shard + 1).collect();
     let group = Group::new([1; 16], generation, rank, leases, world)?;
     let deadline = Duration::from_secs(30);
     let limits = Limits { bucket_len, connect_deadline: deadline, step_deadline: deadline };
-    Ok(tcp::assemble(listener, &Key::new([1; 32]), group, addresses, limits)?)
+    Ok(collective::assemble(listener, &Key::new([1; 32]), group, addresses, limits, medium)?)
 }
 
-fn sums_of_one_shard(rank: usize, len: usize) -> SubtreeSums {
-    let shard = rank as u32;
-    let mut sums = SubtreeSums::new(shard..shard + 1, len);
+/// Pushes the bucket of this rank's only shard.
+fn write_bucket(collective: &mut Collective, step: u64) {
+    let sums = collective.sums();
+    sums.clear();
     for (place, float) in sums.next_bucket().iter_mut().enumerate() {
-        *float = (place % 1000) as f32 + rank as f32;
+        *float = (place % 1000) as f32 + step as f32;
     }
     sums.commit();
-    sums
 }

@@ -1,7 +1,6 @@
 //! Why a group could not be assembled or a bucket not folded.
 
 use std::io;
-use std::ops::Range;
 
 /// Why a group could not be assembled or a bucket not folded.
 ///
@@ -66,29 +65,19 @@ pub enum CollectiveError {
     /// An earlier error has ended this collective.
     #[error("this collective has already failed; assemble the next generation")]
     Poisoned,
-    /// The sums are those of another lease.
+    /// Some worker was told to fold through shared memory only, and one cannot, or was told not to.
     #[error(
-        "sums of shards {found:?} were given to the holder of {expected:?}; make new sums for each lease"
+        "rank {rank} shares no memory with the others, which a worker asks for: start all of them on one host (in containers: on one network), or let them choose TCP; the logs of rank {rank} and of rank 0 say what was tried"
     )]
-    ForeignSums {
-        /// The shards of this rank.
-        expected: Range<u32>,
-        /// The shards of the sums.
-        found: Range<u32>,
+    NoSharedMemory {
+        /// The first such rank.
+        rank: usize,
     },
     /// A shard of the lease has not been pushed yet.
     #[error("shard {shard} is missing from the sums; push every shard of the lease before the fold")]
     IncompleteSums {
         /// The first missing shard.
         shard: u32,
-    },
-    /// A bucket of the wrong length was given.
-    #[error("expected a bucket of {expected} floats, found {found}; the limits must name the length in use")]
-    BucketLength {
-        /// Floats in a bucket, by the limits.
-        expected: usize,
-        /// Floats in the one given.
-        found: usize,
     },
     /// The list of addresses does not fit the group.
     #[error("a group of {expected} needs as many addresses, found {found}; name one for each rank in order")]
@@ -122,9 +111,8 @@ impl CollectiveError {
             | CollectiveError::Poisoned
             | CollectiveError::Socket { .. } => true,
             CollectiveError::Protocol { .. }
-            | CollectiveError::ForeignSums { .. }
+            | CollectiveError::NoSharedMemory { .. }
             | CollectiveError::IncompleteSums { .. }
-            | CollectiveError::BucketLength { .. }
             | CollectiveError::Addresses { .. } => false,
         }
     }
@@ -135,13 +123,12 @@ impl CollectiveError {
             CollectiveError::PeerLost { rank, .. }
             | CollectiveError::Deadline { rank, .. }
             | CollectiveError::Protocol { rank, .. }
+            | CollectiveError::NoSharedMemory { rank }
             | CollectiveError::Corrupt { rank } => Some(rank),
             CollectiveError::Superseded { .. }
             | CollectiveError::Interrupted { .. }
             | CollectiveError::Poisoned
-            | CollectiveError::ForeignSums { .. }
             | CollectiveError::IncompleteSums { .. }
-            | CollectiveError::BucketLength { .. }
             | CollectiveError::Addresses { .. }
             | CollectiveError::Socket { .. } => None,
         }

@@ -3,10 +3,11 @@
 //! Every rank copies its sums to a place all can read, folds its own slice, and copies the slices of all. Two
 //! meetings keep these phases apart; whoever leaves is missed at the next meeting, so nobody hangs.
 
+use crate::engine::Engine;
 use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
 use crate::tree::TreeFold;
-use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums, check_arguments};
+use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -53,13 +54,13 @@ struct Progress {
 
 /// One thread's place in a generation.
 #[derive(Debug)]
-pub struct Loopback {
+struct Loopback {
     group: Group,
     limits: Limits,
     layout: Layout,
     tree: TreeFold,
     room: Arc<Room>,
-    poisoned: bool,
+    folded: Vec<f32>,
 }
 
 impl Hub {
@@ -68,7 +69,7 @@ impl Hub {
     /// # Errors
     /// [`CollectiveError::Deadline`] names a rank that did not come, [`CollectiveError::Superseded`] means that
     /// someone has asked for a newer generation, [`CollectiveError::Protocol`] that two views of this one differ.
-    pub fn assemble(&self, group: Group, limits: Limits) -> Result<Loopback, CollectiveError> {
+    pub fn assemble(&self, group: Group, limits: Limits) -> Result<Collective, CollectiveError> {
         let until = Instant::now() + limits.connect_deadline;
         let (lobby, changed) = &*self.lobby;
         let mut lobby = lock(lobby);
@@ -96,7 +97,9 @@ impl Hub {
         }
         let layout = Layout::new(limits.bucket_len, group.world(), limits.bucket_len.max(1));
         let tree = TreeFold::new(group.leases());
-        Ok(Loopback { group, limits, layout, tree, room, poisoned: false })
+        let folded = vec![0.0; limits.bucket_len];
+        let engine = Loopback { group: group.clone(), limits, layout, tree, room, folded };
+        Ok(Collective::new(group, limits.bucket_len, Box::new(engine)))
     }
 }
 
@@ -216,20 +219,15 @@ impl Room {
     }
 }
 
-impl Loopback {
-    fn fold_with_peers(
-        &mut self,
-        step: u64,
-        sums: &SubtreeSums,
-        folded: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        let Self { group, limits, layout, tree, room, .. } = self;
+impl Engine for Loopback {
+    fn medium(&self) -> &'static str {
+        "memory of this process"
+    }
+
+    fn fold(&mut self, step: u64, sums: &SubtreeSums) -> Result<(), CollectiveError> {
+        let Self { group, limits, layout, tree, room, folded } = self;
         let rank = group.rank();
         let until = Instant::now() + limits.step_deadline;
-        if group.world() == 1 {
-            folded.copy_from_slice(sums.node_sum(0));
-            return Ok(());
-        }
         {
             let mut shared = room.sums[rank].write().unwrap_or_else(PoisonError::into_inner);
             for (shared, (_, sum)) in shared.chunks_mut(limits.bucket_len.max(1)).zip(sums.nodes()) {
@@ -256,25 +254,12 @@ impl Loopback {
         }
         Ok(())
     }
-}
 
-impl Collective for Loopback {
-    fn fold(&mut self, step: u64, sums: &SubtreeSums, folded: &mut [f32]) -> Result<(), CollectiveError> {
-        if self.poisoned {
-            return Err(CollectiveError::Poisoned);
-        }
-        let outcome = check_arguments(&self.group, &self.limits, sums, folded)
-            .and_then(|()| self.fold_with_peers(step, sums, folded));
-        if outcome.is_err() {
-            self.poisoned = true;
-            self.room.leave(self.group.rank());
-        }
-        outcome
+    fn folded<'a>(&'a self, _sums: &'a SubtreeSums) -> &'a [f32] {
+        &self.folded
     }
-}
 
-impl Drop for Loopback {
-    fn drop(&mut self) {
+    fn leave(&mut self) {
         self.room.leave(self.group.rank());
     }
 }
@@ -282,8 +267,8 @@ impl Drop for Loopback {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same_bits, group, limits, reference, sums};
-    use crate::{Interrupt, Node};
+    use crate::Interrupt;
+    use crate::testing::{fold_and_compare, fold_error, group, limits};
     use std::thread;
 
     #[test]
@@ -296,12 +281,9 @@ mod tests {
                         let hub = hub.clone();
                         scope.spawn(move || {
                             let group = group(1, rank, world, 8);
-                            let lease = group.lease();
                             let mut collective = hub.assemble(group, limits(len)).unwrap();
-                            let mut folded = vec![f32::NAN; len];
                             for step in 0..4 {
-                                collective.fold(step, &sums(step, lease.clone(), len), &mut folded).unwrap();
-                                assert_same_bits(&folded, &reference(step, Node { level: 3, index: 0 }, len));
+                                fold_and_compare(&mut collective, step);
                             }
                         });
                     }
@@ -314,25 +296,19 @@ mod tests {
     fn fold_without(
         world: usize,
         limits: Limits,
-        other: impl Fn(Loopback) -> Option<Loopback> + Sync,
+        other: impl Fn(Collective) -> Option<Collective> + Sync,
     ) -> Vec<CollectiveError> {
         let hub = Hub::default();
         let kept = Mutex::new(Vec::new());
         thread::scope(|scope| {
             let fold = |rank| {
                 let group = group(1, rank, world, 8);
-                let lease = group.lease();
                 let mut collective = hub.assemble(group, limits).unwrap();
                 if rank == world - 1 {
                     kept.lock().unwrap().extend(other(collective));
                     return None;
                 }
-                let sums = sums(0, lease, limits.bucket_len);
-                let mut folded = vec![0.0; limits.bucket_len];
-                let error = collective.fold(0, &sums, &mut folded).unwrap_err();
-                let again = collective.fold(1, &sums, &mut folded).unwrap_err();
-                assert!(matches!(again, CollectiveError::Poisoned));
-                Some(error)
+                Some(fold_error(&mut collective, 0))
             };
             let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || fold(rank))).collect();
             threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
@@ -362,8 +338,7 @@ mod tests {
     #[test]
     fn another_step_is_named() {
         let errors = fold_without(2, limits(100), |mut collective| {
-            let sums = sums(0, collective.group.lease(), 100);
-            collective.fold(5, &sums, &mut [0.0; 100]).unwrap_err();
+            fold_error(&mut collective, 5);
             None
         });
         let expected = |error: &CollectiveError| {
@@ -408,7 +383,7 @@ mod tests {
             let first = group(1, 0, 2, 4).interrupted_by(interrupt.clone());
             let waiting = scope.spawn(|| {
                 let mut collective = hub.assemble(first, limits(10)).unwrap();
-                collective.fold(0, &sums(0, 0..2, 10), &mut [0.0; 10]).unwrap_err()
+                fold_error(&mut collective, 0)
             });
             let _silent = hub.assemble(group(1, 1, 2, 4), limits(10)).unwrap();
             interrupt.raise();

@@ -1,8 +1,13 @@
 //! What the tests of this crate share: adversarial buckets, the plain recursive sum, groups.
 
-use crate::{Group, Key, Limits, Node, SubtreeSums};
+use crate::{Collective, CollectiveError, Group, Key, Limits, Node, SubtreeSums};
+use std::net::TcpListener;
 use std::ops::Range;
+use std::thread;
 use std::time::Duration;
+
+/// Shards of the groups of most tests.
+pub(crate) const SHARDS: u32 = 8;
 
 /// A bucket whose floats span 40 binary orders and both signs, so that the order of addition shows.
 pub(crate) fn bucket(seed: u64, shard: u32, len: usize) -> Vec<f32> {
@@ -46,14 +51,45 @@ pub(crate) fn group(generation: u64, rank: usize, world: usize, shards: u32) -> 
     Group::new([7; 16], generation, rank, leases, shards).unwrap()
 }
 
-/// The complete sums of one lease; the seed stands for the step.
-pub(crate) fn sums(seed: u64, lease: Range<u32>, len: usize) -> SubtreeSums {
-    let mut sums = SubtreeSums::new(lease.clone(), len);
-    for shard in lease {
-        sums.next_bucket().copy_from_slice(&bucket(seed, shard, len));
+/// Leases of `shards` shards that end at every shard `s` for which `cut(s)` holds.
+pub(crate) fn leases(shards: u32, cuts: &[bool]) -> Vec<Range<u32>> {
+    let mut leases = Vec::new();
+    let mut start = 0;
+    for end in 1..=shards {
+        if end == shards || cuts[end as usize] {
+            leases.push(start..end);
+            start = end;
+        }
+    }
+    leases
+}
+
+/// Pushes the buckets of all shards of a lease; the seed stands for the step.
+pub(crate) fn push_all(sums: &mut SubtreeSums, seed: u64) {
+    sums.clear();
+    while let Some(shard) = sums.next_shard() {
+        let sum = sums.next_bucket();
+        sum.copy_from_slice(&bucket(seed, shard, sum.len()));
         sums.commit();
     }
-    sums
+}
+
+/// Folds one step and compares with the plain sum of the tree.
+pub(crate) fn fold_and_compare(collective: &mut Collective, step: u64) {
+    push_all(collective.sums(), step);
+    let root = Node { level: collective.group().shards().ilog2(), index: 0 };
+    let expected = reference(step, root, collective.bucket_len());
+    assert_same_bits(collective.fold(step).unwrap(), &expected);
+}
+
+/// The error of a fold, after which there is no other.
+pub(crate) fn fold_error(collective: &mut Collective, step: u64) -> CollectiveError {
+    push_all(collective.sums(), step);
+    let error = collective.fold(step).unwrap_err();
+    push_all(collective.sums(), step + 1);
+    let again = collective.fold(step + 1).unwrap_err();
+    assert!(matches!(again, CollectiveError::Poisoned), "{again}");
+    error
 }
 
 /// The key of all groups of these tests.
@@ -65,4 +101,27 @@ pub(crate) fn key() -> Key {
 pub(crate) fn limits(bucket_len: usize) -> Limits {
     let long = Duration::from_secs(20);
     Limits { bucket_len, connect_deadline: long, step_deadline: long }
+}
+
+pub(crate) fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// Runs every rank of a new group on a thread of its own; each is given what `assemble` makes.
+pub(crate) fn run_ranks<A: Send, T: Send>(
+    world: usize,
+    assemble: impl Fn(&TcpListener, Group, &[String]) -> A + Sync,
+    rank_main: impl Fn(usize, A) -> T + Sync,
+) -> Vec<T> {
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..world).map(|_| listen()).unzip();
+    thread::scope(|scope| {
+        let ranks = listeners.iter().enumerate().map(|(rank, listener)| {
+            let (addresses, assemble, rank_main) = (&addresses, &assemble, &rank_main);
+            scope.spawn(move || rank_main(rank, assemble(listener, group(3, rank, world, SHARDS), addresses)))
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
 }

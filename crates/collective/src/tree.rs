@@ -158,7 +158,7 @@ pub(crate) fn add_right(left: &mut [f32], right: &[f32]) {
 mod tests {
     use super::*;
     use crate::SubtreeSums;
-    use crate::testing::{assert_same_bits, bucket, reference};
+    use crate::testing::{assert_same_bits, leases, push_all, reference};
     use proptest::prelude::*;
 
     #[test]
@@ -176,19 +176,6 @@ mod tests {
         check(5..5, &[]);
     }
 
-    /// Leases of `shards` shards that end at every shard `s` for which `cut(s)` holds.
-    fn leases(shards: u32, cuts: &[bool]) -> Vec<Range<u32>> {
-        let mut leases = Vec::new();
-        let mut start = 0;
-        for end in 1..=shards {
-            if end == shards || cuts[end as usize] {
-                leases.push(start..end);
-                start = end;
-            }
-        }
-        leases
-    }
-
     proptest! {
         #[test]
         fn any_partition_folds_to_the_bits_of_the_whole_tree(
@@ -201,10 +188,7 @@ mod tests {
             let leases = leases(shards, &cuts);
             let sums: Vec<SubtreeSums> = leases.iter().map(|lease| {
                 let mut sums = SubtreeSums::new(lease.clone(), len);
-                for shard in lease.clone() {
-                    sums.next_bucket().copy_from_slice(&bucket(seed, shard, len));
-                    sums.commit();
-                }
+                push_all(&mut sums, seed);
                 let nodes: Vec<Node> = sums.nodes().map(|(node, _)| node).collect();
                 assert_eq!(nodes, subtrees(lease.clone()));
                 sums

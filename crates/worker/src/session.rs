@@ -25,7 +25,7 @@ pub(crate) struct Session {
     recipe: Recipe,
     store: Arc<BlockStore>,
     batches: Batches,
-    collective: Box<dyn Collective>,
+    collective: Collective,
     interrupt: Interrupt,
 }
 
@@ -71,6 +71,8 @@ impl Session {
             .transport
             .assemble(run.key, group, &addresses, limits)
             .map_err(|source| collective_error(&members, source))?;
+        let (generation, workers) = (order.generation, members.len());
+        tracing::info!(generation, workers, "gradients go through {}", collective.medium());
         batches.wait_for_first()?;
         Ok(Session {
             generation: order.generation,
@@ -121,14 +123,14 @@ impl Session {
         collective_error(&self.members, CollectiveError::Interrupted { generation: self.generation })
     }
 
-    /// The sum over all shards of the run.
-    pub(crate) fn fold(
-        &mut self,
-        step: u64,
-        sums: &SubtreeSums,
-        folded: &mut [f32],
-    ) -> Result<(), WorkerError> {
-        self.collective.fold(step, sums, folded).map_err(|source| collective_error(&self.members, source))
+    /// Where the buckets of this worker's shards are added up.
+    pub(crate) fn sums(&mut self) -> &mut SubtreeSums {
+        self.collective.sums()
+    }
+
+    /// The sum over all shards of the run, once those of this worker are complete.
+    pub(crate) fn fold(&mut self, step: u64) -> Result<&[f32], WorkerError> {
+        self.collective.fold(step).map_err(|source| collective_error(&self.members, source))
     }
 }
 

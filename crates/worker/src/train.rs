@@ -4,7 +4,6 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use collective::SubtreeSums;
 use protocol::v1;
 use simsiam::{Commit, Monitors, Parts, State, Trainer};
 
@@ -36,8 +35,6 @@ pub(crate) fn train(
     stopping: &mut bool,
 ) -> Result<(), WorkerError> {
     let total_steps = trainer.schedule().total_steps();
-    let mut sums = SubtreeSums::new(session.lease(), trainer.bucket().values());
-    let mut folded = vec![0.0; trainer.bucket().values()];
     let mut stop = false;
     while state.step < total_steps && !stop {
         let begin = Instant::now();
@@ -46,26 +43,31 @@ pub(crate) fn train(
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
         let network = trainer.bind(state);
-        sums.clear();
-        while let Some(shard) = sums.next_shard() {
+        session.sums().clear();
+        while let Some(shard) = session.sums().next_shard() {
             let batch = timed(&mut done.data_seconds, || session.next_batch(state.step, shard))?;
-            let bucket = sums.next_bucket();
+            let bucket = session.sums().next_bucket();
             let seconds = trainer.forward_backward(&network, shard, batch.views, bucket)?;
             if *stopping {
                 trainer.bucket().request_stop(bucket);
             }
             done.forward_seconds += seconds.forward;
             done.backward_seconds += seconds.backward;
-            sums.commit();
+            session.sums().commit();
         }
 
         // The sum over all shards, with the same bits on every worker: from here on all decide alike.
-        timed(&mut done.all_reduce_seconds, || session.fold(state.step, &sums, &mut folded))?;
-        let folded = trainer.bucket().read(&folded);
+        let folded = timed(&mut done.all_reduce_seconds, || session.fold(state.step))?;
+        let folded = trainer.bucket().read(folded);
 
         // Weights, momentum, statistics and position together, or nothing.
         let rates = trainer.schedule().at(state.step);
-        match timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates)) {
+        let commit = timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates));
+        stop = folded.stop_requested();
+        done.loss = folded.loss();
+        done.collapse_level = folded.collapse_level();
+        done.gradient_norm = folded.gradient_norm();
+        match commit {
             Ok(Commit::Applied) => {
                 let is_monitored = state.step == 1 || state.step.is_multiple_of(MONITORED_EVERY_STEPS);
                 done.monitors =
@@ -83,12 +85,8 @@ pub(crate) fn train(
                 return Err(WorkerError::NonFinite(session.blame(found)));
             }
         }
-        stop = folded.stop_requested();
 
         done.step = state.step;
-        done.loss = folded.loss();
-        done.collapse_level = folded.collapse_level();
-        done.gradient_norm = folded.gradient_norm();
         done.learning_rate = rates.encoder;
         if state.step.is_multiple_of(REPLICAS_COMPARED_EVERY_STEPS) {
             done.state_hash = Bytes::copy_from_slice(&state.hash().0);

@@ -3,18 +3,20 @@
 use std::net::{TcpListener, ToSocketAddrs};
 
 use collective::loopback::Hub;
-use collective::{Collective, CollectiveError, Group, Key, Limits, tcp};
+use collective::{Collective, CollectiveError, Group, Key, Limits, Medium};
 
 use crate::WorkerError;
 
 /// How this worker's gradients reach the others.
 pub enum Transport {
-    /// Sockets between processes, on one machine or many.
-    Tcp {
+    /// Between processes, on one machine or many.
+    Processes {
         /// Where the others connect to.
         listener: TcpListener,
         /// The same as they see it, `HOST:PORT`.
         address: String,
+        /// What the gradients are to go through once they are connected.
+        medium: Medium,
     },
     /// Memory between threads of one process.
     Loopback(Hub),
@@ -25,18 +27,18 @@ impl Transport {
     ///
     /// # Errors
     /// [`WorkerError::Listen`].
-    pub fn listen(address: &str) -> Result<Transport, WorkerError> {
+    pub fn listen(address: &str, medium: Medium) -> Result<Transport, WorkerError> {
         let failed = |source| WorkerError::Listen { address: address.to_string(), source };
         let addresses: Vec<_> = address.to_socket_addrs().map_err(failed)?.collect();
         let listener = TcpListener::bind(addresses.as_slice()).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
-        Ok(Transport::Tcp { listener, address })
+        Ok(Transport::Processes { listener, address, medium })
     }
 
     /// The same, told to the others as `host`, and as `port` where that is forwarded to the one listened on.
     #[must_use]
     pub fn advertised_as(mut self, host: &str, port: Option<u16>) -> Transport {
-        if let Transport::Tcp { address, .. } = &mut self {
+        if let Transport::Processes { address, .. } = &mut self {
             let listened = address.rsplit_once(':').map_or("", |(_, port)| port);
             let port = port.map_or_else(|| listened.to_string(), |port| port.to_string());
             *address = match host.contains(':') {
@@ -50,7 +52,7 @@ impl Transport {
     /// Hangs up on those who have connected so far. Before the first generation that is only the coordinator, which
     /// has looked whether this worker can be reached, and no peer.
     pub(crate) fn hang_up(&self) -> std::io::Result<()> {
-        if let Transport::Tcp { listener, .. } = self {
+        if let Transport::Processes { listener, .. } = self {
             listener.set_nonblocking(true)?;
             while listener.accept().is_ok() {}
         }
@@ -60,7 +62,7 @@ impl Transport {
     /// What the other workers are told.
     pub(crate) fn address(&self) -> String {
         match self {
-            Transport::Tcp { address, .. } => address.clone(),
+            Transport::Processes { address, .. } => address.clone(),
             Transport::Loopback(_) => "loopback".to_string(),
         }
     }
@@ -72,13 +74,13 @@ impl Transport {
         group: Group,
         addresses: &[String],
         limits: Limits,
-    ) -> Result<Box<dyn Collective>, CollectiveError> {
-        Ok(match self {
-            Transport::Tcp { listener, .. } => {
-                Box::new(tcp::assemble(listener, key, group, addresses, limits)?)
+    ) -> Result<Collective, CollectiveError> {
+        match self {
+            Transport::Processes { listener, medium, .. } => {
+                collective::assemble(listener, key, group, addresses, limits, *medium)
             }
-            Transport::Loopback(hub) => Box::new(hub.assemble(group, limits)?),
-        })
+            Transport::Loopback(hub) => hub.assemble(group, limits),
+        }
     }
 }
 
@@ -95,7 +97,7 @@ mod tests {
             ("node-3", Some(7071), "node-3:7071"),
             ("2001:db8::7", None, "[2001:db8::7]:PORT"),
         ] {
-            let transport = Transport::listen("127.0.0.1:0").unwrap();
+            let transport = Transport::listen("127.0.0.1:0", Medium::Auto).unwrap();
             let address = transport.address();
             let port = address.strip_prefix("127.0.0.1:").unwrap();
             assert_eq!(transport.advertised_as(host, forwarded).address(), told.replace("PORT", port));
@@ -104,10 +106,10 @@ mod tests {
 
     #[test]
     fn who_only_looked_is_forgotten() {
-        let transport = Transport::listen("127.0.0.1:0").unwrap();
+        let transport = Transport::listen("127.0.0.1:0", Medium::Auto).unwrap();
         drop(TcpStream::connect(transport.address()).unwrap());
         transport.hang_up().unwrap();
-        let Transport::Tcp { listener, .. } = &transport else { panic!("not a socket") };
+        let Transport::Processes { listener, .. } = &transport else { panic!("not a socket") };
         assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }

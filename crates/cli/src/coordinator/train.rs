@@ -307,6 +307,7 @@ fn start_workers(
             address,
             &arguments.security,
             &arguments.advertise,
+            &arguments.medium,
             &arguments.cache,
         ),
         threads_per_worker: (cores / worker_devices.len()).max(1),

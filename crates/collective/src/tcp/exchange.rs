@@ -10,18 +10,13 @@ use super::frame::{self, Frame, Kind, Stamp};
 use crate::checksum;
 use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
+use crate::mesh::{BROKEN_OFF, lost};
 use crate::tree::TreeFold;
 use crate::{CollectiveError, Group, SubtreeSums};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
-
-/// That a peer has closed its side; systems without the first flag tell once both sides are closed.
-#[cfg(target_os = "linux")]
-const BROKEN_OFF: PollFlags = PollFlags::RDHUP;
-#[cfg(not(target_os = "linux"))]
-const BROKEN_OFF: PollFlags = PollFlags::HUP;
 
 /// The state of one fold.
 pub(super) struct Exchange<'a> {
@@ -311,8 +306,4 @@ fn window_range(
 
 fn checksum_of(floats: &[f32]) -> u32 {
     checksum::extend(0, bytemuck::cast_slice(floats))
-}
-
-fn lost(rank: usize, error: &io::Error) -> CollectiveError {
-    CollectiveError::PeerLost { rank, reason: error.to_string() }
 }

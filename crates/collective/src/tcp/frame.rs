@@ -1,6 +1,7 @@
 //! The frames between workers: 32 bytes of header, of which the receiver knows every field but the checksum.
 
 use crate::CollectiveError;
+use crate::mesh::field;
 use std::ops::Range;
 
 /// Bytes in a header.
@@ -143,11 +144,6 @@ impl Header {
             checksum: u32::from_le_bytes(field(bytes, 28)),
         }
     }
-}
-
-/// The `N` bytes at `start`.
-pub(super) fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
-    bytes[start..].first_chunk().copied().expect("fields lie within their fixed-size header")
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 //! and nothing is allocated for it. A connection counts only after the last proof, so that one whose dialler has long
 //! given up is not taken for a peer.
 
-use super::frame::field;
 use crate::{CollectiveError, Group, Key, Limits};
 use std::io;
 use std::ops::Range;
@@ -16,32 +15,33 @@ use std::ops::Range;
 const HELLO_LEN: usize = 64;
 
 /// Bytes in a greeting: a hello, and a number that was never used before.
-pub(super) const GREETING_LEN: usize = HELLO_LEN + 32;
+pub(crate) const GREETING_LEN: usize = HELLO_LEN + 32;
 
 /// Bytes in a proof.
-pub(super) const PROOF_LEN: usize = blake3::OUT_LEN;
+pub(crate) const PROOF_LEN: usize = blake3::OUT_LEN;
 
 /// What a worker says first.
-pub(super) type Greeting = [u8; GREETING_LEN];
+pub(crate) type Greeting = [u8; GREETING_LEN];
 
 /// That it knows the key.
-pub(super) type Proof = [u8; PROOF_LEN];
+pub(crate) type Proof = [u8; PROOF_LEN];
 
 /// No other protocol begins like this.
 const MAGIC: [u8; 8] = *b"simsiam\n";
 
-/// Version of greeting and frames. Since 2 both sides prove that they know the key.
-const VERSION: u32 = 2;
+/// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
+/// agrees on shared memory or TCP after that.
+const VERSION: u32 = 3;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;
 
 /// What a worker says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hello {
+pub(crate) struct Hello {
     run: [u8; 16],
     version: u32,
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
     rank: u32,
     world: u32,
     bucket_len: u64,
@@ -52,26 +52,26 @@ pub(super) struct Hello {
 /// Who proves; the proofs of the two sides differ, so that neither can be sent back as one's own.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Dialled = 1,
     Dialling = 2,
 }
 
 /// Both greetings of one connection, which its proofs are about.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Greetings<'a> {
-    pub(super) dialling: &'a Greeting,
-    pub(super) dialled: &'a Greeting,
+pub(crate) struct Greetings<'a> {
+    pub(crate) dialling: &'a Greeting,
+    pub(crate) dialled: &'a Greeting,
 }
 
 impl Greetings<'_> {
     /// What shows the other side that `side` knows `key`.
-    pub(super) fn proof(&self, key: &Key, side: Side) -> Proof {
+    pub(crate) fn proof(&self, key: &Key, side: Side) -> Proof {
         *self.hash(key, side).as_bytes()
     }
 
     /// Whether `proof` came from someone who knows `key`.
-    pub(super) fn are_proven(&self, key: &Key, side: Side, proof: Proof) -> bool {
+    pub(crate) fn are_proven(&self, key: &Key, side: Side, proof: Proof) -> bool {
         // Hashes are compared in a time that does not depend on where they differ.
         self.hash(key, side) == blake3::Hash::from_bytes(proof)
     }
@@ -84,7 +84,7 @@ impl Greetings<'_> {
 
 /// What is to be done with the sender of a greeting.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is this rank of our generation.
     Peer(usize),
     /// It has nothing to do with us.
@@ -98,7 +98,7 @@ pub(super) enum Verdict {
 }
 
 impl Hello {
-    pub(super) fn new(group: &Group, limits: &Limits) -> Self {
+    pub(crate) fn new(group: &Group, limits: &Limits) -> Self {
         Self {
             run: group.run(),
             version: VERSION,
@@ -112,7 +112,7 @@ impl Hello {
     }
 
     /// This hello with a new nonce, for one connection. Fails where the system has no randomness.
-    pub(super) fn greeting(&self) -> io::Result<Greeting> {
+    pub(crate) fn greeting(&self) -> io::Result<Greeting> {
         let mut greeting = [0; GREETING_LEN];
         greeting[..HELLO_LEN].copy_from_slice(&self.to_bytes());
         getrandom::fill(&mut greeting[HELLO_LEN..]).map_err(io::Error::other)?;
@@ -148,7 +148,7 @@ impl Hello {
     }
 
     /// Judges the greeting `bytes` of a worker that should hold one of `ranks`. It may be a lie, until it is proven.
-    pub(super) fn judge(&self, bytes: &Greeting, ranks: &Range<usize>) -> Verdict {
+    pub(crate) fn judge(&self, bytes: &Greeting, ranks: &Range<usize>) -> Verdict {
         if bytes[0..8] != MAGIC {
             return Verdict::Stranger("it does not speak this protocol");
         }
@@ -184,6 +184,11 @@ impl Hello {
             Verdict::Stranger("its rank is not expected here")
         }
     }
+}
+
+/// The `N` bytes at `start`.
+pub(crate) fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
+    bytes[start..].first_chunk().copied().expect("fields lie within their fixed-size header")
 }
 
 #[cfg(test)]

@@ -36,22 +36,17 @@ struct Assembly<'a> {
     failed: AtomicBool,
 }
 
-/// Connects to every other rank; the entry of our own rank is `None`.
+/// Connects to every other rank until `until`; the entry of our own rank is `None`.
 pub(super) fn connect_all(
     listener: &TcpListener,
     key: &Key,
     group: &Group,
     addresses: &[String],
     limits: Limits,
+    until: Instant,
 ) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
-    let assembly = Assembly {
-        key,
-        group,
-        hello: Hello::new(group, &limits),
-        limits,
-        until: Instant::now() + limits.connect_deadline,
-        failed: AtomicBool::new(false),
-    };
+    let hello = Hello::new(group, &limits);
+    let assembly = Assembly { key, group, hello, limits, until, failed: AtomicBool::new(false) };
     let (dialled, accepted) = thread::scope(|scope| {
         let dialling = scope.spawn(|| assembly.ending_both(assembly.dial_lower_ranks(addresses)));
         let accepted = assembly.ending_both(assembly.accept_higher_ranks(listener));

@@ -1,0 +1,244 @@
+//! The assembly over real sockets of this host, with peers and strangers that misbehave.
+
+use super::*;
+use crate::testing::{SHARDS, fold_and_compare, group, key, limits, listen};
+use crate::{Medium, assemble};
+use std::thread;
+use std::time::Duration;
+
+#[test]
+fn bucket_lengths_that_differ_are_named_on_both_sides() {
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let errors: Vec<_> = thread::scope(|scope| {
+        let assemble = |rank: usize| {
+            assemble(
+                &listeners[rank],
+                &key(),
+                group(3, rank, 2, SHARDS),
+                &addresses,
+                limits(100 + rank),
+                Medium::Auto,
+            )
+            .unwrap_err()
+        };
+        let ranks: Vec<_> = (0..2).map(|rank| scope.spawn(move || assemble(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    let expected = |rank: usize, found, expected| CollectiveError::Protocol {
+        rank,
+        field: "bucket length",
+        expected,
+        found,
+    };
+    assert_eq!(errors[0].to_string(), expected(1, 101, 100).to_string());
+    assert_eq!(errors[1].to_string(), expected(0, 100, 101).to_string());
+}
+
+#[test]
+fn strangers_and_stale_generations_do_not_disturb_the_assembly() {
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    // All of these wait in the backlog before the first worker looks.
+    let mut strangers: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(&addresses[0]).unwrap()).collect();
+    strangers[0]
+        .write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: a scanner of ports\r\n\r\n")
+        .unwrap();
+    let stale = handshake::Hello::new(&group(2, 1, 2, SHARDS), &limits(1000));
+    strangers[1].write_all(&stale.greeting().unwrap()).unwrap();
+    // Greets like the peer it claims to be, and is gone before the answer.
+    let gone = handshake::Hello::new(&group(3, 1, 2, SHARDS), &limits(1000));
+    let mut dialler = strangers.pop().unwrap();
+    dialler.write_all(&gone.greeting().unwrap()).unwrap();
+    drop(dialler);
+    // strangers[2] says nothing at all.
+    thread::scope(|scope| {
+        for (rank, listener) in listeners.iter().enumerate() {
+            let addresses = &addresses;
+            scope.spawn(move || {
+                let started = Instant::now();
+                let mut collective = assemble(
+                    listener,
+                    &key(),
+                    group(3, rank, 2, SHARDS),
+                    addresses,
+                    limits(1000),
+                    Medium::Auto,
+                )
+                .unwrap();
+                assert!(started.elapsed() < Duration::from_secs(1), "the mute stranger was waited for");
+                fold_and_compare(&mut collective, 0);
+            });
+        }
+    });
+    let mut answer = Vec::new();
+    strangers[1].read_to_end(&mut answer).unwrap();
+    assert_eq!(
+        answer.len(),
+        handshake::GREETING_LEN + handshake::PROOF_LEN,
+        "the stale one is told who answers"
+    );
+    let nothing = strangers[0].read(&mut [0; 8]);
+    assert!(!matches!(nothing, Ok(1..)), "a stranger is told nothing");
+}
+
+/// A rank of generation 3, greeted with `hello`: whether it was answered, and by whom.
+fn greet(address: &str, hello: &handshake::Hello) -> (TcpStream, handshake::Greeting, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let greeting = hello.greeting().unwrap();
+    stream.write_all(&greeting).unwrap();
+    let mut answer = vec![0; handshake::GREETING_LEN + handshake::PROOF_LEN];
+    stream.read_exact(&mut answer).unwrap();
+    (stream, greeting, answer)
+}
+
+#[test]
+fn who_does_not_know_the_key_moves_nothing() {
+    // What a greeting may claim that would have consequences, if it were believed.
+    let claims = [
+        handshake::Hello::new(&group(3, 1, 2, SHARDS), &limits(1000)), // to be the peer
+        handshake::Hello::new(&group(9, 1, 2, SHARDS), &limits(1000)), // that there is a newer generation
+        handshake::Hello::new(&group(3, 1, 2, SHARDS), &limits(999)),  // that nobody can go on
+    ];
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let (listeners, addresses) = (&listeners, &addresses);
+    thread::scope(|scope| {
+        let join = move |rank: usize| {
+            assemble(
+                &listeners[rank],
+                &key(),
+                group(3, rank, 2, SHARDS),
+                addresses,
+                limits(1000),
+                Medium::Auto,
+            )
+            .unwrap()
+        };
+        let waiting = scope.spawn(move || join(0));
+        for claim in &claims {
+            let (mut stranger, greeting, answer) = greet(&addresses[0], claim);
+            let dialled = answer.first_chunk().unwrap();
+            let greetings = handshake::Greetings { dialling: &greeting, dialled };
+            // The proof of another key, and the answer's own proof sent back.
+            let wrong = greetings.proof(&Key::new([0; 32]), handshake::Side::Dialling);
+            stranger.write_all(&wrong).unwrap();
+            assert!(!matches!(stranger.read(&mut [0; 8]), Ok(1..)), "refused");
+            let (mut mirror, _, answer) = greet(&addresses[0], claim);
+            mirror.write_all(&answer[handshake::GREETING_LEN..]).unwrap();
+            assert!(!matches!(mirror.read(&mut [0; 8]), Ok(1..)), "refused");
+        }
+        let mut peer = join(1);
+        let mut first = waiting.join().unwrap();
+        scope.spawn(move || fold_and_compare(&mut peer, 0));
+        fold_and_compare(&mut first, 0);
+    });
+}
+
+#[test]
+fn a_stranger_at_a_peers_address_is_not_believed() {
+    let short = Limits { connect_deadline: Duration::from_millis(300), ..limits(1000) };
+    let (ours, address) = listen();
+    let (theirs, stranger) = listen();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut stream, _) = theirs.accept().unwrap();
+            let mut greeting = [0; handshake::GREETING_LEN];
+            stream.read_exact(&mut greeting).unwrap();
+            // A newer generation, said by someone who does not know the key.
+            let claim = handshake::Hello::new(&group(9, 0, 2, SHARDS), &short).greeting().unwrap();
+            let greetings = handshake::Greetings { dialling: &greeting, dialled: &claim };
+            let proof = greetings.proof(&Key::new([0; 32]), handshake::Side::Dialled);
+            stream.write_all(&[&claim[..], &proof[..]].concat()).unwrap();
+            assert!(!matches!(stream.read(&mut [0; 8]), Ok(1..)), "it gets no proof");
+        });
+        let error =
+            assemble(&ours, &key(), group(3, 1, 2, SHARDS), &[stranger, address], short, Medium::Auto)
+                .unwrap_err();
+        assert!(matches!(error, CollectiveError::Deadline { rank: 0, .. }), "{error}");
+    });
+}
+
+#[test]
+fn strangers_do_not_disturb_a_generation_at_work() {
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let (listeners, addresses) = (&listeners, &addresses);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut seen = 0;
+            let claim = handshake::Hello::new(&group(4, 1, 2, SHARDS), &limits(1000));
+            while !is_over.load(std::sync::atomic::Ordering::Acquire) || seen == 0 {
+                for address in addresses {
+                    // While nobody accepts, a backlog that is full takes no more of them.
+                    let (address, patience) = (address.parse().unwrap(), Duration::from_millis(50));
+                    let Ok(mut stranger) = TcpStream::connect_timeout(&address, patience) else { continue };
+                    let garbage = [&claim.greeting().unwrap()[..], &[0x5a; 4096]].concat();
+                    // It may have been refused by now.
+                    let _ = stranger.write_all(&garbage);
+                }
+                seen += 1;
+                thread::sleep(Duration::from_millis(1)); // leaves the processor to the ranks
+            }
+        });
+        let ranks = [0, 1].map(|rank| {
+            scope.spawn(move || {
+                // They come while it assembles, while it folds, and before it assembles again.
+                for generation in [3, 4] {
+                    let group = group(generation, rank, 2, SHARDS);
+                    let mut collective =
+                        assemble(&listeners[rank], &key(), group, addresses, limits(1000), Medium::Auto)
+                            .unwrap();
+                    for step in 0..100 {
+                        fold_and_compare(&mut collective, step);
+                    }
+                }
+            })
+        });
+        for rank in ranks {
+            rank.join().unwrap();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Release);
+    });
+}
+
+#[test]
+fn a_newer_generation_ends_an_older_assembly() {
+    for stale_rank in 0..2 {
+        let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+        let (listeners, addresses) = (&listeners, &addresses);
+        thread::scope(|scope| {
+            for (rank, listener) in listeners.iter().enumerate() {
+                scope.spawn(move || {
+                    let join = |generation| {
+                        assemble(
+                            listener,
+                            &key(),
+                            group(generation, rank, 2, SHARDS),
+                            addresses,
+                            limits(50),
+                            Medium::Auto,
+                        )
+                    };
+                    if rank == stale_rank {
+                        let error = join(6).unwrap_err();
+                        assert!(
+                            matches!(error, CollectiveError::Superseded { ours: 6, theirs: 7 }),
+                            "{error}"
+                        );
+                    }
+                    fold_and_compare(&mut join(7).unwrap(), 0);
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn an_absent_peer_is_named_by_those_above_and_below() {
+    let short = Limits { connect_deadline: Duration::from_millis(100), ..limits(10) };
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    for (rank, listener) in listeners.iter().enumerate() {
+        let error = assemble(listener, &key(), group(1, rank, 2, SHARDS), &addresses, short, Medium::Auto)
+            .unwrap_err();
+        let absent = 1 - rank;
+        assert!(matches!(error, CollectiveError::Deadline { rank, .. } if rank == absent), "{error}");
+    }
+}
