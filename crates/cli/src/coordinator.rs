@@ -1,5 +1,6 @@
 //! The program `coordinator`: trains, and prepares for it.
 
+mod ask;
 mod certs;
 mod check;
 mod fetch;
@@ -53,6 +54,8 @@ enum Command {
     Certs(CertsArguments),
     /// Say where a run stands: as its coordinator answers, or as its files tell
     Status(StatusArguments),
+    /// Ask a run that is under way to pause, continue, save or stop, by its dashboard
+    Ask(AskArguments),
     /// Print what a shell needs to complete the arguments of coordinator, worker and evaluate
     Completions(CompletionsArguments),
     /// Write the manual pages of coordinator, worker and evaluate
@@ -155,10 +158,8 @@ enum OnFailure {
 
 #[derive(Debug, clap::Args)]
 struct StatusArguments {
-    /// The folder of a run, or the address of its dashboard, such as http://127.0.0.1:7080 [default: the run in the
-    /// folder of --out that was written to last]
-    #[arg(value_name = "RUN|URL")]
-    run: Option<String>,
+    #[command(flatten)]
+    whom: WhomArguments,
     /// Say it again and again, until the run has ended
     #[arg(long)]
     watch: bool,
@@ -168,6 +169,36 @@ struct StatusArguments {
     /// Print it as a line of JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct AskArguments {
+    /// What to do
+    #[arg(value_enum)]
+    what: Wish,
+    #[command(flatten)]
+    whom: WhomArguments,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Wish {
+    /// Make no more steps for now; the workers stay
+    Pause,
+    /// Go on after a pause
+    Continue,
+    /// Save after the step in hand, and go on
+    Save,
+    /// Finish the step in hand, save, and end
+    Stop,
+}
+
+/// Which run is meant, and what its dashboard is shown.
+#[derive(Debug, clap::Args)]
+struct WhomArguments {
+    /// The folder of a run, or the address of its dashboard, such as http://127.0.0.1:7080 [default: the run in the
+    /// folder of --out that was written to last]
+    #[arg(value_name = "RUN|URL")]
+    run: Option<String>,
     /// Folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
     out: PathBuf,
@@ -269,6 +300,7 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Some(Command::Token(arguments)) => token::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(&arguments),
         Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::Ask(arguments)) => ask::run(&arguments),
         Some(Command::Completions(arguments)) => manual::completions(&arguments),
         Some(Command::Man(arguments)) => manual::pages(&arguments),
         Some(Command::Worker(arguments)) => worker::run(&arguments),

@@ -15,6 +15,10 @@ use protocol::{Token, TokenError};
 /// The header that an action shows the page's secret in.
 pub(crate) const SECRET_HEADER: &str = "x-simsiam-secret";
 
+/// The header by which a program of the own user says that it is none that a page elsewhere commands: a browser sends
+/// such a header to another site only after it has asked, which is refused.
+pub(crate) const PROGRAM_HEADER: &str = "x-simsiam-program";
+
 /// By which browsers say where a request comes from.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -105,8 +109,8 @@ impl Access {
         }
     }
 
-    /// Whether an action that is asked for by one who may look is asked for by the page itself, or by a program that
-    /// has the token.
+    /// Whether an action that is asked for by one who may look is asked for by the page itself, by a program that has
+    /// the token, or, where the own user needs none, by one that says that it is no browser.
     pub(crate) fn may_act(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let host = text(headers, &HOST).unwrap_or_default();
         let is_own = |origin: &str| {
@@ -119,7 +123,12 @@ impl Access {
             return Err(Refusal::Origin);
         }
         let secret = headers.get(SECRET_HEADER);
-        match secret.is_some_and(|secret| self.secret.is(secret.as_bytes())) || self.shows_token(headers) {
+        let is_page = secret.is_some_and(|secret| self.secret.is(secret.as_bytes()));
+        let is_program = !self.asks_token
+            && headers.contains_key(PROGRAM_HEADER)
+            && !headers.contains_key(ORIGIN)
+            && !headers.contains_key(FETCH_SITE);
+        match is_page || is_program || self.shows_token(headers) {
             true => Ok(()),
             false => Err(Refusal::Secret),
         }
@@ -233,6 +242,10 @@ mod tests {
             (vec![host, page, ("origin", "null")], Some(Refusal::Origin)),
             (vec![host, page, ("sec-fetch-site", "cross-site")], Some(Refusal::Origin)),
             (vec![host, page, ("sec-fetch-site", "same-site")], Some(Refusal::Origin)),
+            // A program of the own user, which a browser that is told to pass for one cannot be.
+            (vec![host, (PROGRAM_HEADER, "1")], None),
+            (vec![host, (PROGRAM_HEADER, "1"), ("sec-fetch-site", "same-origin")], Some(Refusal::Secret)),
+            (vec![host, (PROGRAM_HEADER, "1"), ("origin", "http://127.0.0.1:7080")], Some(Refusal::Secret)),
         ] {
             assert_eq!(access.may_act(&headers(&pairs)).err(), refusal, "{pairs:?}");
         }

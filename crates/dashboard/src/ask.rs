@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use protocol::Token;
 use recipe::Recipe;
-use ureq::Agent;
+use ureq::{Agent, RequestBuilder};
 
+use crate::access::PROGRAM_HEADER;
+use crate::action::Action;
 use crate::live::lock;
 use crate::record::{Reader, RunRecord};
 use crate::status::{Frame, Status};
@@ -77,6 +79,24 @@ pub enum Asked {
 /// # Errors
 /// [`AskError::NoAnswer`], [`AskError::Refused`].
 pub fn ask(url: &str, token: Option<&Token>) -> Result<Status, AskError> {
+    let body = call(url, token, None)?;
+    serde_json::from_slice(&body).map_err(|error| AskError::NoAnswer {
+        url: url.to_string(),
+        reason: format!("what came is no status ({error})"),
+    })
+}
+
+/// Asks the run whose dashboard is at `url` for something. May wait for seconds.
+///
+/// # Errors
+/// [`AskError::NoAnswer`], [`AskError::Refused`], the latter also where the run is not in a state for it.
+pub fn act(url: &str, token: Option<&Token>, action: Action) -> Result<String, AskError> {
+    let answer = call(url, token, Some(action))?;
+    Ok(String::from_utf8_lossy(&answer).trim().to_string())
+}
+
+/// The body of what the dashboard answers: its status, or, if `action` is asked for, a sentence.
+fn call(url: &str, token: Option<&Token>, action: Option<Action>) -> Result<Vec<u8>, AskError> {
     let url = url.trim_end_matches('/');
     let no_answer = |reason: String| AskError::NoAnswer { url: url.to_string(), reason };
     let agent: Agent = Agent::config_builder()
@@ -87,22 +107,34 @@ pub fn ask(url: &str, token: Option<&Token>) -> Result<Status, AskError> {
         .proxy(None)
         .build()
         .into();
-    let request = agent.get(format!("{url}/api/status"));
-    let request = match token {
-        Some(token) => request.header("authorization", format!("Bearer {}", token.secret())),
-        None => request,
+    let bearer = token.map(|token| format!("Bearer {}", token.secret()));
+    let answer = match action {
+        None => {
+            let request = agent.get(format!("{url}/api/status"));
+            with_token(request, bearer).call()
+        }
+        Some(action) => {
+            let request = agent.post(format!("{url}/api/actions")).header(PROGRAM_HEADER, "1");
+            with_token(request, bearer).send(serde_json::json!({ "action": action }).to_string())
+        }
     };
-    let mut answer = request.call().map_err(|error| no_answer(error.to_string()))?;
+    let mut answer = answer.map_err(|error| no_answer(error.to_string()))?;
     let body = answer.body_mut().with_config().limit(ANSWER_BYTES).read_to_vec();
     let body = body.map_err(|error| no_answer(error.to_string()))?;
     match answer.status().as_u16() {
-        200 => serde_json::from_slice(&body)
-            .map_err(|error| no_answer(format!("what came is no status ({error})"))),
-        401 | 403 | 421 => {
+        200 | 202 => Ok(body),
+        401 | 403 | 409 | 421 => {
             let reason = String::from_utf8_lossy(&body).trim().chars().take(400).collect();
             Err(AskError::Refused { url: url.to_string(), reason })
         }
         status => Err(no_answer(format!("HTTP {status}"))),
+    }
+}
+
+fn with_token<B>(request: RequestBuilder<B>, bearer: Option<String>) -> RequestBuilder<B> {
+    match bearer {
+        Some(bearer) => request.header("authorization", bearer),
+        None => request,
     }
 }
 

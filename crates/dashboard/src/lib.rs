@@ -34,7 +34,7 @@ mod timeline;
 mod words;
 
 pub use action::Action;
-pub use ask::{ADDRESS_FILE, AskError, Asked, ask, read_status};
+pub use ask::{ADDRESS_FILE, AskError, Asked, act, ask, read_status};
 pub use health::{Health, Judgement};
 pub use live::Observer;
 pub use metrics::Step;

@@ -9,19 +9,16 @@ use anyhow::{Context, Result, ensure};
 use dashboard::{Asked, Status, ask, read_status, status_lines};
 use protocol::Token;
 
-use super::StatusArguments;
+use super::{StatusArguments, WhomArguments};
 use crate::exit::{Ending, answer};
 use crate::security::{is_this_machine, read_token};
 
 /// Says where the run stands, once or until it has ended.
 pub(super) fn run(arguments: &StatusArguments) -> Result<Ending> {
-    let token = read_token(arguments.token_file.as_deref())?;
-    let run = match &arguments.run {
-        Some(run) => run.clone(),
-        None => newest(&arguments.out)?.display().to_string(),
-    };
+    let token = read_token(arguments.whom.token_file.as_deref())?;
+    let run = meant(&arguments.whom)?;
     loop {
-        let (status, asked) = read(&run, token.as_ref(), arguments.insecure_network)?;
+        let (status, asked) = read(&run, token.as_ref(), arguments.whom.insecure_network)?;
         say(&status, &asked, arguments.json);
         if !arguments.watch || status.state.is_over() {
             return Ok(Ending::Done);
@@ -33,9 +30,18 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<Ending> {
     }
 }
 
-fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Status, Asked)> {
+/// The run that is meant, as folder or address.
+pub(super) fn meant(whom: &WhomArguments) -> Result<String> {
+    match &whom.run {
+        Some(run) => Ok(run.clone()),
+        None => Ok(newest(&whom.out)?.display().to_string()),
+    }
+}
+
+/// Whether `run` is an address and no folder. A token is shown there only if nobody overhears it.
+pub(super) fn is_address(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<bool> {
     if !run.starts_with("http://") && !run.starts_with("https://") {
-        return Ok(read_status(Path::new(run), token)?);
+        return Ok(false);
     }
     let is_safe = run.starts_with("https://") || is_this_machine(host(run)) || insecure_network;
     ensure!(
@@ -43,7 +49,14 @@ fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Sta
         "{run}: without TLS whoever sees the traffic can read the token; reach it through an SSH tunnel, or, in a \
          network where that is fine, add --insecure-network"
     );
-    Ok((ask(run, token)?, Asked::Coordinator(run.to_string())))
+    Ok(true)
+}
+
+fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Status, Asked)> {
+    match is_address(run, token, insecure_network)? {
+        true => Ok((ask(run, token)?, Asked::Coordinator(run.to_string()))),
+        false => Ok(read_status(Path::new(run), token)?),
+    }
 }
 
 /// The host of an address such as `http://[::1]:7080/`.

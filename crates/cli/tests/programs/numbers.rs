@@ -81,3 +81,28 @@ fn a_signal_saves_at_once() {
     expect(&output, 0, &["all 96 steps are done"]);
     assert_eq!(count(&place, "asked", "checkpoint"), 2, "that one, and the last");
 }
+
+#[test]
+fn a_run_is_paused_and_goes_on_when_asked() {
+    let place = Place::new();
+    expect(&place.train("whole", "2", &[]).output().unwrap(), 0, &[]);
+    let child = place.train("rests", "2", &[]).args(["--dashboard", "127.0.0.1:0"]).spawn().unwrap();
+    place.wait_for_steps("rests", 6);
+    let ask = |what: &str| place.coordinator(&["ask", what, "runs/rests"]).output().unwrap();
+    expect(&ask("continue"), 1, &["refused"]);
+    expect(&ask("pause"), 0, &["The run is paused."]);
+    let status = || words(&place.coordinator(&["status", "runs/rests"]).output().unwrap());
+    wait_for(|| status().contains("paused").then_some(()));
+    let steps = lines(&place, "rests", "metrics.jsonl").len();
+    expect(&ask("save"), 0, &[]);
+    wait_for(|| place.run("rests").join(format!("checkpoints/step-{steps:06}")).exists().then_some(()));
+    assert_eq!(lines(&place, "rests", "metrics.jsonl").len(), steps, "nothing is done in a pause");
+    expect(&ask("continue"), 0, &["The run goes on."]);
+    expect(
+        &child.wait_with_output().unwrap(),
+        0,
+        &["paused after step", "goes on after step", "all 96 steps are done"],
+    );
+    super::recovery::check_end(&place, "rests");
+    expect(&ask("stop"), 1, &["no coordinator with a dashboard is at work"]);
+}
