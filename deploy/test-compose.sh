@@ -25,6 +25,8 @@ build() {
 SIMSIAM_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
 export SIMSIAM_TOKEN
 export COMPOSE_PROJECT_NAME=simsiam-test SIMSIAM_IMAGE=simsiam:test RUN=quickstart WORKERS=4
+# Not where a coordinator of this machine has its own dashboard.
+export DASHBOARD_PORT=17080
 flags=(--set training.epochs=10 --set checkpoint.every_steps=20 --set evaluation.every_checkpoints=0)
 export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"
 runs=${COMPOSE_PROJECT_NAME}_runs

@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 #[path = "programs/numbers.rs"]
 mod numbers;
+#[path = "programs/dashboard.rs"]
+mod dashboard;
 #[path = "programs/recovery.rs"]
 mod recovery;
 #[path = "programs/restart.rs"]

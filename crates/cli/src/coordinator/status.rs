@@ -79,7 +79,7 @@ fn say(status: &Status, asked: &Asked, json: bool) {
         Asked::Coordinator(url) => answer(&format!("the page of this run: {url}")),
         Asked::Files(_) if status.state.is_over() => {}
         Asked::Files(folder) => {
-            answer(&format!("told by the files of {}, no coordinator answers", folder.display()))
+            answer(&format!("told by the files of {}, no coordinator answers", folder.display()));
         }
     }
 }
