@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-#[path = "programs/numbers.rs"]
-mod numbers;
 #[path = "programs/dashboard.rs"]
 mod dashboard;
+#[path = "programs/numbers.rs"]
+mod numbers;
 #[path = "programs/recovery.rs"]
 mod recovery;
 #[path = "programs/restart.rs"]

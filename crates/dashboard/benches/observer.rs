@@ -34,6 +34,7 @@ fn step() -> StepMetrics {
         collapse_level: 0.9,
         learning_rate: 0.1,
         gradient_norm: 1.0,
+        skipped: false,
         images_per_second: 1000.0,
         seconds: StepSeconds::default(),
         generation: 1,

@@ -46,6 +46,30 @@ pub(crate) struct Range {
     pub(crate) low: f64,
     pub(crate) high: f64,
     pub(crate) sum: f64,
+    /// How many of them are numbers: those of a skipped step may be none.
+    pub(crate) count: u32,
+}
+
+impl Range {
+    fn of(value: f64) -> Range {
+        match value.is_finite() {
+            true => Range { low: value, high: value, sum: value, count: 1 },
+            // What is compared with it stays.
+            false => Range { low: f64::NAN, high: f64::NAN, sum: 0.0, count: 0 },
+        }
+    }
+
+    fn merge(&mut self, next: &Range) {
+        self.low = self.low.min(next.low);
+        self.high = self.high.max(next.high);
+        self.sum += next.sum;
+        self.count += next.count;
+    }
+
+    /// Of one value it is the value itself; of none, not a number.
+    fn mean(self) -> f64 {
+        self.sum / f64::from(self.count)
+    }
 }
 
 impl Bucket {
@@ -61,7 +85,7 @@ impl Bucket {
             count: 1,
             epoch: step.epoch,
             offset,
-            values: values.map(|value| Range { low: value, high: value, sum: value }),
+            values: values.map(Range::of),
             seconds: [known[0], known[1], known[2], known[3], known[4], rest],
         }
     }
@@ -70,11 +94,7 @@ impl Bucket {
     fn merge(&mut self, next: &Bucket) {
         (self.last, self.epoch) = (next.last, next.epoch);
         self.count += next.count;
-        for (range, next) in self.values.iter_mut().zip(&next.values) {
-            range.low = range.low.min(next.low);
-            range.high = range.high.max(next.high);
-            range.sum += next.sum;
-        }
+        self.values.iter_mut().zip(&next.values).for_each(|(range, next)| range.merge(next));
         self.seconds.iter_mut().zip(next.seconds).for_each(|(sum, next)| *sum += next);
     }
 }
@@ -208,14 +228,12 @@ impl Columns {
     pub(crate) fn of(buckets: &[Bucket]) -> Columns {
         let numbers = |of: fn(&Bucket) -> u64| buckets.iter().map(of).collect();
         let curve = |place: usize| {
-            let values = |of: fn(&Bucket, Range) -> f64| {
-                buckets.iter().map(|bucket| of(bucket, bucket.values[place])).collect()
-            };
+            let values =
+                |of: fn(Range) -> f64| buckets.iter().map(|bucket| of(bucket.values[place])).collect();
             Column {
-                // Of one step it is the value itself.
-                mean: values(|bucket, range| range.sum / bucket.count as f64),
-                low: values(|_, range| range.low),
-                high: values(|_, range| range.high),
+                mean: values(Range::mean),
+                low: values(|range| range.low),
+                high: values(|range| range.high),
             }
         };
         let seconds = |part: usize| {
@@ -257,10 +275,7 @@ mod tests {
         for bucket in found {
             let expected = step(bucket.first);
             assert_eq!((bucket.count, bucket.last), (1, expected.step));
-            assert_eq!(
-                bucket.values[0],
-                Range { low: expected.loss, high: expected.loss, sum: expected.loss }
-            );
+            assert_eq!(bucket.values[0], Range::of(expected.loss));
         }
     }
 
@@ -306,6 +321,20 @@ mod tests {
                 prop_assert!(found.iter().all(|bucket| bucket.last >= from && bucket.first <= from + length));
             }
         }
+    }
+
+    #[test]
+    fn a_skipped_step_leaves_its_neighbours_values() {
+        let mut history = History::default();
+        for number in 1..=6 {
+            let loss = if number == 3 { f64::NAN } else { number as f64 };
+            history.push(&Step { loss, ..step(number) }, 0);
+        }
+        let found = buckets(history.find(1, 6, 2));
+        assert_eq!(found[0].values[0], Range { low: 1.0, high: 2.0, sum: 3.0, count: 2 });
+        assert_eq!(found[0].values[0].mean(), 1.5);
+        let alone = Columns::of(&buckets(history.find(3, 3, 9)));
+        assert!(serde_json::to_string(&alone).unwrap().contains(r#""loss":{"mean":[null]"#));
     }
 
     #[test]

@@ -10,14 +10,20 @@ pub struct Step {
     pub step: u64,
     /// The pass over the data that it belongs to, from 1.
     pub epoch: u64,
-    /// Mean over all shards of -cos(p, z), between -1 and 1.
+    /// Mean over all shards of -cos(p, z), between -1 and 1. Like the others, no number where the step was skipped.
+    #[serde(deserialize_with = "number_or_nothing")]
     pub loss: f64,
     /// Near 1 healthy, 0 collapsed.
+    #[serde(deserialize_with = "number_or_nothing")]
     pub collapse_level: f64,
     /// That of the backbone.
     pub learning_rate: f64,
     /// Of the folded gradient.
+    #[serde(deserialize_with = "number_or_nothing")]
     pub gradient_norm: f64,
+    /// Whether the step was left out because something was not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Images of the batch over the seconds of the whole step; not a number where that took no time.
     #[serde(deserialize_with = "number_or_nothing")]
     pub images_per_second: f64,
@@ -60,6 +66,7 @@ pub(crate) fn step(step: u64) -> Step {
         collapse_level: 0.9,
         learning_rate: 0.1 / step as f64,
         gradient_norm: 0.4 + (step % 7) as f64,
+        skipped: false,
         images_per_second: 1280.0,
         seconds,
         generation: 1,
@@ -81,6 +88,9 @@ mod tests {
         for other in ["", "{}", "[1]", "{\"step\":1}", "\u{1}", &text[..40]] {
             assert_eq!(Metric::parse(other.as_bytes()), None, "{other:?}");
         }
+        let skipped = text.replace("\"loss\":-0.003", "\"skipped\":true,\"loss\":null");
+        let Some(Metric::Step(skipped)) = Metric::parse(skipped.as_bytes()) else { panic!("{skipped}") };
+        assert!(skipped.skipped && skipped.loss.is_nan());
         let timeless = text.replace("1280.0", "null");
         let Some(Metric::Step(timeless)) = Metric::parse(timeless.as_bytes()) else { panic!() };
         assert!(timeless.images_per_second.is_nan());

@@ -8,12 +8,13 @@ use crate::status::{State, Status};
 /// What the format is called over HTTP.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const STATES: [State; 10] = [
+const STATES: [State; 11] = [
     State::Gathering,
     State::Reuniting,
     State::Assembling,
     State::Training,
     State::Regrouping,
+    State::Paused,
     State::Stopping,
     State::Completed,
     State::Stopped,
@@ -122,6 +123,12 @@ fn steps(text: &mut Exposition, status: &Status, record: &RunRecord) {
         "simsiam_images_per_second",
         "Images over the time of the last steps.",
         status.recent.map(|recent| recent.images_per_second),
+    );
+    let skipped = record.totals.skipped as f64;
+    text.counter(
+        "simsiam_steps_skipped_total",
+        "Steps that were left out since something was not finite.",
+        skipped,
     );
     parts(text, record);
     histogram(text, record);

@@ -52,6 +52,8 @@ pub(crate) struct RunRecord {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Totals {
     pub(crate) steps: u64,
+    /// Those that were left out.
+    pub(crate) skipped: u64,
     /// Of each part, and of whole steps.
     pub(crate) seconds: StepSeconds,
     /// How many steps took at most so long as [`STEP_BOUNDS_S`].
@@ -70,6 +72,7 @@ impl RunRecord {
     fn step(&mut self, step: Step, offset: u64) {
         self.history.push(&step, offset);
         self.totals.add(&step.seconds);
+        self.totals.skipped += u64::from(step.skipped);
         if self.steps_per_epoch.is_none() && step.epoch > 1 {
             let before = step.step - 1;
             self.steps_per_epoch = Some(before / (step.epoch - 1)).filter(|steps| *steps > 0);
@@ -106,10 +109,10 @@ impl RunRecord {
         *self = kept;
     }
 
-    /// The mean of a value over the last steps.
+    /// The mean of a value over the last steps, as far as it is a number.
     pub(crate) fn recent_mean(&self, of: impl Fn(&Step) -> f64) -> Option<f64> {
-        let count = self.recent.len() as f64;
-        (count > 0.0).then(|| self.recent.iter().map(of).sum::<f64>() / count)
+        let values: Vec<f64> = self.recent.iter().map(of).filter(|value| value.is_finite()).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
     /// The newest evaluation of each kind.

@@ -205,10 +205,10 @@ impl State {
             Some(Phase::Finished | Phase::Failed | Phase::Stopping) => State::Stopping,
             Some(Phase::Training) if live.is_stopping => State::Stopping,
             Some(Phase::Training) => State::Training,
+            Some(Phase::Paused) => State::Paused,
             Some(Phase::Assembling) => State::Assembling,
             Some(Phase::Regrouping) => State::Regrouping,
             Some(Phase::Reuniting) => State::Reuniting,
-            Some(Phase::Paused) => State::Paused,
             Some(Phase::Gathering) | None => State::Gathering,
         }
     }

@@ -123,11 +123,12 @@ function mergeLast(news, i) {
   const count = steps(end);
   columns.last[end] = news.last[i];
   columns.epoch[end] = news.epoch[i];
-  const mean = (before, now) => (before * count + now) / (count + 1);
+  const mean = (before, now) => (now === null ? before : before === null ? now : (before * count + now) / (count + 1));
+  const least = (before, now, pick) => (now === null ? before : before === null ? now : pick(before, now));
   for (const [name, curve] of Object.entries(columns.curves)) {
     curve.mean[end] = mean(curve.mean[end], news.curves[name].mean[i]);
-    curve.low[end] = Math.min(curve.low[end], news.curves[name].low[i]);
-    curve.high[end] = Math.max(curve.high[end], news.curves[name].high[i]);
+    curve.low[end] = least(curve.low[end], news.curves[name].low[i], Math.min);
+    curve.high[end] = least(curve.high[end], news.curves[name].high[i], Math.max);
   }
   for (const [name, values] of Object.entries(columns.seconds)) values[end] = mean(values[end], news.seconds[name][i]);
   return true;

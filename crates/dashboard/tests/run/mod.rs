@@ -53,6 +53,7 @@ pub(crate) fn step(step: u64) -> Step {
         loss: -x.sqrt().sin() / 1.1,
         collapse_level: 1.0 - 1.0 / (x + 20.0),
         learning_rate: 0.1 / x,
+        skipped: false,
         gradient_norm: if step == 17 { 1e17 } else { 0.1 + x.cos().abs() },
         images_per_second: 128.0 / 0.3,
         seconds,
