@@ -221,8 +221,14 @@ impl FakeWorker {
     }
 
     async fn step_done_in(&self, generation: u64, step: u64) {
-        let done =
-            v1::StepDone { generation, step, loss: -0.25, step_seconds: 0.5, ..v1::StepDone::default() };
+        let done = v1::StepDone {
+            generation,
+            step,
+            loss: -0.25,
+            learning_rate: 0.05,
+            step_seconds: 0.5,
+            ..v1::StepDone::default()
+        };
         self.report(Event::StepDone(done)).await;
     }
 
