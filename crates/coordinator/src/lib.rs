@@ -33,6 +33,7 @@ mod tensorboard;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
+pub use incoming::Listener;
 pub use membership::{
     Lease, OnFailure, Outcome, Past, Request, SettingsError, StepSeconds, Timeouts, check_max_workers,
     check_min_workers, check_workers, lease,

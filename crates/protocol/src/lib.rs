@@ -14,7 +14,7 @@ mod pauses;
 mod token;
 
 pub use access::{Access, Client, ClientTls, Credentials, ServerTls, ShowToken, check_token};
-pub use connect::{ConnectError, connect, innermost};
+pub use connect::{ConnectError, client, connect, endpoint, innermost};
 pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
 pub use pauses::Pauses;
