@@ -6,7 +6,7 @@
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
-//! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
+//! - [`RunDirectory`], [`checkpoint`], [`journal`], `growing.rs`: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `tensorboard.rs`: the run's curves as TensorBoard reads them
@@ -16,6 +16,7 @@
 
 pub mod checkpoint;
 mod evaluations;
+mod growing;
 mod guard;
 mod incoming;
 pub mod journal;

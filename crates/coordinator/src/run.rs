@@ -343,6 +343,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 _ = ticks.tick() => {
                     self.watch_processes()?;
                     self.watch_evaluations();
+                    self.directory.catch_up();
+                    self.curves.catch_up();
                     self.act(Event::Tick)?;
                 }
                 Some(input) = inputs.recv() => self.hear(input)?,
@@ -457,13 +459,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn committed(&mut self, report: &StepReport) {
         let metrics = StepMetrics::new(report, self.directory.recipe(), self.total_steps);
-        // The step counts all the same if it cannot be written down.
-        if let Err(error) = self.directory.metric(&metrics) {
-            tracing::error!(step = report.step, "{error}");
-        }
-        if let Err(error) = self.curves.step(&metrics, unix_time()) {
-            tracing::error!(step = report.step, "write the curves for TensorBoard: {error}");
-        }
+        self.directory.metric(&metrics);
+        self.curves.step(&metrics, unix_time());
         (self.observer)(&Progress::Step(metrics));
         self.answer_awaited_steps();
     }
@@ -482,12 +479,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         for result in evaluations.look() {
             let progress = match result {
                 Ok(evaluated) => {
-                    if let Err(error) = self.directory.metric(&evaluated) {
-                        tracing::error!(step = evaluated.step, "{error}");
-                    }
-                    if let Err(error) = self.curves.evaluated(&evaluated, unix_time()) {
-                        tracing::error!(step = evaluated.step, "write the curves for TensorBoard: {error}");
-                    }
+                    self.directory.metric(&evaluated);
+                    self.curves.evaluated(&evaluated, unix_time());
                     Progress::Evaluated(evaluated)
                 }
                 Err(reason) => Progress::EvaluationFailed(reason),

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use coordinator::{OnFailure, Outcome, Progress, Run, RunDirectory, serve};
+use coordinator::{OnFailure, Outcome, Progress, Request, Run, RunDirectory, serve};
 use recipe::{QUICKSTART, Recipe};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -147,6 +147,8 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                     manifest_json: "{}".to_string(),
                     total_steps: TOTAL_STEPS,
                     workers,
+                    max_workers: workers,
+                    mixes_arithmetic: false,
                     on_failure,
                     min_workers: 1,
                     timeouts: TIMEOUTS,
@@ -163,7 +165,7 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                     if let Some(stop_at) = stopping.get().filter(|stop_at| *stop_at > now) {
                         sleep(stop_at - now).await;
                         stopping.set(None);
-                        let _ = stop.send(()).await;
+                        let _ = stop.send(Request::Stop).await;
                     }
                     std::future::pending::<()>().await;
                 });
