@@ -171,9 +171,9 @@ impl Service {
             if origin(&part) != expected {
                 return Err(Status::invalid_argument("the parts of a checkpoint differ in worker or step"));
             }
-            let v1::FilePart { file, data } =
-                part.part.ok_or_else(|| Status::invalid_argument("a part without a file"))?;
-            partial = on_disk(move || partial.write(&file, &data).map(|()| partial)).await?;
+            let part = part.part.ok_or_else(|| Status::invalid_argument("a part without a file"))?;
+            part.check()?;
+            partial = on_disk(move || partial.write(&part.file, &part.data).map(|()| partial)).await?;
             next = parts.message().await?;
         }
         Ok(partial)
@@ -197,13 +197,17 @@ impl Coordinator for Service {
         reach::check(&request.collective_address, comes_from).await.map_err(Status::failed_precondition)?;
         let candidate = wire::candidate(request);
         match self.ask(|reply| Input::Join { candidate, reply }).await? {
-            Answer::Admitted { worker, committed_step } => Ok(Response::new(v1::JoinReply {
-                worker_id: worker.0,
-                run_id: self.facts.run_id.clone(),
-                recipe_toml: self.facts.recipe_toml.clone(),
-                manifest_json: self.facts.manifest_json.clone(),
-                committed_step,
-            })),
+            Answer::Admitted { worker, committed_step } => {
+                let reply = v1::JoinReply {
+                    worker_id: worker.0,
+                    run_id: self.facts.run_id.clone(),
+                    recipe_toml: self.facts.recipe_toml.clone(),
+                    manifest_json: self.facts.manifest_json.clone(),
+                    committed_step,
+                    ..v1::JoinReply::default()
+                };
+                Ok(Response::new(reply.with_checksum()))
+            }
             Answer::Refused(reason) => Err(Status::failed_precondition(reason)),
             Answer::Postponed(reason) => Err(Status::unavailable(reason)),
         }
@@ -387,7 +391,7 @@ fn send_files(
             let mut data = BytesMut::zeroed(length as usize);
             file.read_exact(&mut data)?;
             remaining -= length;
-            let part = v1::FilePart { file: name.clone(), data: data.freeze() };
+            let part = v1::FilePart::new(name.clone(), data.freeze());
             if parts.blocking_send(Ok(part)).is_err() {
                 return Ok(());
             }

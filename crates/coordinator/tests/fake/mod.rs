@@ -250,7 +250,7 @@ impl FakeWorker {
                 run_id: self.joined.run_id.clone(),
                 generation: 1,
                 step,
-                part: Some(v1::FilePart { file, data }),
+                part: Some(v1::FilePart::new(file, data)),
             })
             .collect()
     }

@@ -67,6 +67,7 @@ impl Link {
             let mut parts = self.client.clone().fetch_checkpoint(request).await?.into_inner();
             let mut model = Vec::new();
             while let Some(part) = parts.message().await? {
+                part.check()?;
                 if part.file == "model.safetensors" {
                     model.extend_from_slice(&part.data);
                 }
@@ -82,7 +83,7 @@ impl Link {
             run_id: self.run_id.clone(),
             generation,
             step: state.step,
-            part: Some(v1::FilePart { file: file.to_string(), data }),
+            part: Some(v1::FilePart::new(file.to_string(), data)),
         };
         let call = || async {
             let parts = tokio_stream::iter(state.files().map(part));
