@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coordinator::{OnFailure, Timeouts};
+use coordinator::{OnFailure, Request, Timeouts};
 use turmoil::Sim;
 
 use crate::dice::Dice;
@@ -28,8 +28,8 @@ pub(crate) struct Course {
     pub(crate) on_failure: OnFailure,
     /// In each tick of time, one after the other in this order.
     pub(crate) hosts: Vec<String>,
-    /// When a person asks for a stop, if one does.
-    pub(crate) stop_at: Option<Duration>,
+    /// What a person asks for, and when.
+    pub(crate) requests: Vec<(Duration, Request)>,
     /// The latencies of all links, and what changes.
     pub(crate) changes: Vec<(Duration, Change)>,
 }
@@ -73,13 +73,18 @@ impl Course {
         changes.sort_by_key(|(at, _)| *at);
         let mut hosts = hosts(workers);
         dice.shuffle(&mut hosts);
-        Course {
-            workers,
-            hosts,
-            on_failure,
-            stop_at: dice.happens(8).then(|| dice.millis(0..FAULTY_MS)),
-            changes,
-        }
+        Course { workers, hosts, on_failure, requests: requests(dice), changes }
+    }
+}
+
+/// Whoever asks for a pause ends it, too.
+fn requests(dice: &mut Dice) -> Vec<(Duration, Request)> {
+    let at = dice.millis(0..FAULTY_MS);
+    match dice.number(0..20) {
+        0..3 => vec![(at, Request::Stop)],
+        3 => vec![(at, Request::Save)],
+        4..6 => vec![(at, Request::Pause), (at + dice.millis(10..10_000), Request::Continue)],
+        _ => Vec::new(),
     }
 }
 

@@ -106,12 +106,13 @@ pub(crate) struct Publisher {
     pub(crate) link: Link,
     pub(crate) generation: u64,
     saved_step: u64,
+    is_ordered: bool,
     under_way: Option<(u64, JoinHandle<Result<(), Status>>)>,
 }
 
 impl Publisher {
     pub(crate) fn new(link: Link) -> Publisher {
-        Publisher { link, generation: 0, saved_step: 0, under_way: None }
+        Publisher { link, generation: 0, saved_step: 0, is_ordered: false, under_way: None }
     }
 
     pub(crate) fn enter(&mut self, generation: u64, saved_step: u64) {
@@ -119,13 +120,16 @@ impl Publisher {
         self.saved_step = self.saved_step.max(saved_step);
     }
 
-    pub(crate) async fn publish_if_due(&mut self, state: State) {
+    pub(crate) async fn publish_if_due(&mut self, state: State, is_ordered: bool) {
+        self.is_ordered |= is_ordered;
         if let Some((step, task)) = self.under_way.take_if(|(_, task)| task.is_finished())
             && task.await.unwrap().is_ok()
         {
             self.saved_step = step;
         }
-        if self.under_way.is_none() && state.step / EVERY_STEPS > self.saved_step / EVERY_STEPS {
+        let is_due = self.is_ordered || state.step / EVERY_STEPS > self.saved_step / EVERY_STEPS;
+        if self.under_way.is_none() && is_due {
+            self.is_ordered = false;
             let (link, generation) = (self.link.clone(), self.generation);
             let task = spawn_local(async move { link.publish(generation, state).await });
             self.under_way = Some((state.step, task));

@@ -16,7 +16,8 @@ mod reports;
 mod state;
 mod worker;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -136,9 +137,9 @@ fn folder() -> tempfile::TempDir {
 fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History) {
     let (run, history) = (run.to_path_buf(), history.clone());
     let (workers, on_failure) = (course.workers as u32, course.on_failure);
-    let stop_at = Rc::new(Cell::new(course.stop_at));
+    let requests = Rc::new(RefCell::new(VecDeque::from(course.requests.clone())));
     sim.host(COORDINATOR, move || {
-        let (run, history, stop_at) = (run.clone(), history.clone(), Rc::clone(&stop_at));
+        let (run, history, requests) = (run.clone(), history.clone(), Rc::clone(&requests));
         async move {
             history.note("the coordinator starts");
             loop {
@@ -158,17 +159,8 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                     local_workers: None,
                     evaluations: None,
                 };
-                let (stop, stops) = mpsc::channel(1);
-                let stopping = Rc::clone(&stop_at);
-                tokio::task::spawn_local(async move {
-                    let now = turmoil::sim_elapsed().unwrap();
-                    if let Some(stop_at) = stopping.get().filter(|stop_at| *stop_at > now) {
-                        sleep(stop_at - now).await;
-                        stopping.set(None);
-                        let _ = stop.send(Request::Stop).await;
-                    }
-                    std::future::pending::<()>().await;
-                });
+                let (asking, asked) = mpsc::channel(1);
+                tokio::task::spawn_local(ask(Rc::clone(&requests), asking));
                 let observer = {
                     let history = history.clone();
                     move |progress: &Progress| match progress {
@@ -178,7 +170,7 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                 };
                 let blocks = Arc::new(|_: u32, _: u32| None);
                 let listener = Simulated::bind(PORT).await?;
-                match serve(listener, prepared, blocks, observer, stops).await? {
+                match serve(listener, prepared, blocks, observer, asked).await? {
                     // A person goes on with it later.
                     Outcome::Stopped { .. } => sleep(Duration::from_secs(1)).await,
                     outcome => {
@@ -189,6 +181,20 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
             }
         }
     });
+}
+
+/// Asks for what is to be asked for, each once. What came due while there was no coordinator is asked of the next one.
+async fn ask(requests: Rc<RefCell<VecDeque<(Duration, Request)>>>, asking: mpsc::Sender<Request>) {
+    loop {
+        let next = requests.borrow().front().copied();
+        // Whoever could ask stays there.
+        let Some((at, request)) = next else { return asking.closed().await };
+        sleep(at.saturating_sub(turmoil::sim_elapsed().unwrap())).await;
+        if asking.send(request).await.is_err() {
+            return;
+        }
+        requests.borrow_mut().pop_front();
+    }
 }
 
 fn open(run: &Path) -> RunDirectory {

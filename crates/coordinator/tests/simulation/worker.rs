@@ -395,11 +395,13 @@ impl Training {
         let mut state = self.state.expect("who is assembled holds a state");
         let mut stop = false;
         while state.step < TOTAL_STEPS && !stop {
+            let mut is_save_ordered = false;
             match self.commands.try_recv() {
                 Ok(Command::Stop) => self.stopping = true,
                 Ok(Command::Halt(_)) => return Err(Left::Ordered.into()),
                 Ok(Command::Dismiss) => return Err(End::Failed("dismissed while it trains".to_string())),
-                Ok(Command::Assemble(..) | Command::Start(_) | Command::Save) => {
+                Ok(Command::Save) => is_save_ordered = true,
+                Ok(Command::Assemble(..) | Command::Start(_)) => {
                     return Err(End::Failed(
                         "an order that cannot be used while this one trains".to_string(),
                     ));
@@ -418,7 +420,7 @@ impl Training {
             self.history.commit(self.reports.worker_id, self.generation, state);
             self.reports.step_done(self.generation, &state);
             if session.publishes {
-                self.publisher.publish_if_due(state).await;
+                self.publisher.publish_if_due(state, is_save_ordered).await;
             }
         }
         if session.publishes {
