@@ -12,14 +12,20 @@ use rustix::process::{Pid, Signal, kill_process};
 
 #[path = "programs/dashboard.rs"]
 mod dashboard;
+#[path = "programs/network.rs"]
+mod network;
 #[path = "programs/numbers.rs"]
 mod numbers;
+#[path = "programs/proxy.rs"]
+mod proxy;
 #[path = "programs/recovery.rs"]
 mod recovery;
 #[path = "programs/restart.rs"]
 mod restart;
 #[path = "programs/security.rs"]
 mod security;
+#[path = "programs/soak.rs"]
+mod soak;
 
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[

@@ -1,9 +1,9 @@
 //! Who may call: the token is asked for before a call is looked at.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use protocol::{Token, check_token};
+use tokio::time::Instant;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 

@@ -25,26 +25,50 @@ const STRANGERS: usize = 64;
 /// Until a new attempt to accept: what the system lacks for another connection (files, memory) may come back.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Where connections come from: a socket, or a simulated network.
+pub trait Listener: Send + 'static {
+    /// One connection, before anything was read from it.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection, and where it comes from. What is dropped before it resolves has taken none.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// Where others connect to.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, from) = TcpListener::accept(self).await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, from))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        TcpListener::local_addr(self)
+    }
+}
+
+type Incoming<S> = ReceiverStream<io::Result<Connection<S>>>;
+
 /// Accepts up to `most_workers` connections twice over, since one that comes back may be there before its old
 /// connection is gone, and some for strangers. Who comes beyond that waits in the system's queue.
-pub(crate) fn accept(
-    listener: TcpListener,
-    most_workers: usize,
-) -> ReceiverStream<Result<Connection, io::Error>> {
+pub(crate) fn accept<L: Listener>(listener: L, most_workers: usize) -> Incoming<L::Stream> {
     accept_with(listener, 2 * most_workers + STRANGERS, PATIENCE)
 }
 
-fn accept_with(
-    listener: TcpListener,
-    places: usize,
-    patience: Duration,
-) -> ReceiverStream<Result<Connection, io::Error>> {
+fn accept_with<L: Listener>(mut listener: L, places: usize, patience: Duration) -> Incoming<L::Stream> {
     let places = Arc::new(Semaphore::new(places));
     let (connections, stream) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
             let next = tokio::select! {
-                next = accept_one(&listener, &places, patience) => next,
+                next = accept_one(&mut listener, &places, patience) => next,
                 // The server has ended; the listener goes with this task.
                 () = connections.closed() => return,
             };
@@ -60,14 +84,13 @@ fn accept_with(
     ReceiverStream::new(stream)
 }
 
-async fn accept_one(
-    listener: &TcpListener,
+async fn accept_one<L: Listener>(
+    listener: &mut L,
     places: &Arc<Semaphore>,
     patience: Duration,
-) -> io::Result<Connection> {
+) -> io::Result<Connection<L::Stream>> {
     let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
     let (stream, from) = listener.accept().await?;
-    stream.set_nodelay(true)?;
     let caller = Caller { from, has_shown_the_token: Arc::default() };
     Ok(Connection { stream, caller, patience: Some(Box::pin(sleep(patience))), _place: place })
 }
@@ -88,15 +111,15 @@ impl Caller {
 
 /// A connection that has a place among those accepted.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection<S> {
+    stream: S,
     caller: Caller,
     /// Until the token was shown.
     patience: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Connected for Connection {
+impl<S> Connected for Connection<S> {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
@@ -104,7 +127,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -122,7 +145,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
@@ -154,7 +177,7 @@ mod tests {
     use std::future::poll_fn;
     use tokio_stream::StreamExt;
 
-    async fn read(connection: &mut Connection) -> io::Result<usize> {
+    async fn read(connection: &mut Connection<TcpStream>) -> io::Result<usize> {
         let mut bytes = [0; 8];
         let mut buffer = ReadBuf::new(&mut bytes);
         poll_fn(|context| Pin::new(&mut *connection).poll_read(context, &mut buffer)).await?;

@@ -141,6 +141,30 @@ pub enum Record {
     Ended(Outcome),
 }
 
+impl Record {
+    /// Whether it may be written later than what it tells is done. Whoever takes charge of a run must know the number of
+    /// its last generation: it would give it to another one, and their workers would take each other for their own. What
+    /// else is missing, it treats as something that has not happened, which costs a place or a generation and no step.
+    pub(crate) fn can_wait(&self) -> bool {
+        match self {
+            Record::Created(_) | Record::Opened { .. } | Record::Generation { .. } => false,
+            Record::Joined { .. }
+            | Record::Returned { .. }
+            | Record::Lost { .. }
+            | Record::Started { .. }
+            | Record::Adopted { .. }
+            | Record::Checkpoint { .. }
+            | Record::Skipped { .. }
+            | Record::Straggler { .. }
+            | Record::Unhealthy { .. }
+            | Record::Paused { .. }
+            | Record::Continued { .. }
+            | Record::StopRequested { .. }
+            | Record::Ended(_) => true,
+        }
+    }
+}
+
 /// The first line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Created {

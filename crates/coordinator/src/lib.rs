@@ -6,7 +6,7 @@
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
-//! - [`RunDirectory`], [`checkpoint`], [`journal`]: what a run leaves behind
+//! - [`RunDirectory`], [`checkpoint`], [`journal`], `growing.rs`: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `diagnosis.rs`: whether the network learns, and if not, why not
@@ -18,6 +18,7 @@
 pub mod checkpoint;
 mod diagnosis;
 mod evaluations;
+mod growing;
 mod guard;
 mod incoming;
 pub mod journal;
@@ -36,6 +37,7 @@ mod tensorboard;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
+pub use incoming::Listener;
 pub use membership::{
     Doing, Lease, OnFailure, Outcome, Past, Phase, Request, SettingsError, Sight, StepSeconds, Timeouts,
     WorkerSight, check_max_workers, check_min_workers, check_workers, lease,

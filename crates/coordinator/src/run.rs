@@ -1,24 +1,23 @@
 //! The control loop: one task that owns membership and the run directory, and does what membership decides.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::{MESSAGE_BYTES, ServerTls, Token, WorkerId};
 use recipe::OnCollapse;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::service::interceptor::InterceptedService;
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError};
 use crate::diagnosis::{Diagnosis, Finding};
 use crate::evaluations::Evaluations;
 use crate::guard::Guard;
-use crate::incoming;
+use crate::incoming::{self, Listener};
 use crate::journal::Record;
 use crate::membership::{
     Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Settings, SettingsError, StepReport,
@@ -121,7 +120,7 @@ pub enum CoordinatorError {
 /// # Errors
 /// See [`CoordinatorError`]. Workers that are connected by then are told.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listener,
     run: Run,
     blocks: Arc<dyn Blocks>,
     observer: impl FnMut(&Progress) + Send,
@@ -184,7 +183,7 @@ struct Server {
 
 impl Server {
     fn start(
-        listener: TcpListener,
+        listener: impl Listener,
         grpc: tonic::transport::Server,
         guard: Guard,
         service: Service,
@@ -223,7 +222,7 @@ struct Control<O> {
     paces: Paces,
     seen_at: Option<Instant>,
     /// The workers that listen.
-    orders: HashMap<WorkerId, OrderSender>,
+    orders: BTreeMap<WorkerId, OrderSender>,
     /// Checkpoints that wait for the reports of their steps.
     awaited_steps: Vec<(u64, oneshot::Sender<()>)>,
     workers_expected: u32,
@@ -274,7 +273,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             observer,
             paces: Paces::default(),
             seen_at: None,
-            orders: HashMap::new(),
+            orders: BTreeMap::new(),
             awaited_steps: Vec::new(),
             workers_expected: run.workers,
             total_steps: run.total_steps,
@@ -326,7 +325,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         // No more steps will be committed: who waits for one is told no.
         self.awaited_steps.clear();
         // The last order is on its way; a stream ends when its sender is dropped and all was received.
-        let mut listening: Vec<WorkerId> = self.orders.drain().map(|(worker, _)| worker).collect();
+        let mut listening: Vec<WorkerId> = std::mem::take(&mut self.orders).into_keys().collect();
         let farewell = async {
             while !listening.is_empty() {
                 match inputs.recv().await {
@@ -359,15 +358,19 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 continue;
             }
             tokio::select! {
-                Some(input) = inputs.recv() => self.hear(input)?,
+                // What comes seldom first, and the same each time, so that a simulated course can be repeated.
+                biased;
+                ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
                 request = next(requests) => self.act(Event::Requested(request)).map(drop)?,
                 _ = ticks.tick() => {
                     self.watch_processes()?;
                     self.watch_evaluations();
+                    self.directory.catch_up();
+                    self.curves.catch_up();
                     self.act(Event::Tick)?;
                     self.tell_sight(Instant::now());
                 }
-                ended = &mut server.task => return Err(CoordinatorError::Server(why_ended(ended))),
+                Some(input) = inputs.recv() => self.hear(input)?,
             }
         }
     }
@@ -507,13 +510,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn committed(&mut self, report: &StepReport) {
         let metrics = StepMetrics::new(report, self.directory.recipe(), self.total_steps);
-        // The step counts all the same if it cannot be written down.
-        if let Err(error) = self.directory.metric(&metrics) {
-            tracing::error!(step = report.step, "{error}");
-        }
-        if let Err(error) = self.curves.step(&metrics, unix_time()) {
-            tracing::error!(step = report.step, "write the curves for TensorBoard: {error}");
-        }
+        self.directory.metric(&metrics);
+        self.curves.step(&metrics, unix_time());
         (self.observer)(&Progress::Step(metrics));
         self.answer_awaited_steps();
     }
@@ -532,12 +530,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         for result in evaluations.look() {
             let progress = match result {
                 Ok(evaluated) => {
-                    if let Err(error) = self.directory.metric(&evaluated) {
-                        tracing::error!(step = evaluated.step, "{error}");
-                    }
-                    if let Err(error) = self.curves.evaluated(&evaluated, unix_time()) {
-                        tracing::error!(step = evaluated.step, "write the curves for TensorBoard: {error}");
-                    }
+                    self.directory.metric(&evaluated);
+                    self.curves.evaluated(&evaluated, unix_time());
                     Progress::Evaluated(evaluated)
                 }
                 Err(reason) => Progress::EvaluationFailed(reason),
@@ -560,7 +554,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn watch_processes(&mut self) -> Result<(), CoordinatorError> {
         let Some(local_workers) = &mut self.local_workers else { return Ok(()) };
-        for ended in local_workers.look_after(Instant::now()) {
+        for ended in local_workers.look_after(Instant::now().into_std()) {
             // Where it ends the run, membership says so, and nobody is to be told twice.
             if let Some(pause) = ended.restarts_in {
                 tracing::warn!("{} is started again in {:.1} s: {ended}", ended.name, pause.as_secs_f64());

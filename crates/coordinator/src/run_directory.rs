@@ -12,6 +12,7 @@ use recipe::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
+use crate::growing::GrowingFile;
 use crate::journal::{Created, Record};
 use crate::lock;
 use crate::membership::Past;
@@ -95,8 +96,8 @@ pub struct RunDirectory {
     recipe: Recipe,
     run_id: [u8; 16],
     past: Past,
-    journal: File,
-    metrics: File,
+    journal: GrowingFile,
+    metrics: GrowingFile,
     checkpoints: Checkpoints,
     _lock: File,
 }
@@ -207,19 +208,31 @@ impl RunDirectory {
             .map_err(failed("write", &folder))
     }
 
-    /// Writes a line into the journal, with the time, and syncs it.
+    /// Writes a line into the journal, with the time, and syncs it. A line that can wait does so while the disk is
+    /// full, and that is said.
+    ///
+    /// # Errors
+    /// One that cannot wait could not be written.
     pub(crate) fn record(&mut self, record: &Record) -> Result<(), RunDirectoryError> {
-        self.journal
-            .write_all(&line(record))
-            .and_then(|()| self.journal.sync_data())
-            .map_err(failed("write", &self.path.join(JOURNAL)))
+        match self.journal.append(&line(record)).and_then(|()| self.journal.sync()) {
+            Err(_) if record.can_wait() => Ok(()),
+            written => written.map_err(failed("write", &self.path.join(JOURNAL))),
+        }
     }
 
-    /// Writes a line into the metrics. Not synced: what a power cut takes from it is computed again.
-    pub(crate) fn metric(&mut self, metric: &impl Serialize) -> Result<(), RunDirectoryError> {
+    /// Writes a line into the metrics; while the disk is full, it waits, and that is said. Not synced: what a power cut
+    /// takes from it is computed again.
+    pub(crate) fn metric(&mut self, metric: &impl Serialize) {
         let mut text = serde_json::to_vec(metric).expect("a metric can be written as JSON");
         text.push(b'\n');
-        self.metrics.write_all(&text).map_err(failed("write", &self.path.join(METRICS)))
+        // The step counts all the same if it cannot be written down.
+        let _ = self.metrics.append(&text);
+    }
+
+    /// Writes what had to wait, if there is room again.
+    pub(crate) fn catch_up(&mut self) {
+        self.journal.catch_up();
+        self.metrics.catch_up();
     }
 
     /// What the metrics tell so far.
@@ -280,7 +293,7 @@ fn refuse_unless_empty(path: &Path) -> Result<(), RunDirectoryError> {
 }
 
 /// Opens a file of lines. A last line that a crash cut is removed, so that the next one begins a line.
-fn append_to(path: &Path) -> Result<File, RunDirectoryError> {
+fn append_to(path: &Path) -> Result<GrowingFile, RunDirectoryError> {
     let file =
         OpenOptions::new().create(true).append(true).read(true).open(path).map_err(failed("open", path))?;
     let text = fs::read(path).map_err(failed("read", path))?;
@@ -289,7 +302,7 @@ fn append_to(path: &Path) -> Result<File, RunDirectoryError> {
         tracing::warn!("{}: the last line was cut and is removed", path.display());
         file.set_len(whole as u64).map_err(failed("cut", path))?;
     }
-    Ok(file)
+    GrowingFile::open(path).map_err(failed("open", path))
 }
 
 /// Writes a file aside, syncs it and renames it, so that it is there whole or not at all.
@@ -523,14 +536,14 @@ mod tests {
         let path = folder.path().join("run");
         let mut run = create(&path).unwrap();
         for step in 1..=5 {
-            run.metric(&Metric { step }).unwrap();
+            run.metric(&Metric { step });
         }
-        run.metrics.write_all(b"{\"step\":1").unwrap();
+        run.metrics.append(b"{\"step\":1").unwrap();
         drop(run);
 
         let mut run = RunDirectory::open(&path).unwrap();
         run.forget_metrics_after(3).unwrap();
-        run.metric(&Metric { step: 4 }).unwrap();
+        run.metric(&Metric { step: 4 });
         let text = fs::read_to_string(path.join(METRICS)).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n");
     }
@@ -541,7 +554,7 @@ mod tests {
         let path = folder.path().join("run");
         let mut run = create(&path).unwrap();
         run.record(&Record::StopRequested { step: 7 }).unwrap();
-        run.journal.write_all(b"{\"event\":\"st").unwrap();
+        run.journal.append(b"{\"event\":\"st").unwrap();
         drop(run);
 
         let mut run = RunDirectory::open(&path).unwrap();
@@ -566,7 +579,7 @@ mod tests {
             let path = folder.path().join("run");
             let mut run = create(&path).unwrap();
             run.record(&Record::StopRequested { step: 7 }).unwrap();
-            run.metric(&serde_json::json!({ "step": 1 })).unwrap();
+            run.metric(&serde_json::json!({ "step": 1 }));
             drop(run);
             let mut bytes = fs::read(path.join(name)).unwrap();
             for (place, byte) in changes {

@@ -2,14 +2,14 @@
 
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use protocol::v1::coordinator_server::Coordinator;
 use protocol::{Generation, PART_BYTES, PROTOCOL_VERSION, WorkerId, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -154,32 +154,29 @@ impl Service {
         Ok(())
     }
 
-    /// Takes the parts of a checkpoint from the network to the disk.
+    /// Takes the parts of a checkpoint from the network to the disk. The next ones arrive meanwhile, as far as the
+    /// window of the stream lets them.
     async fn receive_checkpoint(
         &self,
         first: v1::CheckpointPart,
         parts: &mut Streaming<v1::CheckpointPart>,
     ) -> Result<PartialCheckpoint, Status> {
-        let (sender, receiver) = mpsc::channel(PARTS_UNDER_WAY);
         let origin =
             |part: &v1::CheckpointPart| (part.worker_id, part.generation, part.step, part.run_id.clone());
         let expected = origin(&first);
         let (checkpoints, step) = (self.facts.checkpoints.clone(), first.step);
-        let writing = spawn_blocking(move || write_parts(&checkpoints, step, receiver));
+        let mut partial = on_disk(move || checkpoints.begin(step)).await?;
         let mut next = Some(first);
         while let Some(part) = next {
             if origin(&part) != expected {
                 return Err(Status::invalid_argument("the parts of a checkpoint differ in worker or step"));
             }
-            let file = part.part.ok_or_else(|| Status::invalid_argument("a part without a file"))?;
-            if sender.send(file).await.is_err() {
-                // The disk failed, and says below how.
-                break;
-            }
+            let part = part.part.ok_or_else(|| Status::invalid_argument("a part without a file"))?;
+            part.check()?;
+            partial = on_disk(move || partial.write(&part.file, &part.data).map(|()| partial)).await?;
             next = parts.message().await?;
         }
-        drop(sender);
-        writing.await.map_err(|error| internal(&error))?.map_err(|error| checkpoint_status(&error))
+        Ok(partial)
     }
 }
 
@@ -200,13 +197,17 @@ impl Coordinator for Service {
         reach::check(&request.collective_address, comes_from).await.map_err(Status::failed_precondition)?;
         let candidate = wire::candidate(request);
         match self.ask(|reply| Input::Join { candidate, reply }).await? {
-            Answer::Admitted { worker, committed_step } => Ok(Response::new(v1::JoinReply {
-                worker_id: worker.0,
-                run_id: self.facts.run_id.clone(),
-                recipe_toml: self.facts.recipe_toml.clone(),
-                manifest_json: self.facts.manifest_json.clone(),
-                committed_step,
-            })),
+            Answer::Admitted { worker, committed_step } => {
+                let reply = v1::JoinReply {
+                    worker_id: worker.0,
+                    run_id: self.facts.run_id.clone(),
+                    recipe_toml: self.facts.recipe_toml.clone(),
+                    manifest_json: self.facts.manifest_json.clone(),
+                    committed_step,
+                    ..v1::JoinReply::default()
+                };
+                Ok(Response::new(reply.with_checksum()))
+            }
             Answer::Refused(reason) => Err(Status::failed_precondition(reason)),
             Answer::Postponed(reason) => Err(Status::unavailable(reason)),
         }
@@ -262,10 +263,8 @@ impl Coordinator for Service {
         let request = request.into_inner();
         self.check_worker(WorkerId(request.worker_id), &request.run_id).await?;
         let (checkpoints, name) = (self.facts.checkpoints.clone(), request.checkpoint.clone());
-        let checkpoint = spawn_blocking(move || checkpoints.find(&name))
-            .await
-            .map_err(|error| internal(&error))?
-            .map_err(|error| checkpoint_status(&error))?
+        let checkpoint = on_disk(move || checkpoints.find(&name))
+            .await?
             .ok_or_else(|| Status::not_found(format!("there is no checkpoint {:?}", request.checkpoint)))?;
         let (parts, stream) = mpsc::channel(PARTS_UNDER_WAY);
         spawn_blocking(move || {
@@ -298,10 +297,7 @@ impl Coordinator for Service {
             answer?;
         }
         let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
-        let published = spawn_blocking(move || checkpoints.publish(partial, keep))
-            .await
-            .map_err(|error| internal(&error))?
-            .map_err(|error| checkpoint_status(&error))?;
+        let published = on_disk(move || checkpoints.publish(partial, keep)).await?;
         let checkpoint = published.name();
         let event = Event::Published { checkpoint: checkpoint.clone(), step };
         self.inputs.send(Input::Event(event)).await.map_err(|_| ended())?;
@@ -395,7 +391,7 @@ fn send_files(
             let mut data = BytesMut::zeroed(length as usize);
             file.read_exact(&mut data)?;
             remaining -= length;
-            let part = v1::FilePart { file: name.clone(), data: data.freeze() };
+            let part = v1::FilePart::new(name.clone(), data.freeze());
             if parts.blocking_send(Ok(part)).is_err() {
                 return Ok(());
             }
@@ -407,16 +403,12 @@ fn send_files(
     Ok(())
 }
 
-fn write_parts(
-    checkpoints: &Checkpoints,
-    step: u64,
-    mut parts: mpsc::Receiver<v1::FilePart>,
-) -> Result<PartialCheckpoint, CheckpointError> {
-    let mut partial = checkpoints.begin(step)?;
-    while let Some(part) = parts.blocking_recv() {
-        partial.write(&part.file, &part.data)?;
-    }
-    Ok(partial)
+/// Does what may wait for the disk where nobody else has to.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
+) -> Result<T, Status> {
+    let done = spawn_blocking(work).await.map_err(|error| internal(&error))?;
+    done.map_err(|error| checkpoint_status(&error))
 }
 
 fn unknown(worker: WorkerId) -> Status {

@@ -4,14 +4,15 @@
 //! `event.proto` and the event's checksum (`tsl/lib/io/record_writer.cc`); the checksums are CRC-32C, masked.
 //! Only the fields that are written are declared here, with their numbers.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use prost::Message;
 
 use crate::evaluations::Evaluated;
+use crate::growing::GrowingFile;
 use crate::progress::StepMetrics;
 
 /// What a reader looks for in the first event.
@@ -20,7 +21,7 @@ const FILE_VERSION: &str = "brain.Event:2";
 /// An event file, begun each time a coordinator takes charge of the run.
 #[derive(Debug)]
 pub(crate) struct TensorBoard {
-    file: File,
+    file: GrowingFile,
 }
 
 impl TensorBoard {
@@ -35,20 +36,19 @@ impl TensorBoard {
         fs::create_dir_all(folder)?;
         // Readers take the files of a folder in the order of their names, which begin with the time.
         let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
-        let file = OpenOptions::new().create_new(true).append(true).open(folder.join(name))?;
-        let mut board = TensorBoard { file };
-        board.write(now, 0, |event| event.file_version = FILE_VERSION.to_owned())?;
-        board.write(now, first_step + 1, |event| event.session_log = Some(SessionLog { status: START }))?;
+        let mut board = TensorBoard { file: GrowingFile::open(&folder.join(name))? };
+        board.write(now, 0, |event| event.file_version = FILE_VERSION.to_owned());
+        board.write(now, first_step + 1, |event| event.session_log = Some(SessionLog { status: START }));
         if first_step == 0 {
             // Indented by four: TensorBoard renders Markdown.
             let text: String = recipe_toml.lines().map(|line| format!("    {line}\n")).collect();
-            board.write(now, 0, |event| event.summary = Some(Summary { values: vec![Value::text(text)] }))?;
+            board.write(now, 0, |event| event.summary = Some(Summary { values: vec![Value::text(text)] }));
         }
         Ok(board)
     }
 
     /// A committed step.
-    pub(crate) fn step(&mut self, metrics: &StepMetrics, now: Duration) -> io::Result<()> {
+    pub(crate) fn step(&mut self, metrics: &StepMetrics, now: Duration) {
         let seconds = &metrics.seconds;
         let values = [
             ("train/loss", metrics.loss),
@@ -80,23 +80,29 @@ impl TensorBoard {
         // A curve has no place for what is not a number.
         let values = values.into_iter().chain(monitored).filter(|(_, value)| value.is_finite());
         let values = values.map(|(tag, value)| Value::scalar(tag.to_owned(), value)).collect();
-        self.write(now, metrics.step, |event| event.summary = Some(Summary { values }))
+        self.write(now, metrics.step, |event| event.summary = Some(Summary { values }));
     }
 
     /// The result of an evaluation.
-    pub(crate) fn evaluated(&mut self, evaluated: &Evaluated, now: Duration) -> io::Result<()> {
+    pub(crate) fn evaluated(&mut self, evaluated: &Evaluated, now: Duration) {
         let scalar = |(name, value): (&String, &f64)| {
             Value::scalar(format!("evaluation/{}_{name}", evaluated.evaluation), *value)
         };
         let values = evaluated.figures.iter().map(scalar).collect();
-        self.write(now, evaluated.step, |event| event.summary = Some(Summary { values }))
+        self.write(now, evaluated.step, |event| event.summary = Some(Summary { values }));
     }
 
-    fn write(&mut self, now: Duration, step: u64, fill: impl FnOnce(&mut Event)) -> io::Result<()> {
+    /// Writes what had to wait while the disk was full, if there is room again.
+    pub(crate) fn catch_up(&mut self) {
+        self.file.catch_up();
+    }
+
+    fn write(&mut self, now: Duration, step: u64, fill: impl FnOnce(&mut Event)) {
         let mut event = Event { wall_time: now.as_secs_f64(), step: step as i64, ..Event::default() };
         fill(&mut event);
-        // One write for one record, so that a reader never waits for its end.
-        self.file.write_all(&record(&event.encode_to_vec()))
+        // One write for one record, so that a reader never waits for its end. Where it fails, that is said, and the run
+        // goes on without it.
+        let _ = self.file.append(&record(&event.encode_to_vec()));
     }
 }
 
@@ -245,10 +251,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = |seconds: u64| Duration::from_secs(1_700_000_000 + seconds);
         let mut board = TensorBoard::begin(folder.path(), "name = \"a\"", 0, now(0)).unwrap();
-        board.step(&metrics(1), now(1)).unwrap();
+        board.step(&metrics(1), now(1));
         let figures = [("top1_k20_t0.07".to_owned(), 0.25)].into();
         let evaluated = Evaluated { evaluation: "knn".into(), step: 1, figures, card: "a.json".into() };
-        board.evaluated(&evaluated, now(2)).unwrap();
+        board.evaluated(&evaluated, now(2));
         TensorBoard::begin(folder.path(), "name = \"a\"", 7, now(3)).unwrap();
 
         let mut files: Vec<_> =

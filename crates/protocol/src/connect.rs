@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::Pauses;
 use crate::access::{Access, Client, ShowToken};
@@ -61,7 +61,7 @@ pub enum ConnectError {
 /// [`ConnectError::Address`], [`ConnectError::Certificates`] and [`ConnectError::Untrusted`] at once;
 /// [`ConnectError::Deadline`] when nobody answered in time.
 pub async fn connect(address: &str, access: &Access, deadline: Instant) -> Result<Client, ConnectError> {
-    let endpoint = parse(address, access)?;
+    let endpoint = endpoint(address, access)?;
     let started = Instant::now();
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     let mut reason = "no attempt was made".to_string();
@@ -69,7 +69,7 @@ pub async fn connect(address: &str, access: &Access, deadline: Instant) -> Resul
     loop {
         attempts += 1;
         match timeout_at(deadline, endpoint.connect()).await {
-            Ok(Ok(channel)) => return Ok(limits::client(channel, ShowToken::new(&access.token))),
+            Ok(Ok(channel)) => return Ok(client(channel, access)),
             Ok(Err(error)) => reason = innermost(&error),
             Err(_) if attempts == 1 => reason = "no answer".to_string(),
             Err(_) => {}
@@ -108,8 +108,11 @@ fn mend(reason: &str) -> Option<&'static str> {
     .find_map(|(words, mend)| reason.contains(words).then_some(mend))
 }
 
-/// `HOST:PORT` as the place to connect to.
-fn parse(address: &str, access: &Access) -> Result<Endpoint, ConnectError> {
+/// `HOST:PORT` as the place to connect to, with the limits that the server expects.
+///
+/// # Errors
+/// [`ConnectError::Address`] and [`ConnectError::Certificates`].
+pub fn endpoint(address: &str, access: &Access) -> Result<Endpoint, ConnectError> {
     let refused = || ConnectError::Address { address: address.to_string() };
     let (host, port) = address.rsplit_once(':').ok_or_else(refused)?;
     let port: u16 = port.parse().map_err(|_| refused())?;
@@ -125,6 +128,12 @@ fn parse(address: &str, access: &Access) -> Result<Endpoint, ConnectError> {
         }
         None => Ok(endpoint),
     }
+}
+
+/// A client on a channel to such a place. For those who connect in another way than [`connect`]: through a simulated
+/// network, say.
+pub fn client(channel: Channel, access: &Access) -> Client {
+    limits::client(channel, ShowToken::new(&access.token))
 }
 
 /// The last cause of `error`, which is the one that says something ("Connection refused").

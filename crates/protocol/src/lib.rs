@@ -7,6 +7,7 @@
 //! This crate knows nothing of training: it decides nothing and keeps no state.
 
 mod access;
+mod checksums;
 mod connect;
 mod ids;
 mod limits;
@@ -14,7 +15,7 @@ mod pauses;
 mod token;
 
 pub use access::{Access, Client, ClientTls, Credentials, ServerTls, ShowToken, check_token};
-pub use connect::{ConnectError, connect, innermost};
+pub use connect::{ConnectError, client, connect, endpoint, innermost};
 pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
 pub use pauses::Pauses;
@@ -22,8 +23,9 @@ pub use token::{TOKEN_VARIABLE, Token, TokenError};
 
 /// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation
 /// can follow another, and every message names its run; since 3 every call shows the run's token, workers prove to
-/// each other that they know it, and a worker comes back to a coordinator that was restarted.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// each other that they know it, and a worker comes back to a coordinator that was restarted; since 4 recipe, manifest
+/// and checkpoints have checksums.
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The messages, the client and the server, generated from `/proto/simsiam/v1/coordinator.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

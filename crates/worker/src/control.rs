@@ -190,6 +190,7 @@ fn describe(
     reports: Reports,
 ) -> Result<TrainingThread, WorkerError> {
     let unusable = |what, problem: String| WorkerError::Unusable { what, problem };
+    joined.check().map_err(|status| unusable("an answer", status.message().to_string()))?;
     let recipe = Recipe::from_toml(&joined.recipe_toml, &[])
         .map_err(|error| unusable("a recipe", error.to_string()))?;
     let manifest = Manifest::from_json(&joined.manifest_json)?;

@@ -15,6 +15,9 @@ use tonic::{Code, Status};
 /// connection.
 const NOTICE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often a call is made whose messages arrive changed. A network that does so each time is not one to train over.
+const ATTEMPTS: u32 = 3;
+
 /// Whether there is a coordinator: the number of times that one was found, `None` while it is looked for.
 pub(crate) type Attendance = Option<u64>;
 
@@ -50,9 +53,14 @@ impl Link {
     where
         F: Future<Output = Result<T, Status>>,
     {
+        let mut attempts = 1;
         loop {
             let before = *self.attendance.borrow();
             match within(limit, call()).await {
+                Err(status) if status.code() == Code::DataLoss && attempts < ATTEMPTS => {
+                    tracing::warn!("a call is made again: {}", status.message());
+                    attempts += 1;
+                }
                 Err(status) if broke_off(&status) && self.is_found_again(before).await => {
                     tracing::info!("a call that broke off is made again: {}", status.message());
                 }

@@ -142,7 +142,7 @@ fn parts(
         let mut rest = Bytes::from(content);
         while !rest.is_empty() {
             let data = rest.split_to(rest.len().min(PART_BYTES));
-            let part = Some(v1::FilePart { file: file.to_string(), data });
+            let part = Some(v1::FilePart::new(file.to_string(), data));
             let (worker_id, run_id) = (link.worker.0, link.run_id.clone());
             parts.push(v1::CheckpointPart { worker_id, run_id, generation, step, part });
         }

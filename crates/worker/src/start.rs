@@ -62,6 +62,7 @@ async fn receive(
     let mut files: HashMap<String, Vec<u8>> = HashMap::new();
     let mut bytes = 0;
     while let Some(part) = parts.message().await? {
+        part.check()?;
         bytes += part.data.len() + part.file.len();
         if bytes > most_bytes {
             return Err(tonic::Status::data_loss(format!(
