@@ -230,6 +230,9 @@ struct CheckArguments {
     /// Worker processes that the run would have
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     workers: u32,
+    /// Folder that would hold the run
+    #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
+    out: PathBuf,
     #[command(flatten)]
     cache: CacheArguments,
 }

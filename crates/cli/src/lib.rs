@@ -19,6 +19,7 @@ mod exit;
 mod interfaces;
 mod logging;
 mod medium;
+mod needs;
 mod network;
 mod parent;
 mod private_file;

@@ -118,7 +118,7 @@ fn joined_process(line: &str) -> Option<Pid> {
     Pid::from_raw(description.rsplit_once("process ")?.1.parse().ok()?)
 }
 
-fn wait_for<T>(condition: impl Fn() -> Option<T>) -> T {
+fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = condition() {

@@ -26,7 +26,7 @@ use crate::exit::Ending;
 use crate::logging::LogFile;
 use crate::recipe_source::difference;
 use crate::security::SecurityArguments;
-use crate::{PROGRAM_VERSION, logging, network, start, worker};
+use crate::{PROGRAM_VERSION, logging, needs, network, start, worker};
 
 /// What is asked by the dashboard and not yet heard: a person has no more hands.
 const ACTIONS_UNDER_WAY: usize = 4;
@@ -131,6 +131,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
+    for shortage in needs::shortages(directory.recipe(), cluster.local_workers, directory.path()) {
+        screen.line(&format!("warning: {shortage}"));
+        tracing::warn!("{shortage}");
+    }
     Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls })
 }
 

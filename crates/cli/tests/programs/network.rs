@@ -80,7 +80,8 @@ impl<'a> Split<'a> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let data = Proxy::to(&format!("127.0.0.1:{port}"));
         let words = |join: &str, more: &[String]| {
-            let own = ["--join".to_string(), join.to_string()];
+            // Through memory there would be no network between them.
+            let own = ["--join", join, "--collective", "tcp"].map(str::to_string);
             [&own[..], more].concat()
         };
         let behind =

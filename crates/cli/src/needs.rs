@@ -1,0 +1,162 @@
+//! What a run needs of its machine, as far as it follows from recipe and workers; and whether there is room for it.
+
+use std::path::Path;
+
+use collective::subtrees;
+use coordinator::lease;
+use recipe::Recipe;
+use simsiam::{BucketLayout, Layout, SimSiam};
+
+/// What the worker with the most shards needs, and the run directory. MB are millions of bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Needs {
+    pub(crate) parameters: usize,
+    pub(crate) statistics: usize,
+    /// Its shards.
+    pub(crate) shards: u32,
+    /// Images of a shard in a step.
+    pub(crate) images: usize,
+    /// Weights twice, gradients and momentum.
+    pub(crate) weights_mb: f64,
+    pub(crate) bucket_mb: f64,
+    pub(crate) buckets_held: u32,
+    pub(crate) views_mb: f64,
+    pub(crate) activations_mb: f64,
+    /// What it sends to the others in a step.
+    pub(crate) sent_mb: f64,
+    /// Weights, statistics and momentum.
+    pub(crate) checkpoint_mb: f64,
+}
+
+impl Needs {
+    pub(crate) fn of(recipe: &Recipe, workers: u32) -> Needs {
+        let layout = Layout::of(&recipe.model);
+        let bucket = BucketLayout::new(&layout, recipe.model.projector_dim as usize, recipe.training.shards);
+        let bucket_mb = megabytes(bucket.values());
+        let leases = lease(recipe.training.shards, workers);
+        let shards = leases.iter().map(|lease| lease.shard_count).max().unwrap_or(1);
+        let sums = leases
+            .iter()
+            .map(|lease| subtrees(lease.first_shard..lease.first_shard + lease.shard_count).len())
+            .max()
+            .unwrap_or(1);
+        let side = recipe.views.crop_px as usize;
+        let images = recipe.shard_batch() as usize;
+        Needs {
+            parameters: layout.parameter_count(),
+            statistics: layout.statistic_count(),
+            shards,
+            images,
+            weights_mb: megabytes(4 * layout.parameter_count()),
+            bucket_mb,
+            // The sums that are sent, one for each level below them while shards are added up, the next shard's
+            // bucket, and the folded one.
+            buckets_held: sums as u32 + shards.ilog2() + 2,
+            // Those that wait for the step, one that is made, one that is in use.
+            views_mb: megabytes(2 * images * 3 * side * side) * f64::from(shards + 2),
+            activations_mb: megabytes(SimSiam::activation_floats(&recipe.model, images, side)),
+            // Each worker folds one slice of the bucket: it sends the others' slices of its sums, then its own to each.
+            sent_mb: (sums + 1) as f64 * bucket_mb * f64::from(workers - 1) / f64::from(workers),
+            checkpoint_mb: megabytes(2 * layout.parameter_count() + layout.statistic_count()),
+        }
+    }
+
+    /// Memory of one worker.
+    pub(crate) fn memory_mb(&self) -> f64 {
+        let buckets_mb = self.bucket_mb * f64::from(self.buckets_held);
+        self.weights_mb + buckets_mb + self.views_mb + self.activations_mb
+    }
+
+    /// The checkpoints that are kept, and the one that is being written.
+    pub(crate) fn disk_mb(&self, kept: u32) -> f64 {
+        self.checkpoint_mb * f64::from(kept.saturating_add(1))
+    }
+}
+
+/// What there is too little of for `recipe` with `local_workers` on the CPU of this machine, and checkpoints in
+/// `folder`: a sentence for each. What cannot be found out is taken to suffice.
+pub(crate) fn shortages(recipe: &Recipe, local_workers: u32, folder: &Path) -> Vec<String> {
+    let needs = Needs::of(recipe, local_workers.max(1));
+    let memory = shortage(
+        "memory",
+        needs.memory_mb() * f64::from(local_workers),
+        available_memory_mb(),
+        "lower training.batch, or raise training.shards, which makes each part of a batch smaller",
+    );
+    let disk = shortage(
+        "disk space",
+        needs.disk_mb(recipe.checkpoint.keep),
+        free_disk_mb(folder),
+        "make room, lower checkpoint.keep, or choose another --out",
+    );
+    memory.into_iter().chain(disk).collect()
+}
+
+fn shortage(what: &str, needed_mb: f64, free_mb: Option<f64>, advice: &str) -> Option<String> {
+    let free_mb = free_mb.filter(|free_mb| *free_mb < needed_mb)?;
+    Some(format!("this run needs about {needed_mb:.0} MB of {what}, and {free_mb:.0} MB are free: {advice}"))
+}
+
+/// Memory that the system would give to a new process.
+fn available_memory_mb() -> Option<f64> {
+    parse_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse_available(meminfo: &str) -> Option<f64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024.0 / 1e6)
+}
+
+/// Of the file system that `folder` lies on, or will.
+fn free_disk_mb(folder: &Path) -> Option<f64> {
+    let there = folder.ancestors().find(|path| path.exists()).filter(|path| *path != Path::new(""));
+    let found = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
+    Some(found.f_bavail as f64 * found.f_frsize as f64 / 1e6)
+}
+
+/// Floats as millions of bytes.
+fn megabytes(floats: usize) -> f64 {
+    (floats * size_of::<f32>()) as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_is_said_with_both_numbers() {
+        for (needed_mb, free_mb, expected) in [
+            (500.0, Some(400.0), Some("needs about 500 MB of memory, and 400 MB are free: less")),
+            (500.0, Some(500.0), None),
+            (500.0, None, None),
+        ] {
+            let found = shortage("memory", needed_mb, free_mb, "less");
+            assert_eq!(found.is_some(), expected.is_some(), "{found:?}");
+            assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()));
+        }
+        assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   2000000 kB\n"), Some(2048.0));
+        assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn the_quickstart_fits_and_a_monster_does_not() {
+        let here = Path::new("no/such/folder");
+        let recipe = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|value| (*value).to_string()).collect();
+            Recipe::from_toml(recipe::QUICKSTART, &set).unwrap()
+        };
+        assert_eq!(shortages(&recipe(&[]), 4, here), [""; 0]);
+        let monster = recipe(&[
+            "model.width=256",
+            "checkpoint.keep=10000",
+            "training.batch=1048576",
+            "data.images=2000000",
+        ]);
+        let found = shortages(&monster, 4, here);
+        assert!(
+            found.len() == 2 && found[0].contains("memory") && found[1].contains("disk space"),
+            "{found:?}"
+        );
+    }
+}
