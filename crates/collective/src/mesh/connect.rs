@@ -17,6 +17,10 @@ const GREETING_LIMIT: Duration = Duration::from_secs(2);
 /// Greetings read at the same time beyond one for each peer; a flood of strangers costs no more than this.
 const STRANGERS_AT_ONCE: usize = 16;
 
+/// After how long without an answer from its machine a peer counts as gone: as long as its coordinator waits for a sign
+/// of life. A worker that only computes is not silent, for its system answers.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// Pauses between two attempts to dial grow from the first to the last of these.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
 
@@ -63,10 +67,22 @@ pub(super) fn connect_all(
     for stream in streams.iter().flatten() {
         stream.set_nodelay(true).map_err(socket("set TCP_NODELAY"))?;
         stream.set_nonblocking(true).map_err(socket("set a connection non-blocking"))?;
+        notice_silence(stream).map_err(socket("set the keep-alive of a connection"))?;
         #[cfg(target_os = "linux")]
         unpace_within_host(stream);
     }
     Ok(streams)
+}
+
+/// A peer that the network no longer reaches says nothing, not even that it is gone. While this side waits for it, the
+/// system asks it, and breaks the connection if no answer comes within [`SILENCE`]. There is no such limit for bytes that
+/// are under way (`TCP_USER_TIMEOUT`): it would break off with a peer whose buffers are full, because it still computes.
+fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 3)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / 15)?;
+    sockopt::set_tcp_keepcnt(stream, 10)?;
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
 /// Between processes of one host there is no link to share: a congestion control that paces its packets by a

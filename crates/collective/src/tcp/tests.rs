@@ -8,6 +8,7 @@ use crate::{CollectiveError, Medium, assemble};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
+use std::time::{Duration, Instant};
 
 #[test]
 fn every_world_and_length_of_chunks_folds_to_the_same_bits() {
@@ -110,4 +111,40 @@ fn a_changed_byte_is_corrupt_and_a_cut_wire_a_lost_peer() {
         let error = error_through(Mischief::Cut(place));
         assert!(matches!(error, CollectiveError::PeerLost { rank: 1, .. }), "cut at {place}: {error}");
     }
+}
+
+/// In a network namespace of its own, whose only network drops every packet while one rank waits for the other. To see
+/// it, as root: `unshare --net cargo test --release -p collective --lib -- --ignored silent`
+#[test]
+#[ignore = "needs a network namespace of its own, and takes a quarter of a minute"]
+fn a_peer_behind_a_silent_network_is_noticed() {
+    let run = |command: &str| {
+        let mut words = command.split(' ');
+        let status = std::process::Command::new(words.next().unwrap()).args(words).status().unwrap();
+        assert!(status.success(), "{command}");
+    };
+    run("ip link set lo up");
+    let limits = Limits { step_deadline: Duration::from_secs(120), ..limits(1000) };
+    let has_noticed = std::sync::Barrier::new(2);
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        let mesh = Mesh::connect(listener, &key(), &group, addresses, limits).unwrap();
+        collective(mesh, group, limits, 100)
+    };
+    run_ranks(2, assemble, |rank, mut collective| {
+        fold_and_compare(&mut collective, 1);
+        if rank == 1 {
+            // It computes, and the other one has sent its part meanwhile.
+            thread::sleep(Duration::from_secs(1));
+            run("iptables -A INPUT -i lo -j DROP");
+            has_noticed.wait();
+            return;
+        }
+        let begin = Instant::now();
+        let error = fold_error(&mut collective, 2);
+        has_noticed.wait();
+        assert!(matches!(error, CollectiveError::PeerLost { rank: 1, .. }), "{error}");
+        let waited = begin.elapsed();
+        assert!(waited < Duration::from_secs(30), "{waited:?}");
+        eprintln!("noticed after {:.1} s", waited.as_secs_f64());
+    });
 }
