@@ -146,16 +146,19 @@ async fn join(
     deadline: Instant,
 ) -> Result<v1::JoinReply, WorkerError> {
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
+    let mut last_answer = None;
     loop {
         let status = match timeout_at(deadline, client.join(request.clone())).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => status,
-            Err(_) => return Err(no_answer()),
+            // What was answered before says more than that the last attempt was cut short.
+            Err(_) => return Err(last_answer.as_ref().map_or_else(no_answer, refused)),
         };
         let next = Instant::now() + pauses.next_pause();
         if is_final(&status) || next >= deadline {
             return Err(refused(&status));
         }
+        last_answer = Some(status);
         sleep_until(next).await;
     }
 }
