@@ -117,7 +117,7 @@ impl TestRun {
             let Progress::Step(metrics) = progress else { return };
             match disturbance {
                 Disturbance::StopAfter(step) if step == metrics.step => {
-                    asking.try_send(Request::Stop).unwrap()
+                    asking.try_send(Request::Stop).unwrap();
                 }
                 Disturbance::LoseWorkerAfter(step) | Disturbance::ShrinkAfter(step)
                     if step == metrics.step =>

@@ -312,7 +312,9 @@ mod tests {
     fn every_ailment_is_named_once_with_its_evidence() {
         type Change = fn(&mut StepReport);
         let sinks: Change = |report| report.collapse_level = 1.0 - 0.02 * report.step as f64;
-        let cases: [(&[&str], Change, &[(bool, &[&str])]); 9] = [
+        /// Changes to the recipe and to each step, and what is said: whether it is fatal, and phrases of it.
+        type Case<'a> = (&'a [&'a str], Change, &'a [(bool, &'a [&'a str])]);
+        let cases: [Case; 9] = [
             (&["training.stop_gradient=false"], |_| {}, &[(false, &["stop_gradient is false", "figure 2"])]),
             (
                 &["training.stop_gradient=false"],
@@ -342,8 +344,8 @@ mod tests {
                 &[],
                 |report| {
                     inside(report, |monitors| {
-                        monitors.without_gradient = vec!["encoder.bn1.weight".into(), "x".into()]
-                    })
+                        monitors.without_gradient = vec!["encoder.bn1.weight".into(), "x".into()];
+                    });
                 },
                 &[(false, &["encoder.bn1.weight and 1 others get no gradient"])],
             ),

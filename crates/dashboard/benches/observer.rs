@@ -35,6 +35,7 @@ fn step() -> StepMetrics {
         learning_rate: 0.1,
         gradient_norm: 1.0,
         skipped: false,
+        monitors: None,
         images_per_second: 1000.0,
         seconds: StepSeconds::default(),
         generation: 1,

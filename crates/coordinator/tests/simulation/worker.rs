@@ -412,7 +412,11 @@ impl Training {
                 }
             }
             let computing = self.dice.millis(20..120);
-            unless_over(&session.interrupt, async { Ok(sleep(computing).await) }).await?;
+            unless_over(&session.interrupt, async {
+                sleep(computing).await;
+                Ok(())
+            })
+            .await?;
             let sum;
             (sum, stop) = session.group.fold(&state, self.stopping, &session.interrupt).await?;
             state = state.next(sum);
