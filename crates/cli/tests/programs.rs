@@ -114,6 +114,10 @@ impl Place {
 
 fn joined_process(line: &str) -> Option<Pid> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    // Stragglers are told with their description, too.
+    if line["event"] != "joined" {
+        return None;
+    }
     let description = line["description"].as_str()?;
     Pid::from_raw(description.rsplit_once("process ")?.1.parse().ok()?)
 }
