@@ -49,7 +49,7 @@ impl Tally {
             at(0.5),
             at(1.0)
         );
-        println!("steps computed a second time: {}", self.recomputed);
+        println!("steps computed a second time: at most {}", self.recomputed);
     }
 }
 
