@@ -4,6 +4,7 @@ mod screen;
 
 use std::time::{Duration, Instant};
 
+use coordinator::journal::Record;
 use coordinator::{Evaluated, Outcome, Progress, StepMetrics};
 
 pub(crate) use screen::Screen;
@@ -41,7 +42,7 @@ impl Display {
     pub(crate) fn show(&mut self, progress: &Progress, now: Instant) {
         match progress {
             Progress::Step(metrics) => self.step(metrics, now),
-            Progress::Ended(outcome) => {
+            Progress::Noted { record: Record::Ended(outcome), .. } => {
                 if let Some(last) = self.last.take() {
                     self.line(&last, now);
                 }
@@ -132,56 +133,67 @@ impl Average {
     }
 }
 
-/// What happened besides steps.
+/// What happened besides steps and the end.
 fn sentence(progress: &Progress) -> Option<String> {
-    Some(match progress {
-        Progress::Resumed { checkpoint, step } => format!("goes on from {checkpoint}, {step} steps are done"),
-        Progress::Awaiting { workers: 1 } => {
-            "waits for the worker of the last generation to come back".to_string()
-        }
-        Progress::Awaiting { workers } => {
-            format!("waits for the {workers} workers of the last generation to come back")
-        }
-        Progress::Returned { workers, expected, step } => {
-            let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
-            format!("worker {workers} of {expected} is back{step}")
-        }
-        Progress::Adopted { generation, step } => {
-            format!("generation {generation} goes on, {step} steps are done")
-        }
-        Progress::Joined { workers, expected, description } => {
-            format!("worker {workers} of {expected} joined ({description})")
-        }
-        Progress::Left { workers, expected, reason } => {
-            format!("a worker left, {workers} of {expected} are here: {reason}")
-        }
-        // A moment later they start, or a failure says why not.
-        Progress::Assembling { .. } => return None,
-        Progress::Started { generation, step } => {
-            format!("generation {generation} trains from step {step} on")
-        }
-        Progress::CheckpointPublished { checkpoint, .. } => format!("saved {checkpoint}"),
+    match progress {
+        Progress::Noted { record, workers, expected } => noted(record, *workers, *expected),
         Progress::Evaluated(Evaluated { evaluation, step, figures, .. }) => {
             let figures: Vec<String> =
                 figures.iter().map(|(name, value)| format!("{name} {:.1} %", 100.0 * value)).collect();
-            format!("{evaluation} at step {step}: {}", figures.join(", "))
+            Some(format!("{evaluation} at step {step}: {}", figures.join(", ")))
         }
-        Progress::EvaluationFailed(reason) => reason.clone(),
-        Progress::Skipped { step, shards } => {
+        Progress::EvaluationFailed(reason) => Some(reason.clone()),
+        Progress::Step(_) | Progress::Seen(_) => None,
+    }
+}
+
+/// A line of the journal, of a run that waits for `expected` workers and has so many.
+fn noted(record: &Record, workers: u32, expected: u32) -> Option<String> {
+    Some(match record {
+        Record::Opened { awaited, .. } if awaited.len() == 1 => {
+            "waits for the worker of the last generation to come back".to_string()
+        }
+        Record::Opened { awaited, .. } if !awaited.is_empty() => {
+            format!("waits for the {} workers of the last generation to come back", awaited.len())
+        }
+        Record::Opened { checkpoint: Some(checkpoint), step, .. } => {
+            format!("goes on from {checkpoint}, {step} steps are done")
+        }
+        Record::Returned { step, .. } => {
+            let step = step.map_or_else(String::new, |step| format!(" after step {step}"));
+            format!("worker {workers} of {expected} is back{step}")
+        }
+        Record::Adopted { generation, step } => {
+            format!("generation {generation} goes on, {step} steps are done")
+        }
+        Record::Joined { description, .. } => {
+            format!("worker {workers} of {expected} joined ({description})")
+        }
+        Record::Lost { reason, .. } => {
+            format!("a worker left, {workers} of {expected} are here: {reason}")
+        }
+        Record::Started { generation, step, .. } => {
+            format!("generation {generation} trains from step {step} on")
+        }
+        Record::Checkpoint { checkpoint, .. } => format!("saved {checkpoint}"),
+        Record::Skipped { step, shards } => {
             format!(
                 "step {step} is skipped: something was not finite in shards {shards:?}; the log names the images"
             )
         }
-        Progress::Straggling { worker, description, times_slower } => format!(
+        Record::Straggler { worker, description, times_slower, .. } => format!(
             "the others wait for worker {worker} ({description}): it takes {times_slower:.1} times as long for a shard"
         ),
-        Progress::Unhealthy { finding, .. } => format!("warning: {finding}"),
-        Progress::Paused { step } => format!("paused after step {step}"),
-        Progress::Continued { step } => format!("goes on after step {step}"),
-        Progress::Stopping { step } => {
+        Record::Unhealthy { finding, .. } => format!("warning: {finding}"),
+        Record::Paused { step } => format!("paused after step {step}"),
+        Record::Continued { step } => format!("goes on after step {step}"),
+        Record::StopRequested { step } => {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }
-        Progress::Step(_) | Progress::Ended(_) | Progress::Seen(_) => return None,
+        // Of a new run there is nothing to say; a generation starts a moment later, or a failure says why not.
+        Record::Created(_) | Record::Opened { .. } | Record::Generation { .. } | Record::Ended(_) => {
+            return None;
+        }
     })
 }
 
@@ -231,7 +243,8 @@ mod tests {
         for (step, at_s) in [(1, 0), (2, 1), (3, 9), (4, 10), (5, 12)] {
             display.show(&Progress::Step(metrics(step)), start + Duration::from_secs(at_s));
         }
-        display.show(&Progress::Ended(Outcome::Stopped { step: 5 }), start);
+        let record = Record::Ended(Outcome::Stopped { step: 5 });
+        display.show(&Progress::Noted { record, workers: 1, expected: 1 }, start);
         let lines = lines.lock().unwrap();
         let steps: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("step ")).collect();
         assert_eq!(steps.len(), 3, "{lines:?}");

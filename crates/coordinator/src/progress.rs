@@ -5,161 +5,28 @@ use serde::Serialize;
 
 use crate::evaluations::Evaluated;
 use crate::journal::Record;
-use crate::membership::{Monitors, Outcome, Sight, StepReport, StepSeconds};
+use crate::membership::{Monitors, Sight, StepReport, StepSeconds};
 
 /// What a person who watches a run is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// The run goes on from a checkpoint.
-    Resumed {
-        /// Its name.
-        checkpoint: String,
-        /// Steps committed in it.
-        step: u64,
-    },
-    /// Workers of the coordinator before this one may still be at work, and are waited for.
-    Awaiting {
-        /// How many.
-        workers: u32,
-    },
-    /// One of them is back.
-    Returned {
+    /// The journal has one more line.
+    Noted {
+        /// What it tells.
+        record: Record,
         /// How many workers are here.
         workers: u32,
         /// How many the run waits for.
         expected: u32,
-        /// Steps committed in the state that it holds, if it holds one.
-        step: Option<u64>,
-    },
-    /// All of the last generation are back, and it goes on.
-    Adopted {
-        /// Which one.
-        generation: u64,
-        /// Steps that are known to be committed.
-        step: u64,
-    },
-    /// A worker joined.
-    Joined {
-        /// How many have.
-        workers: u32,
-        /// How many the run waits for.
-        expected: u32,
-        /// Host and process of this one.
-        description: String,
-    },
-    /// A worker left; its place is free again.
-    Left {
-        /// How many are still here.
-        workers: u32,
-        /// How many the run waits for.
-        expected: u32,
-        /// What was seen of it.
-        reason: String,
-    },
-    /// All workers are here, and fetch what they need.
-    Assembling {
-        /// Which generation they form.
-        generation: u64,
-        /// How many they are.
-        workers: u32,
-    },
-    /// All workers hold the same and train.
-    Started {
-        /// Which generation they form.
-        generation: u64,
-        /// The step that is run first.
-        step: u64,
     },
     /// A step is committed.
     Step(StepMetrics),
-    /// A checkpoint lies whole in the run directory.
-    CheckpointPublished {
-        /// Its name.
-        checkpoint: String,
-        /// Steps committed in it.
-        step: u64,
-    },
     /// An evaluation has ended.
     Evaluated(Evaluated),
     /// An evaluation failed, for a reason that a person can read; the run goes on.
     EvaluationFailed(String),
-    /// A step was left out.
-    Skipped {
-        /// Steps committed, this one included.
-        step: u64,
-        /// The shards in which something was not finite.
-        shards: Vec<u32>,
-    },
-    /// The others wait for this worker.
-    Straggling {
-        /// Its id.
-        worker: u64,
-        /// Host and process.
-        description: String,
-        /// How many times longer than the median of the others it takes for a shard.
-        times_slower: f64,
-    },
-    /// The network does not learn as it should.
-    Unhealthy {
-        /// Steps committed by then.
-        step: u64,
-        /// What was seen, what it means, and what to do.
-        finding: String,
-        /// Whether the run stops for it.
-        stops: bool,
-    },
-    /// A person wants no more steps for now.
-    Paused {
-        /// Steps committed by then.
-        step: u64,
-    },
-    /// The run goes on after a pause.
-    Continued {
-        /// Steps committed by then.
-        step: u64,
-    },
-    /// A stop was asked for; the workers finish the step in hand and save.
-    Stopping {
-        /// Steps committed by then.
-        step: u64,
-    },
-    /// The run is over.
-    Ended(Outcome),
     /// The run at this moment. Told each second.
     Seen(Sight),
-}
-
-impl Progress {
-    /// What the journal notes is also what a person wants to know, but for the first lines.
-    pub(crate) fn from_record(record: &Record, workers: u32, expected: u32) -> Option<Progress> {
-        match record.clone() {
-            Record::Created(_) => None,
-            Record::Opened { awaited, .. } if !awaited.is_empty() => {
-                Some(Progress::Awaiting { workers: awaited.len() as u32 })
-            }
-            Record::Opened { checkpoint, step, .. } => {
-                checkpoint.map(|checkpoint| Progress::Resumed { checkpoint, step })
-            }
-            Record::Returned { step, .. } => Some(Progress::Returned { workers, expected, step }),
-            Record::Adopted { generation, step } => Some(Progress::Adopted { generation, step }),
-            Record::Joined { description, .. } => Some(Progress::Joined { workers, expected, description }),
-            Record::Lost { reason, .. } => Some(Progress::Left { workers, expected, reason }),
-            Record::Generation { generation, .. } => Some(Progress::Assembling { generation, workers }),
-            Record::Started { generation, step, .. } => Some(Progress::Started { generation, step }),
-            Record::Checkpoint { checkpoint, step, .. } => {
-                Some(Progress::CheckpointPublished { checkpoint, step })
-            }
-            Record::Skipped { step, shards } => Some(Progress::Skipped { step, shards }),
-            Record::Straggler { worker, description, times_slower, .. } => {
-                Some(Progress::Straggling { worker, description, times_slower })
-            }
-            Record::Unhealthy { step, finding, stops } => Some(Progress::Unhealthy { step, finding, stops }),
-            Record::Paused { step } => Some(Progress::Paused { step }),
-            Record::Continued { step } => Some(Progress::Continued { step }),
-            Record::StopRequested { step } => Some(Progress::Stopping { step }),
-            Record::Ended(outcome) => Some(Progress::Ended(outcome)),
-        }
-    }
 }
 
 /// A committed step: one line of `metrics.jsonl`.

@@ -491,10 +491,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         {
             evaluations.published(checkpoint, *step == self.total_steps);
         }
-        let workers = self.membership.workers() as u32;
-        if let Some(progress) = Progress::from_record(record, workers, self.workers_expected) {
-            (self.observer)(&progress);
-        }
+        (self.observer)(&Progress::Noted {
+            record: record.clone(),
+            workers: self.membership.workers() as u32,
+            expected: self.workers_expected,
+        });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coordinator::journal::Record;
 use coordinator::{LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress, Request, RunDirectory};
 use fake::*;
 use protocol::v1::coordinator_client::CoordinatorClient;
@@ -59,8 +60,11 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
         seen.push(progress);
     }
     cluster.fails_with(&["worker 3 (fake 3) was lost", "step-000002", "--resume"]).await;
-    assert!(matches!(seen.first(), Some(Progress::Joined { workers: 1, expected: 3, .. })));
-    assert!(matches!(seen.last(), Some(Progress::Ended(Outcome::Failed { .. }))));
+    assert!(matches!(seen.first(), Some(Progress::Noted { record: Record::Opened { .. }, expected: 3, .. })));
+    assert!(matches!(seen.get(1), Some(Progress::Noted { record: Record::Joined { .. }, workers: 1, .. })));
+    let Some(Progress::Noted { record: Record::Ended(Outcome::Failed { .. }), .. }) = seen.last() else {
+        panic!("{seen:?}")
+    };
     assert_eq!(seen.iter().filter(|progress| matches!(progress, Progress::Step(_))).count(), 3);
     let metrics = json_lines(&path.join("metrics.jsonl"));
     assert_eq!(metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
@@ -415,6 +419,8 @@ async fn without_the_runs_token_nobody_is_heard() {
     let status = FakeWorker::join_with(&cluster.address, other, join_request(1)).await.err().unwrap();
     assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     assert!(status.message().contains("not that of the run"), "{status}");
+    let first = cluster.progress.try_recv();
+    assert!(matches!(first, Ok(Progress::Noted { record: Record::Opened { .. }, .. })), "{first:?}");
     assert!(cluster.progress.try_recv().is_err(), "membership heard of none of them");
 
     // A worker that has the token is not disturbed by those who have not.

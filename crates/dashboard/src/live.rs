@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use coordinator::journal::Record;
 use coordinator::{Progress, Sight};
 
 /// The run as the control loop told it last.
@@ -34,8 +35,11 @@ impl Observer {
             }
             Progress::EvaluationFailed(reason) => lock(&self.0).evaluation_failure = Some(reason.clone()),
             Progress::Evaluated(_) => lock(&self.0).evaluation_failure = None,
-            Progress::Stopping { .. } | Progress::Ended(_) => lock(&self.0).is_stopping = true,
-            _ => {}
+            Progress::Noted { record: Record::StopRequested { .. } | Record::Ended(_), .. } => {
+                lock(&self.0).is_stopping = true;
+            }
+            // The journal itself is read.
+            Progress::Noted { .. } => {}
         }
     }
 }

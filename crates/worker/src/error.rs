@@ -44,11 +44,16 @@ pub enum WorkerError {
     },
     /// Loss or gradient is not finite, more often in a row than the recipe allows.
     #[error(
-        "{0}. The state before it is saved, and `worker replay` computes the step again and shows its views. In a new \
-         run lower optimizer.base_learning_rate, lengthen optimizer.warmup_epochs, or let such steps be left out with \
-         training.max_skipped_steps"
+        "{blame}. {} In a new run lower optimizer.base_learning_rate, lengthen optimizer.warmup_epochs, or let such \
+         steps be left out with training.max_skipped_steps",
+        told_saved(*.is_saved)
     )]
-    NonFinite(Blame),
+    NonFinite {
+        /// The step, and whose images it took.
+        blame: Blame,
+        /// Whether the state before it is saved.
+        is_saved: bool,
+    },
     /// This worker's device failed; another worker can take over.
     #[error(transparent)]
     Device(#[from] simsiam::DeviceFailure),
@@ -93,6 +98,15 @@ pub enum WorkerError {
         /// Steps committed.
         step: u64,
     },
+}
+
+fn told_saved(is_saved: bool) -> &'static str {
+    match is_saved {
+        true => {
+            "The state before it is saved, and `worker replay` computes the step again and shows its views."
+        }
+        false => "This worker has not saved the state before it.",
+    }
 }
 
 impl WorkerError {

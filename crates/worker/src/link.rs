@@ -57,7 +57,7 @@ impl Link {
         loop {
             let before = *self.attendance.borrow();
             match within(limit, call()).await {
-                Err(status) if status.code() == Code::DataLoss && attempts < ATTEMPTS => {
+                Err(status) if was_garbled(&status) && attempts < ATTEMPTS => {
                     tracing::warn!("a call is made again: {}", status.message());
                     attempts += 1;
                 }
@@ -108,7 +108,47 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>
     })
 }
 
+/// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC.
+fn was_garbled(status: &Status) -> bool {
+    matches!(status.code(), Code::DataLoss | Code::Internal)
+}
+
 /// Whether nobody answered: an answer has no cause of its own on this side.
 fn broke_off(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{Access, Token};
+
+    #[tokio::test]
+    async fn what_was_garbled_is_asked_again_and_what_was_refused_is_not() {
+        let access = Access { token: Token::random().unwrap(), tls: None };
+        let channel = protocol::endpoint("127.0.0.1:1", &access).unwrap().connect_lazy();
+        let (_found, attendance) = watch::channel(Some(1));
+        let link = Link {
+            client: protocol::client(channel, &access),
+            worker: WorkerId(1),
+            run_id: Bytes::new(),
+            runtime: Handle::current(),
+            attendance,
+            absence_limit: Duration::ZERO,
+        };
+        for (code, failures, calls_expected, succeeds) in [
+            (Code::DataLoss, 2, 3, true),
+            (Code::Internal, 1, 2, true),
+            (Code::Internal, 99, 3, false),
+            (Code::FailedPrecondition, 99, 1, false),
+        ] {
+            let mut calls = 0;
+            let call = || {
+                calls += 1;
+                std::future::ready(if calls > failures { Ok(()) } else { Err(Status::new(code, "no")) })
+            };
+            let outcome = link.outlast(Duration::from_secs(9), call).await;
+            assert_eq!((outcome.is_ok(), calls), (succeeds, calls_expected), "{code:?} {failures} times");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use protocol::{WorkerId, v1};
-use simsiam::{Layout, State};
+use simsiam::{Layout, Monitors, Parts, State};
 use tokio::sync::mpsc;
 use v1::report::Event;
 
@@ -185,6 +185,21 @@ impl Told {
     fn hold(&mut self, step: Option<u64>) {
         self.position.holds_state = step.is_some();
         self.position.step = step.unwrap_or(0);
+    }
+}
+
+/// What a step says of the network's health, as a message.
+pub(crate) fn monitors(monitors: Monitors) -> v1::Monitors {
+    let parts = |parts: Parts| {
+        let Parts { backbone, projector, predictor } = parts;
+        Some(v1::Parts { backbone, projector, predictor })
+    };
+    v1::Monitors {
+        effective_dimensions: monitors.effective_dimensions,
+        gradient_norms: parts(monitors.gradient_norms),
+        update_ratios: parts(monitors.update_ratios),
+        statistics_change: monitors.statistics_change,
+        without_gradient: monitors.without_gradient,
     }
 }
 

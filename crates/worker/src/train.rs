@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use protocol::v1;
-use simsiam::{Commit, Monitors, Parts, State, Trainer};
+use simsiam::{Commit, State, Trainer};
 
 use crate::WorkerError;
 use crate::publish::Publisher;
-use crate::reports::Reports;
+use crate::reports::{self, Reports};
 use crate::session::Session;
 use crate::training_thread::{Command, unexpected};
 
@@ -68,21 +68,17 @@ pub(crate) fn train(
         done.collapse_level = folded.collapse_level();
         done.gradient_norm = folded.gradient_norm();
         match commit {
-            Ok(Commit::Applied) => {
-                let is_monitored = state.step == 1 || state.step.is_multiple_of(MONITORED_EVERY_STEPS);
-                done.monitors =
-                    is_monitored.then(|| monitors_on_the_wire(trainer.monitors(state, &folded, rates)));
+            Ok(Commit::Applied) if is_monitored(state.step) => {
+                done.monitors = Some(reports::monitors(trainer.monitors(state, &folded, rates)));
             }
+            Ok(Commit::Applied) => {}
             Ok(Commit::Skipped(found)) => {
                 done.skipped = Some(v1::Skipped { shards: found.shards.clone() });
                 tracing::warn!(generation = done.generation, "{}; the step is skipped", session.blame(found));
             }
             Err(found) => {
-                if let Some(publisher) = publisher {
-                    // So that the step can be computed again, and looked at.
-                    publisher.publish_last(state, Instant::now())?;
-                }
-                return Err(WorkerError::NonFinite(session.blame(found)));
+                let blame = session.blame(found);
+                return Err(WorkerError::NonFinite { is_saved: save_before(publisher, state), blame });
             }
         }
 
@@ -104,18 +100,16 @@ pub(crate) fn train(
     }
 }
 
-fn monitors_on_the_wire(monitors: Monitors) -> v1::Monitors {
-    let parts = |parts: Parts| {
-        let Parts { backbone, projector, predictor } = parts;
-        Some(v1::Parts { backbone, projector, predictor })
-    };
-    v1::Monitors {
-        effective_dimensions: monitors.effective_dimensions,
-        gradient_norms: parts(monitors.gradient_norms),
-        update_ratios: parts(monitors.update_ratios),
-        statistics_change: monitors.statistics_change,
-        without_gradient: monitors.without_gradient,
-    }
+/// The first step is looked at, so that what is wrong from the beginning is found there.
+fn is_monitored(step: u64) -> bool {
+    step == 1 || step.is_multiple_of(MONITORED_EVERY_STEPS)
+}
+
+/// Saves the state before a step that ends the run, so that the step can be computed again and looked at. Whether it
+/// is saved; why the run ends matters more than that it may not be.
+fn save_before(publisher: Option<&mut Publisher>, state: &State) -> bool {
+    let Some(publisher) = publisher else { return false };
+    publisher.publish_last(state, Instant::now()).inspect_err(|error| tracing::error!("{error}")).is_ok()
 }
 
 /// Takes up an order, if there is one. Whether it is to save.

@@ -135,7 +135,7 @@ impl TrainingThread {
                         }
                         // The worker that saves says so when it has, and the run ends; if it does not live to,
                         // others compute the step again.
-                        Err(error @ WorkerError::NonFinite(_)) if !publishes => {
+                        Err(error @ WorkerError::NonFinite { .. }) if !publishes => {
                             tracing::error!(generation, "{error}");
                         }
                         Err(error) => self.leave(position, error)?,

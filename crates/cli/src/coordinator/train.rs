@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use coordinator::journal::Record;
 use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
-use dashboard::Action;
-use dataset::Deal;
+use dashboard::{Action, Dashboard};
+use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -175,17 +176,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
     let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
-    let manifest = deal.manifest();
-    screen.line(&format!(
-        "run {} in {}: {} images of {}, {} steps of {} images, {} shards",
-        directory.recipe().name,
-        path.display(),
-        manifest.images,
-        manifest.name,
-        total_steps,
-        directory.recipe().training.batch,
-        manifest.shards
-    ));
+    screen.line(&announcement(&directory, deal.manifest(), total_steps));
     let (requests, mut stopped_by, asked) = requests()?;
     let dashboard = match dashboard {
         Some(place) => place.serve(&directory, total_steps, &token, asked, screen).await?,
@@ -195,7 +186,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
     let run = Run {
-        manifest_json: manifest.to_json(),
+        manifest_json: deal.manifest().to_json(),
         total_steps,
         workers: cluster.workers(),
         max_workers: max_workers(arguments, &cluster),
@@ -214,20 +205,8 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         token,
         tls,
     };
-    let mut display = Display::new(screen.clone());
-    let observer = dashboard.as_ref().map(dashboard::Dashboard::observer);
     let hopeless = Arc::new(OnceLock::new());
-    let found = Arc::clone(&hopeless);
-    let observer = move |progress: &Progress| {
-        if let Progress::Unhealthy { finding, stops: true, .. } = progress {
-            // The first one stops it.
-            let _ = found.set(finding.clone());
-        }
-        display.show(progress, Instant::now());
-        if let Some(observer) = &observer {
-            observer.hear(progress);
-        }
-    };
+    let observer = observer(screen, dashboard.as_ref(), Arc::clone(&hopeless));
     let served = serve(
         listener,
         run,
@@ -246,15 +225,47 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             screen.line(&format!("weights, metrics and logs are in {}", path.display()));
             Ok(Ending::Done)
         }
-        Outcome::Stopped { step } if let Some(finding) = hopeless.get() => {
-            bail!("stopped after step {step}, and saved: {finding}")
-        }
-        Outcome::Stopped { .. } => match *stopped_by.borrow_and_update() {
+        Outcome::Stopped { step } => match (hopeless.get(), *stopped_by.borrow_and_update()) {
+            (Some(finding), _) => bail!("stopped after step {step}, and saved: {finding}"),
             // No signal stopped the coordinator: a worker was drained, or a person has asked by the dashboard.
-            Ending::Done => Ok(Ending::Terminated),
-            ending => Ok(ending),
+            (None, Ending::Done) => Ok(Ending::Terminated),
+            (None, ending) => Ok(ending),
         },
         Outcome::Failed { reason } => bail!(reason),
+    }
+}
+
+/// Which run this is, in a line.
+fn announcement(directory: &RunDirectory, manifest: &Manifest, total_steps: u64) -> String {
+    let recipe = directory.recipe();
+    format!(
+        "run {} in {}: {} images of {}, {total_steps} steps of {} images, {} shards",
+        recipe.name,
+        directory.path().display(),
+        manifest.images,
+        manifest.name,
+        recipe.training.batch,
+        manifest.shards
+    )
+}
+
+/// Tells the person and the dashboard what happens, and keeps what was found to be hopeless, if anything was.
+fn observer(
+    screen: &Screen,
+    dashboard: Option<&Dashboard>,
+    hopeless: Arc<OnceLock<String>>,
+) -> impl FnMut(&Progress) + Send + use<> {
+    let mut display = Display::new(screen.clone());
+    let page = dashboard.map(Dashboard::observer);
+    move |progress| {
+        if let Progress::Noted { record: Record::Unhealthy { finding, stops: true, .. }, .. } = progress {
+            // The first one stops it.
+            let _ = hopeless.set(finding.clone());
+        }
+        display.show(progress, Instant::now());
+        if let Some(page) = &page {
+            page.hear(progress);
+        }
     }
 }
 
