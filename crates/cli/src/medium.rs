@@ -13,8 +13,10 @@ pub(crate) struct MediumArguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum MediumArgument {
-    /// Shared memory while all workers can share it, else TCP
+    /// GPUs if each worker has its own, shared memory if all workers can share it, else TCP
     Auto,
+    /// GPUs only, through NCCL: the run fails if a worker has none of its own
+    Nccl,
     /// Shared memory only: the run fails if a worker is elsewhere
     SharedMemory,
     /// TCP, even within a host
@@ -25,6 +27,7 @@ impl MediumArguments {
     pub(crate) fn medium(&self) -> Medium {
         match self.collective {
             MediumArgument::Auto => Medium::Auto,
+            MediumArgument::Nccl => Medium::Nccl,
             MediumArgument::SharedMemory => Medium::SharedMemory,
             MediumArgument::Tcp => Medium::Tcp,
         }
@@ -53,6 +56,7 @@ mod tests {
         for (given, medium) in [
             (None, Medium::Auto),
             (Some("--collective=auto"), Medium::Auto),
+            (Some("--collective=nccl"), Medium::Nccl),
             (Some("--collective=shared-memory"), Medium::SharedMemory),
             (Some("--collective=tcp"), Medium::Tcp),
         ] {

@@ -66,7 +66,7 @@ fn lead(
 ) -> Result<(Option<Segment>, Decision), CollectiveError> {
     let offer = match medium {
         Medium::Tcp => Err("this worker was told to use TCP".to_string()),
-        Medium::Auto | Medium::SharedMemory => Offer::make(key, group, bucket_len),
+        Medium::Auto | Medium::SharedMemory | Medium::Nccl => Offer::make(key, group, bucket_len),
     };
     let own = vote(medium, &offer);
     let mut offer = offer.ok();

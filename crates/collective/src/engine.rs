@@ -77,6 +77,11 @@ impl Collective {
         Ok(self.engine.folded(&self.sums))
     }
 
+    /// Whether its worker is the only one, whose own sum is the sum over all.
+    pub fn is_alone(&self) -> bool {
+        self.group.world() == 1
+    }
+
     /// What the floats go through between the workers, in words.
     pub fn medium(&self) -> &'static str {
         self.engine.medium()

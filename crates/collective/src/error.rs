@@ -73,6 +73,21 @@ pub enum CollectiveError {
         /// The first such rank.
         rank: usize,
     },
+    /// Some worker was told to sum on GPUs only, and one has none of its own there.
+    #[error(
+        "rank {rank} has no GPU of its own that NCCL can sum on, which a worker asks for: give each worker a GPU and \
+         NCCL, and a program built with --features cuda, or let them choose the hosts"
+    )]
+    NoGpu {
+        /// The first such rank.
+        rank: usize,
+    },
+    /// The library that sums on GPUs has failed, perhaps because a peer did.
+    #[error("{problem}")]
+    Nccl {
+        /// What it says, and what to do.
+        problem: String,
+    },
     /// A shard of the lease has not been pushed yet.
     #[error("shard {shard} is missing from the sums; push every shard of the lease before the fold")]
     IncompleteSums {
@@ -109,9 +124,11 @@ impl CollectiveError {
             | CollectiveError::Superseded { .. }
             | CollectiveError::Interrupted { .. }
             | CollectiveError::Poisoned
+            | CollectiveError::Nccl { .. }
             | CollectiveError::Socket { .. } => true,
             CollectiveError::Protocol { .. }
             | CollectiveError::NoSharedMemory { .. }
+            | CollectiveError::NoGpu { .. }
             | CollectiveError::IncompleteSums { .. }
             | CollectiveError::Addresses { .. } => false,
         }
@@ -124,10 +141,12 @@ impl CollectiveError {
             | CollectiveError::Deadline { rank, .. }
             | CollectiveError::Protocol { rank, .. }
             | CollectiveError::NoSharedMemory { rank }
+            | CollectiveError::NoGpu { rank }
             | CollectiveError::Corrupt { rank } => Some(rank),
             CollectiveError::Superseded { .. }
             | CollectiveError::Interrupted { .. }
             | CollectiveError::Poisoned
+            | CollectiveError::Nccl { .. }
             | CollectiveError::IncompleteSums { .. }
             | CollectiveError::Addresses { .. }
             | CollectiveError::Socket { .. } => None,

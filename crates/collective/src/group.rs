@@ -94,6 +94,12 @@ impl Group {
         Self { interrupt, ..self }
     }
 
+    /// What ends this generation's waiting.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
+    }
+
     /// Fails once this generation is interrupted.
     pub(crate) fn check_interrupt(&self) -> Result<(), CollectiveError> {
         match self.interrupt.is_raised() {

@@ -7,7 +7,8 @@
 //!
 //! Between processes, [`assemble`] connects the workers of a generation (`mesh/`), sees whether they can share memory
 //! (`agreement.rs`), and folds through it (`shared_memory/`) or through the connections (`tcp/`). [`loopback`] folds
-//! between threads.
+//! between threads. Workers with a GPU each may sum there instead, through NVIDIA's library (`gpus.rs`, `nccl.rs`),
+//! which adds in an order of its own.
 //!
 //! This crate never knows what the floats mean, who coordinates, or what a step does with the sum.
 //! Start at [`Node`], then [`SubtreeSums`], then [`Collective`], then [`assemble`].
@@ -16,12 +17,15 @@ mod agreement;
 mod checksum;
 mod engine;
 mod error;
+mod gpus;
 mod group;
 mod interrupt;
 mod key;
 mod layout;
 pub mod loopback;
 mod mesh;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod processes;
 #[cfg_attr(not(target_os = "linux"), path = "no_shared_memory.rs")]
 mod shared_memory;
@@ -34,10 +38,11 @@ mod testing;
 
 pub use engine::Collective;
 pub use error::CollectiveError;
+pub use gpus::Gpu;
 pub use group::{Group, GroupError};
 pub use interrupt::Interrupt;
 pub use key::Key;
-pub use processes::{Medium, assemble};
+pub use processes::{Assembled, Medium, assemble, assemble_with_gpu};
 pub use sums::SubtreeSums;
 pub use tree::{Node, subtrees};
 

@@ -23,7 +23,7 @@ impl Node {
     }
 
     /// The parent, if `right` is this node's right sibling.
-    pub(crate) fn join(self, right: Node) -> Option<Node> {
+    pub fn join(self, right: Node) -> Option<Node> {
         let siblings =
             self.level == right.level && self.index.is_multiple_of(2) && right.index == self.index + 1;
         siblings.then_some(Node { level: self.level + 1, index: self.index / 2 })

@@ -31,7 +31,7 @@ const MAGIC: [u8; 8] = *b"simsiam\n";
 
 /// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
 /// agrees on shared memory or TCP after that.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;

@@ -211,7 +211,7 @@ fn an_interrupt_ends_assembly_and_fold() {
 
 #[test]
 fn all_ranks_agree_whatever_each_wants() {
-    use Medium::{Auto, SharedMemory, Tcp};
+    use Medium::{Auto, Nccl, SharedMemory, Tcp};
     for (wanted, expected) in [
         ([Auto, Auto, Auto], Ok("shared memory")),
         ([SharedMemory, Auto, SharedMemory], Ok("shared memory")),
@@ -220,6 +220,8 @@ fn all_ranks_agree_whatever_each_wants() {
         ([Tcp, Auto, SharedMemory], Err(0)),
         ([SharedMemory, Tcp, Auto], Err(1)),
         ([Auto, SharedMemory, Tcp], Err(2)),
+        // None of them has a GPU.
+        ([Auto, Nccl, Auto], Err(0)),
     ] {
         let assemble = |listener: &_, group: Group, addresses: &_| {
             let medium = wanted[group.rank()];
@@ -230,7 +232,7 @@ fn all_ranks_agree_whatever_each_wants() {
                 fold_and_compare(&mut collective, 0);
                 Ok(collective.medium())
             }
-            Err(CollectiveError::NoSharedMemory { rank }) => Err(rank),
+            Err(CollectiveError::NoSharedMemory { rank } | CollectiveError::NoGpu { rank }) => Err(rank),
             Err(error) => panic!("{wanted:?}: {error}"),
         };
         assert_eq!(run_ranks(3, assemble, folds), [expected; 3], "{wanted:?}");
