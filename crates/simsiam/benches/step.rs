@@ -50,23 +50,25 @@ fn benchmark(criterion: &mut Criterion) {
     for (side, stem) in SIZES {
         let recipe = recipe(batch, side, stem);
         let trainer = Trainer::new(&recipe, batch as u64, device.clone());
-        let mut state = State::initial(trainer.layout(), 0);
+        let mut replica = trainer.place(State::initial(trainer.layout(), 0));
         let mut bucket = vec![0.0; trainer.bucket().values()];
-        let views = [noise(batch, side, 0), noise(batch, side, 1)];
+        let first = noise(batch, side, 0);
+        let views = trainer.loader().load([first.clone(), noise(batch, side, 1)].concat());
         group.bench_function(BenchmarkId::new("step", side), |bencher| {
             bencher.iter(|| {
-                let network = trainer.bind(&state);
-                let done = trainer.forward_backward(&network, 0, views.clone(), &mut bucket);
+                let network = trainer.bind(&replica);
+                let done = trainer.forward_backward(&network, 0, views.clone(), false, &mut bucket);
                 done.expect("the device does its part");
                 let folded = trainer.bucket().read(&bucket);
                 let rates = trainer.schedule().at(0);
-                trainer.commit(&mut state, &folded, rates).expect("a step on noise is finite");
+                trainer.commit(&mut replica, &folded, rates).expect("a step on noise is finite");
             });
         });
-        let network = SimSiam::from_state(&recipe.model, &state, &device);
+        let network =
+            SimSiam::from_state(&recipe.model, replica.state().expect("the device has it"), &device);
         group.bench_function(BenchmarkId::new("features", side), |bencher| {
             bencher.iter(|| {
-                let data = TensorData::new(views[0].clone(), [batch, 3, side, side]);
+                let data = TensorData::new(first.clone(), [batch, 3, side, side]);
                 network.features(Tensor::from_data(data, &device)).into_data()
             });
         });

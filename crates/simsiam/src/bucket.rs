@@ -7,12 +7,16 @@
 //! Buckets of all shards are summed; [`Folded`] reads the sum. Every entry is therefore something whose sum
 //! means something: a mean times the number of shards, or a count.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use crate::flat::Flat;
 use crate::kernels;
 use crate::parameters::Layout;
+use crate::step::{DeviceFailure, read};
 
 /// Places in a bucket.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,37 +65,105 @@ impl BucketLayout {
         self.stop + 1
     }
 
-    /// Marks a shard's bucket: its worker wants the run to end after this step.
-    pub fn request_stop(&self, bucket: &mut [f32]) {
-        bucket[self.stop] = 1.0;
+    /// Completes a shard's bucket behind its sums: whether all of it is finite, and whether its worker wants the run to
+    /// end after this step.
+    pub(crate) fn flag(&self, bucket: &mut [f32], shard: u32, stop: bool) {
+        bucket[self.non_finite.start..].fill(0.0);
+        if !all_finite(bucket) {
+            bucket[self.non_finite.start + shard as usize] = 1.0;
+        }
+        bucket[self.stop] = f32::from(u8::from(stop));
+    }
+
+    /// The same in the device's memory, of a bucket whose flags are zero.
+    pub(crate) fn flagged(&self, bucket: Tensor<1>, shard: u32, stop: bool) -> DeviceBucket {
+        // Infinity times zero is not a number, and neither is a sum with one.
+        let squares = kernels::square_sums(bucket.clone(), self.loss + 1).sum();
+        let is_sick = (squares * 0.0).is_nan().float();
+        let place = self.non_finite.start + shard as usize;
+        let mut bucket = bucket.slice_assign([place..=place], is_sick);
+        if stop {
+            let one = Tensor::ones([1], &bucket.device());
+            bucket = bucket.slice_assign([self.stop..=self.stop], one);
+        }
+        DeviceBucket(bucket)
     }
 
     /// Reads the sum of all shards' buckets.
     pub fn read<'a>(&'a self, sum: &'a [f32]) -> Folded<'a> {
         assert_eq!(sum.len(), self.values(), "the sum has the layout of its summands");
-        Folded { layout: self, sum }
+        let (gradient, riders) = sum.split_at(self.gradient.end);
+        Folded {
+            layout: self,
+            gradient: Flat::OnHost(gradient),
+            riders: Cow::Borrowed(riders),
+            square_sum: None,
+        }
+    }
+
+    /// The same where the gradient stays on the device, which is waited for.
+    ///
+    /// # Errors
+    /// [`DeviceFailure`]: whatever went wrong since the step before shows only now.
+    pub fn read_on_device(&self, sum: DeviceBucket) -> Result<Folded<'_>, DeviceFailure> {
+        let squares = kernels::square_sums(sum.0.clone(), self.gradient.end);
+        let riders = sum.0.clone().slice(self.gradient.end..self.values());
+        let mut small = vec![0.0; riders.dims()[0] + squares.dims()[0]];
+        read(Tensor::cat(vec![riders, squares], 0), &mut small)?;
+        let squares = small.split_off(self.values() - self.gradient.end);
+        let square_sum = Some(squares.into_iter().map(f64::from).sum());
+        // Its tail is no gradient, and nobody who takes stretches of it looks there.
+        let gradient = Flat::OnDevice(sum.0);
+        Ok(Folded { layout: self, gradient, riders: Cow::Owned(small), square_sum })
+    }
+}
+
+/// A shard's bucket, or a sum of such, in the device's memory.
+#[derive(Clone)]
+pub struct DeviceBucket(pub(crate) Tensor<1>);
+
+impl DeviceBucket {
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, right: DeviceBucket) -> DeviceBucket {
+        DeviceBucket(self.0 + right.0)
+    }
+
+    /// Tells `work` where it lies in the GPU's memory and how many `f32` long it is, once it is complete. What `work`
+    /// leaves there is the bucket from then on.
+    ///
+    /// # Errors
+    /// [`DeviceFailure`].
+    #[cfg(feature = "cuda")]
+    pub fn at_rest<T>(&mut self, work: impl FnOnce(u64, usize) -> T) -> Result<T, DeviceFailure> {
+        let floats = self.0.dims()[0];
+        kernels::cube::flat::at_rest(self.0.clone(), |pointer| work(pointer, floats))
+            .map_err(DeviceFailure::new)
     }
 }
 
 /// The sum of all shards' buckets; every value it gives is the mean over the shards.
-#[derive(Clone, Copy)]
 pub struct Folded<'a> {
     layout: &'a BucketLayout,
-    sum: &'a [f32],
+    gradient: Flat<'a>,
+    /// Everything behind the gradient.
+    riders: Cow<'a, [f32]>,
+    /// Of the gradient, if it is known already.
+    square_sum: Option<f64>,
 }
 
 impl Folded<'_> {
     /// Mean loss, between -1 and 1.
     pub fn loss(&self) -> f64 {
-        f64::from(self.sum[self.layout.loss]) / self.shards()
+        f64::from(self.riders(self.layout.loss..self.layout.loss + 1)[0]) / self.shards()
     }
 
     /// Standard deviation of the normalised z over the whole batch and both views, averaged over the
     /// coordinates, times sqrt(d): near 1 for z spread over the sphere, 0 for z collapsed to a point
     /// (figure 2 of the paper, middle).
     pub fn collapse_level(&self) -> f64 {
-        let means = &self.sum[self.layout.z_mean.clone()];
-        let squares = &self.sum[self.layout.z_square_mean.clone()];
+        let means = self.riders(self.layout.z_mean.clone());
+        let squares = self.riders(self.layout.z_square_mean.clone());
         let dim = means.len() as f64;
         let sum_of_std: f64 = means
             .iter()
@@ -106,30 +178,34 @@ impl Folded<'_> {
 
     /// In how many directions the normalised z spread: see [`Monitors`](crate::Monitors).
     pub(crate) fn effective_dimensions(&self) -> f64 {
-        self.shards() / f64::from(self.sum[self.layout.pair_square_mean]).max(f64::MIN_POSITIVE)
+        let place = self.layout.pair_square_mean;
+        self.shards() / f64::from(self.riders(place..place + 1)[0]).max(f64::MIN_POSITIVE)
     }
 
     /// Euclidean norm of the mean gradient.
     pub fn gradient_norm(&self) -> f64 {
-        let squares: f64 = self.sum[self.layout.gradient.clone()].iter().map(|&g| f64::from(g).powi(2)).sum();
+        let squares = self.square_sum.unwrap_or_else(|| match &self.gradient {
+            Flat::OnHost(values) => values.iter().map(|&g| f64::from(g).powi(2)).sum(),
+            Flat::OnDevice(_) => unreachable!("the square sum comes with a gradient on a device"),
+        });
         squares.sqrt() / self.shards()
     }
 
     /// The shards whose loss or gradient was not finite.
     pub fn non_finite_shards(&self) -> Vec<u32> {
-        let flags = &self.sum[self.layout.non_finite.clone()];
+        let flags = self.riders(self.layout.non_finite.clone());
         // Not `> 0.0`: a flag that is itself NaN counts.
         (0..).zip(flags).filter(|&(_, &flag)| flag != 0.0).map(|(shard, _)| shard).collect()
     }
 
     /// Whether any worker was asked to stop: all stop after this step.
     pub fn stop_requested(&self) -> bool {
-        self.sum[self.layout.stop] != 0.0
+        self.riders(self.layout.stop..self.layout.stop + 1)[0] != 0.0
     }
 
-    /// A stretch of the gradient, which times [`scale`](Self::scale) is the mean.
-    pub(crate) fn gradient(&self, range: Range<usize>) -> &[f32] {
-        &self.sum[range]
+    /// The gradient, which times [`scale`](Self::scale) is the mean.
+    pub(crate) fn gradient(&self) -> &Flat<'_> {
+        &self.gradient
     }
 
     /// What makes a mean of a sum. Exact, because the number of shards is a power of two.
@@ -140,11 +216,22 @@ impl Folded<'_> {
     /// The mean of the batch statistics.
     pub(crate) fn statistics(&self) -> impl Iterator<Item = f32> {
         let scale = self.scale();
-        self.sum[self.layout.statistics.clone()].iter().map(move |value| value * scale)
+        self.riders(self.layout.statistics.clone()).iter().map(move |value| value * scale)
     }
 
     pub(crate) fn is_finite(&self) -> bool {
-        all_finite(self.sum)
+        let gradient = match &self.gradient {
+            Flat::OnHost(values) => all_finite(values),
+            // A sum of squares beyond what `f32` holds belongs to a gradient that no step survives.
+            Flat::OnDevice(_) => self.square_sum.is_some_and(f64::is_finite),
+        };
+        gradient && all_finite(&self.riders)
+    }
+
+    /// Numbers at places of the bucket, behind the gradient.
+    fn riders(&self, places: Range<usize>) -> &[f32] {
+        let start = self.layout.gradient.end;
+        &self.riders[places.start - start..places.end - start]
     }
 
     fn shards(&self) -> f64 {

@@ -173,7 +173,7 @@ impl DeviceName {
 }
 
 #[cfg(feature = "cuda")]
-use cuda::{gpu_count, open_gpu};
+use cuda::{gpu_count, gpu_identity, open_gpu};
 
 #[cfg(not(feature = "cuda"))]
 fn gpu_count() -> Result<usize, DeviceError> {
@@ -183,6 +183,16 @@ fn gpu_count() -> Result<usize, DeviceError> {
 #[cfg(not(feature = "cuda"))]
 fn open_gpu(_index: usize, _cache_dir: &Path) -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt)
+}
+
+/// A GPU's number among those that this process sees, and its UUID; `None` for the CPU.
+pub fn gpu(device: &Device) -> Option<(usize, [u8; 16])> {
+    if kernels::is_flex(device) { None } else { gpu_identity(device) }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_identity(_device: &Device) -> Option<(usize, [u8; 16])> {
+    None
 }
 
 /// What a device computes with, in a few words, such as `cpu x86-64 AVX-512`. Where they differ, so do roundings: sums
@@ -224,6 +234,7 @@ fn gpu_arithmetic() -> String {
 mod cuda {
     use std::path::{Path, PathBuf};
 
+    use burn::backend::DispatchDevice;
     use burn::tensor::Device;
     use cubecl::config::cache::CacheConfig;
     use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -266,6 +277,16 @@ mod cuda {
         Ok(Device::cuda(index))
     }
 
+    pub(super) fn gpu_identity(device: &Device) -> Option<(usize, [u8; 16])> {
+        let index = match device.as_dispatch() {
+            DispatchDevice::Cube(cubecl::Device::Cuda(gpu)) => gpu.index,
+            _ => return None,
+        };
+        let gpu = device::get(i32::try_from(index).ok()?).ok()?;
+        let uuid = device::get_uuid(gpu).ok()?;
+        Some((index, uuid.bytes.map(|byte| byte as u8)))
+    }
+
     /// Of the first GPU.
     pub(super) fn compute_capability() -> Option<(i32, i32)> {
         use sys::CUdevice_attribute::{
@@ -278,9 +299,10 @@ mod cuda {
         Some((ask(MAJOR)?, ask(MINOR)?))
     }
 
-    /// Compiled kernels and which of them were fastest are kept on disk: finding that out takes minutes.
+    /// Compiled kernels are kept on disk: compiling them takes seconds.
     fn keep_kernels(cache_dir: &Path) {
-        let mut config = CubeClRuntimeConfig::default();
+        // cubecl's own variables, such as CUBECL_DEBUG_LOG, keep their meaning.
+        let mut config = CubeClRuntimeConfig::default().override_from_env();
         config.compilation.cache = true;
         config.environment.path = CacheConfig::Directory(cache_dir.join("kernels"));
         // Another device of this process may have set the same before.

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::bucket::all_finite;
 use crate::features::image_tensor;
+use crate::flat::Flat;
 use crate::layers::{BatchStatistics, Linear, Statistics};
 use crate::parameters::{Layout, Leaf, Parameters};
 use crate::resnet::ResNet;
@@ -108,7 +109,7 @@ impl FineTuner {
     ) -> Result<f64, Diverged> {
         let device = self.device.clone().autodiff();
         let (network, leaves) = self.bind(state, &device);
-        let mut statistics = [BatchStatistics::default()];
+        let mut statistics = BatchStatistics::of(1);
         let x = image_tensor(images, side_px, &device); // [n, 3, side, side]
         let logits = network.forward(x, &mut Statistics::Batch(&mut statistics)); // [n, classes]
         let loss = self.cross_entropy(logits, labels);
@@ -120,9 +121,8 @@ impl FineTuner {
             let values = values.into_data();
             kernels::copy(values.as_slice().expect("training is in f32"), &mut gradient[entry.range.clone()]);
         }
-        let [statistics] = statistics.map(|statistics| {
-            statistics.into_flat().into_data().try_into_vec::<f32>().expect("statistics are f32")
-        });
+        let statistics = Tensor::cat(statistics.into_tensors().collect(), 0);
+        let statistics = statistics.into_data().try_into_vec::<f32>().expect("statistics are f32");
         let loss = loss.into_data().iter::<f64>().next().expect("a loss is one number");
         if !(loss.is_finite() && all_finite(&gradient) && all_finite(&statistics)) {
             return Err(Diverged { step: state.step, loss });
@@ -162,7 +162,8 @@ impl FineTuner {
     }
 
     fn bind(&self, state: &State, device: &Device) -> (Network, Vec<Leaf>) {
-        let mut parameters = Parameters::of(state, device);
+        let mut parameters =
+            Parameters::of(&Flat::OnHost(&state.weights), &Flat::OnHost(&state.statistics), device);
         let network = Network::new(&mut parameters, &self.model, self.classes);
         (network, parameters.leaves)
     }

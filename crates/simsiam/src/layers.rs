@@ -80,20 +80,25 @@ impl Linear {
 
 /// Which statistics BatchNorm normalises with.
 pub enum Statistics<'a> {
-    /// Those of the batch, which are recorded: for training. As many equal parts of the batch as there are
-    /// places have statistics of their own.
-    Batch(&'a mut [BatchStatistics]),
+    /// Those of the batch, which are recorded: for training.
+    Batch(&'a mut BatchStatistics),
     /// The running ones: for evaluation.
     Running,
 }
 
-/// The batch statistics of one view's way through the network, one pair per BatchNorm in the layout's order.
-#[derive(Default)]
+/// The batch statistics of a batch's way through the network, of each of several equal parts of it: a pair for every
+/// BatchNorm in the layout's order.
 pub struct BatchStatistics {
+    parts: usize,
     recorded: Vec<Option<[Tensor<1>; 2]>>,
 }
 
 impl BatchStatistics {
+    /// Of a batch in this many parts, each with statistics of its own.
+    pub(crate) fn of(parts: usize) -> BatchStatistics {
+        BatchStatistics { parts, recorded: Vec::new() }
+    }
+
     fn record(&mut self, index: usize, mean: Tensor<1>, variance: Tensor<1>) {
         if self.recorded.len() <= index {
             self.recorded.resize(index + 1, None);
@@ -101,9 +106,9 @@ impl BatchStatistics {
         self.recorded[index] = Some([mean, variance]);
     }
 
-    /// Means and unbiased variances, flat, in the layout's order, without gradients.
-    pub(crate) fn into_flat(self) -> Tensor<1> {
-        Tensor::cat(self.recorded.into_iter().flatten().flatten().map(Tensor::inner).collect(), 0)
+    /// Means and unbiased variances in the layout's order, each `[parts x channels]`, without gradients.
+    pub(crate) fn into_tensors(self) -> impl Iterator<Item = Tensor<1>> {
+        self.recorded.into_iter().flatten().flatten().map(Tensor::inner)
     }
 }
 
@@ -160,13 +165,10 @@ impl BatchNorm {
                 let running = [self.running_mean.clone(), self.running_variance.clone()];
                 kernels::batch_norm_running(x, [gamma, beta], running, then)
             }
-            Statistics::Batch(parts) => {
+            Statistics::Batch(statistics) => {
                 let Normalised { output, mean, variance } =
-                    kernels::batch_norm(x, gamma, beta, parts.len(), then);
-                let (means, variances) = (mean.chunk(parts.len(), 0), variance.chunk(parts.len(), 0));
-                for ((part, mean), variance) in parts.iter_mut().zip(means).zip(variances) {
-                    part.record(self.index, mean, variance);
-                }
+                    kernels::batch_norm(x, gamma, beta, statistics.parts, then);
+                statistics.record(self.index, mean, variance);
                 output
             }
         }

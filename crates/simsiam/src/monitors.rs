@@ -4,14 +4,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::bucket::Folded;
-use crate::kernels;
 use crate::parameters::Layout;
+use crate::replica::Replica;
 use crate::schedule::LearningRates;
-use crate::state::State;
-use crate::step::STATISTICS_MOMENTUM;
+use crate::step::{DeviceFailure, STATISTICS_MOMENTUM};
 
 /// The parts of the network that learn in their own way.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -41,51 +38,52 @@ pub struct Monitors {
 }
 
 impl Monitors {
-    /// Looks at a step that was committed: `folded` made `state` of the one before, at these `rates`.
-    pub(crate) fn after(layout: &Layout, state: &State, folded: &Folded, rates: LearningRates) -> Monitors {
-        let [backbone, projector, predictor] = layout.parts();
-        let gradient_norm =
-            |range: &Range<usize>| length(folded.gradient(range.clone())) * f64::from(folded.scale());
-        let update_ratio = |range: &Range<usize>, rate: f64| {
-            let weights = length(&state.weights[range.clone()]);
-            rate * length(&state.momentum[range.clone()]) / weights.max(f64::MIN_POSITIVE)
+    /// Looks at a step that was committed: `folded` made `replica` of the one before, at these `rates`.
+    pub(crate) fn after(
+        layout: &Layout,
+        replica: &Replica,
+        folded: &Folded,
+        rates: LearningRates,
+    ) -> Result<Monitors, DeviceFailure> {
+        let parts = layout.parts();
+        let entries: Vec<Range<usize>> = layout.parameters.iter().map(|entry| entry.range.clone()).collect();
+        let gradients = folded.gradient().square_sums(&entries)?;
+        let gradient_norm = |part: &Range<usize>| {
+            let squares = entries.iter().zip(&gradients).filter(|(entry, _)| part.contains(&entry.start));
+            squares.map(|(_, square)| square).sum::<f64>().sqrt() * f64::from(folded.scale())
         };
-        let entries = layout.parameters.iter();
-        let unmoved = entries.filter(|entry| folded.gradient(entry.range.clone()).iter().all(|g| *g == 0.0));
-        Monitors {
+        let weights = replica.weights().square_sums(&parts)?;
+        let momentum = replica.momentum().square_sums(&parts)?;
+        let update_ratio =
+            |part: usize, rate: f64| rate * (momentum[part] / weights[part].max(f64::MIN_POSITIVE)).sqrt();
+        let unmoved = layout.parameters.iter().zip(&gradients).filter(|(_, square)| **square == 0.0);
+        let [backbone, projector, predictor] = &parts;
+        Ok(Monitors {
             effective_dimensions: folded.effective_dimensions(),
             gradient_norms: Parts {
-                backbone: gradient_norm(&backbone),
-                projector: gradient_norm(&projector),
-                predictor: gradient_norm(&predictor),
+                backbone: gradient_norm(backbone),
+                projector: gradient_norm(projector),
+                predictor: gradient_norm(predictor),
             },
             update_ratios: Parts {
-                backbone: update_ratio(&backbone, rates.encoder),
-                projector: update_ratio(&projector, rates.encoder),
-                predictor: update_ratio(&predictor, rates.predictor),
+                backbone: update_ratio(0, rates.encoder),
+                projector: update_ratio(1, rates.encoder),
+                predictor: update_ratio(2, rates.predictor),
             },
-            statistics_change: statistics_change(state, folded),
-            without_gradient: unmoved.map(|entry| entry.name.clone()).collect(),
-        }
+            statistics_change: statistics_change(&replica.host.statistics, folded),
+            without_gradient: unmoved.map(|(entry, _)| entry.name.clone()).collect(),
+        })
     }
 }
 
 /// From the statistics after a step and what the step added to them: `r' = k r + m s` gives `r`.
-fn statistics_change(state: &State, folded: &Folded) -> f64 {
+fn statistics_change(statistics: &[f32], folded: &Folded) -> f64 {
     let keep = f64::from((1.0 - STATISTICS_MOMENTUM) * (1.0 - STATISTICS_MOMENTUM));
     let (mut change, mut before) = (0.0, 0.0);
-    for (&after, batch) in state.statistics.iter().zip(folded.statistics()) {
+    for (&after, batch) in statistics.iter().zip(folded.statistics()) {
         let old = (f64::from(after) - f64::from(STATISTICS_MOMENTUM * batch)) / keep;
         change += (f64::from(after) - old).powi(2);
         before += old * old;
     }
     change.sqrt() / before.sqrt().max(f64::MIN_POSITIVE)
-}
-
-/// Euclidean norm.
-fn length(values: &[f32]) -> f64 {
-    let squares = |share: &[f32]| share.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
-    // Collected in order, so that the number of threads changes no digit.
-    let shares: Vec<f64> = values.par_chunks(kernels::SHARE).map(squares).collect();
-    shares.iter().sum::<f64>().sqrt()
 }

@@ -10,9 +10,9 @@ use std::ops::Range;
 use burn::tensor::{Device, Gradients, Tensor};
 use recipe::{Draws, Purpose};
 
+use crate::flat::Flat;
 use crate::kernels;
 use crate::simsiam::SimSiam;
-use crate::state::State;
 
 /// Where a parameter or a running statistic lies, and how it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,25 +155,24 @@ impl<'a> Parameters<'a> {
         Parameters::new(device, |_, range| Tensor::zeros([range.len()], &device.clone().without_autodiff()))
     }
 
-    /// For a network with the state's weights, which have gradients if the device records them.
-    pub(crate) fn of(state: &'a State, device: &'a Device) -> Self {
+    /// For a network with these weights, which have gradients if the device records them, and running statistics.
+    pub(crate) fn of(weights: &Flat<'a>, statistics: &Flat<'a>, device: &'a Device) -> Self {
         let plain = device.clone().without_autodiff();
-        let flat = move |kind| match kind {
-            Kind::Parameter => &state.weights,
-            Kind::Statistic => &state.statistics,
-        };
-        if kernels::is_flex(device) {
+        if let (Flat::OnHost(weights), Flat::OnHost(statistics), true) =
+            (weights, statistics, kernels::is_flex(device))
+        {
             // Each in memory of its own, which is used again in the next step.
+            let (weights, statistics) = (*weights, *statistics);
             return Parameters::new(device, move |kind, range| {
-                Tensor::from_data(kernels::tensor_data(&flat(kind)[range]), &plain)
+                let flat = if kind == Kind::Parameter { weights } else { statistics };
+                Tensor::from_data(kernels::tensor_data(&flat[range]), &plain)
             });
         }
-        // One transfer of each to the device, of which every parameter is a part.
-        let upload = |kind| Tensor::<1>::from_data(kernels::tensor_data(flat(kind)), &plain);
-        let (weights, statistics) = (upload(Kind::Parameter), upload(Kind::Statistic));
+        // One transfer of each to the device, if it is not there already, of which every parameter is a part.
+        let (weights, statistics) = (weights.on(&plain), statistics.on(&plain));
         Parameters::new(device, move |kind, range| match kind {
-            Kind::Parameter => weights.clone().slice(range),
-            Kind::Statistic => statistics.clone().slice(range),
+            Kind::Parameter => kernels::stretch(weights.clone(), range),
+            Kind::Statistic => kernels::stretch(statistics.clone(), range),
         })
     }
 

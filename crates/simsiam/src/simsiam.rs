@@ -11,6 +11,7 @@
 use burn::tensor::{DType, Tensor};
 
 use crate::heads::{Predictor, Projector};
+use crate::kernels;
 use crate::layers::{BatchStatistics, Statistics};
 use crate::parameters::{Parameters, outline};
 use crate::resnet::ResNet;
@@ -30,7 +31,7 @@ pub struct Encoded {
     /// `z1` and `z2`, each `[n, d]`, of length 1 along `d` and without gradient.
     pub z: [Tensor<2>; 2],
     /// The batch statistics of the first and of the second view's pass.
-    pub statistics: [BatchStatistics; 2],
+    pub statistics: BatchStatistics,
 }
 
 impl SimSiam {
@@ -46,20 +47,20 @@ impl SimSiam {
         SimSiam { stop_gradient: false, ..self }
     }
 
-    /// Both views, `x1, x2: [n, 3, h, w]`. They go through as one batch, which reads every weight once, but
-    /// each has its own batch statistics.
-    pub fn forward(&self, x1: Tensor<4>, x2: Tensor<4>) -> Encoded {
-        let mut statistics = [BatchStatistics::default(), BatchStatistics::default()];
+    /// Both views, `x1, x2: [n, 3, h, w]`, one below the other in `x`. They go through as one batch, which reads
+    /// every weight once, but each has its own batch statistics.
+    pub fn forward(&self, x: Tensor<4>) -> Encoded {
+        let mut statistics = BatchStatistics::of(2);
         let per_view = &mut Statistics::Batch(&mut statistics);
 
-        let z = self.f(Tensor::cat(vec![x1, x2], 0), per_view); // [2n, d]
+        let z = self.f(x, per_view); // [2n, d]
         let p = self.h.forward(z.clone(), per_view); // [2n, d]
         // Nothing from here on is short of time or memory, so it is in f32 whatever came before.
         let (z, p) = (z.cast(DType::F32), p.cast(DType::F32));
         let ([z1, z2], [p1, p2]) = (halves(z), halves(p)); // each [n, d]
 
         let loss = (self.d(p1, z2.clone()) + self.d(p2, z1.clone())) / 2.0;
-        Encoded { loss, z: [normalize(z1.detach()), normalize(z2.detach())], statistics }
+        Encoded { loss, z: [z1, z2].map(|z| kernels::normalise(z.inner())), statistics }
     }
 
     /// The pooled features of the backbone, `x: [n, 3, h, w] -> [n, features]`: what evaluation looks at.
@@ -83,7 +84,7 @@ impl SimSiam {
     /// The negative cosine similarity, with `z` held constant.
     fn d(&self, p: Tensor<2>, z: Tensor<2>) -> Tensor<1> {
         let z = if self.stop_gradient { z.detach() } else { z };
-        -(normalize(p) * normalize(z)).sum_dim(1).mean()
+        -kernels::cosine(p, z).mean()
     }
 }
 
@@ -91,11 +92,4 @@ impl SimSiam {
 fn halves(x: Tensor<2>) -> [Tensor<2>; 2] {
     let n = x.dims()[0] / 2;
     x.split(n, 0).try_into().expect("both views have the same number of rows")
-}
-
-/// Scales every row to length 1.
-fn normalize(x: Tensor<2>) -> Tensor<2> {
-    // The bound is PyTorch's (1e-8, squared), inside the root so that a row of zeros has a finite gradient.
-    let length = x.clone().square().sum_dim(1).clamp_min(1e-16).sqrt(); // [n, 1]
-    x / length
 }

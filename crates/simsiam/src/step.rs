@@ -2,16 +2,20 @@
 
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use recipe::{Precision, Recipe};
+use burn::tensor::{Device, Tensor};
+use recipe::Recipe;
 
-use crate::bucket::{BucketLayout, Folded, all_finite};
+use crate::bucket::{BucketLayout, DeviceBucket, Folded, all_finite};
+use crate::flat::Flat;
+use crate::kernels::{self, Part};
 use crate::monitors::Monitors;
 use crate::parameters::{Layout, Leaf, Parameters};
+use crate::replica::Replica;
 use crate::schedule::{LearningRates, Schedule};
+use crate::sgd;
 use crate::simsiam::{Encoded, SimSiam};
 use crate::state::State;
-use crate::{kernels, layers, sgd};
+use crate::views::{ViewLoader, Views};
 
 /// PyTorch's default share of a new batch in the running statistics.
 pub(crate) const STATISTICS_MOMENTUM: f32 = 0.1;
@@ -20,6 +24,8 @@ pub(crate) const STATISTICS_MOMENTUM: f32 = 0.1;
 pub struct Trainer {
     recipe: Recipe,
     device: Device,
+    /// Whether weights and momentum lie in the device's memory.
+    trains_on_device: bool,
     layout: Layout,
     bucket: BucketLayout,
     schedule: Schedule,
@@ -31,8 +37,8 @@ pub struct Bound {
     leaves: Vec<Leaf>,
 }
 
-/// Where the time of one shard went. A GPU is waited for once, at the end: there `forward` is the time it took to tell
-/// it what to do, and `backward` holds the rest.
+/// Where the time of one shard went. A GPU is told what to do long before it has done it: then `forward` is the time
+/// that telling took, and so is `backward`, unless it ends with a bucket on the host and so waits for all of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PhaseSeconds {
     /// From views to loss.
@@ -91,13 +97,34 @@ fn told_skipped(steps: u32) -> String {
 )]
 pub struct DeviceFailure(String);
 
+#[cfg(feature = "cuda")]
+impl DeviceFailure {
+    pub(crate) fn new(problem: String) -> DeviceFailure {
+        DeviceFailure(problem)
+    }
+}
+
 impl Trainer {
     /// A trainer for a run over `images` images.
     pub fn new(recipe: &Recipe, images: u64, device: Device) -> Trainer {
         let layout = Layout::of(&recipe.model);
         let bucket = BucketLayout::new(&layout, recipe.model.projector_dim as usize, recipe.training.shards);
         let schedule = Schedule::new(recipe, images);
-        Trainer { recipe: recipe.clone(), device: device.autodiff(), layout, bucket, schedule }
+        let trains_on_device = !kernels::is_flex(&device);
+        let device = device.autodiff();
+        Trainer { recipe: recipe.clone(), device, trains_on_device, layout, bucket, schedule }
+    }
+
+    /// The same, treating the CPU as if it had a memory of its own, as GPUs do: what tests can see of that way.
+    #[must_use]
+    pub fn with_state_on_device(mut self) -> Trainer {
+        self.trains_on_device = true;
+        self
+    }
+
+    /// Whether it keeps weights and momentum in its device's memory: then buckets may stay there as well.
+    pub fn trains_on_device(&self) -> bool {
+        self.trains_on_device
     }
 
     /// The network's parameters and statistics.
@@ -115,16 +142,30 @@ impl Trainer {
         &self.schedule
     }
 
-    /// The network with the state's weights, for one step.
-    pub fn bind(&self, state: &State) -> Bound {
-        let (network, leaves) = bind(&self.recipe.model, state, &self.device);
+    /// What brings views to the device.
+    pub fn loader(&self) -> ViewLoader {
+        ViewLoader::new(&self.recipe, &self.device)
+    }
+
+    /// Takes a state to where it is trained.
+    pub fn place(&self, state: State) -> Replica {
+        match self.trains_on_device {
+            true => Replica::on_device(state, &self.device),
+            false => Replica::on_host(state),
+        }
+    }
+
+    /// The network with the replica's weights, for one step.
+    pub fn bind(&self, replica: &Replica) -> Bound {
+        let (weights, statistics) = (replica.weights(), replica.first_statistics());
+        let (network, leaves) = bind(&self.recipe.model, &weights, &statistics, &self.device);
         let network =
             if self.recipe.training.stop_gradient { network } else { network.without_stop_gradient() };
         Bound { network, leaves }
     }
 
-    /// Forward and backward of one shard: fills its `bucket` from its part of the batch, two views of every
-    /// image as `[n, 3, crop_px, crop_px]`.
+    /// Forward and backward of one shard: fills its `bucket` from its part of the batch. With `stop`, its worker wants
+    /// the run to end after this step.
     ///
     /// # Errors
     /// [`DeviceFailure`]: on a GPU, whatever went wrong since the step before shows only now.
@@ -132,23 +173,43 @@ impl Trainer {
         &self,
         bound: &Bound,
         shard: u32,
-        [x1, x2]: [Vec<f32>; 2],
+        views: Views,
+        stop: bool,
         bucket: &mut [f32],
     ) -> Result<PhaseSeconds, DeviceFailure> {
-        let start = Instant::now();
-        let Encoded { loss, z, statistics } = bound.network.forward(self.batch(x1), self.batch(x2));
-        let forward = start.elapsed().as_secs_f64();
+        let (encoded, forward) = timed(|| bound.network.forward(views.0));
+        let (collected, backward) = timed(|| {
+            let (parts, mut sums) = (bound.backward(encoded), &mut bucket[..=self.bucket.loss]);
+            if self.trains_on_device {
+                // Gathered there: one transfer, and the only wait of the shard.
+                return read(kernels::gather(parts, FIRST_VIEW, 0), sums);
+            }
+            parts.into_iter().map(|part| part.resolve(FIRST_VIEW)).try_for_each(|part| {
+                let place =
+                    sums.split_off_mut(..part.dims()[0]).expect("the bucket has a place for every part");
+                read(part, place)
+            })
+        });
+        collected?;
+        self.bucket.flag(bucket, shard, stop);
+        Ok(PhaseSeconds { forward, backward })
+    }
 
-        let start = Instant::now();
-        let mut gradients = loss.backward();
-        let gradients = bound
-            .leaves
-            .iter()
-            .map(|leaf| leaf(&mut gradients).expect("every parameter takes part in the loss"));
-        let statistics = statistics.map(layers::BatchStatistics::into_flat);
-        self.collect(gradients.chain(riders(loss, z, statistics)), bucket)?;
-        self.flag_if_not_finite(shard, bucket);
-        Ok(PhaseSeconds { forward, backward: start.elapsed().as_secs_f64() })
+    /// The same with the bucket in the device's memory, without waiting for it.
+    pub fn forward_backward_on_device(
+        &self,
+        bound: &Bound,
+        shard: u32,
+        views: Views,
+        stop: bool,
+    ) -> (DeviceBucket, PhaseSeconds) {
+        let (encoded, forward) = timed(|| bound.network.forward(views.0));
+        let (bucket, backward) = timed(|| {
+            let flags = self.bucket.values() - self.bucket.loss - 1;
+            let bucket = kernels::gather(bound.backward(encoded), FIRST_VIEW, flags);
+            self.bucket.flagged(bucket, shard, stop)
+        });
+        (bucket, PhaseSeconds { forward, backward })
     }
 
     /// Commits a step: weights, momentum, running statistics and position advance together. If anything is not
@@ -158,10 +219,11 @@ impl Trainer {
     /// [`NonFinite`], with the shards that it came from.
     pub fn commit(
         &self,
-        state: &mut State,
+        replica: &mut Replica,
         folded: &Folded,
         rates: LearningRates,
     ) -> Result<Commit, NonFinite> {
+        let Replica { host: state, device } = replica;
         let shards = folded.non_finite_shards();
         if !shards.is_empty() || !folded.is_finite() {
             let found = NonFinite { step: state.step, shards, skipped_steps: state.skipped_steps };
@@ -172,11 +234,27 @@ impl Trainer {
             state.skipped_steps += 1;
             return Ok(Commit::Skipped(found));
         }
-        let predictor = self.layout.predictor();
-        for (range, rate) in [(0..predictor.start, rates.encoder), (predictor, rates.predictor)] {
-            let gradient = folded.gradient(range.clone());
-            let (weights, momentum) = (&mut state.weights[range.clone()], &mut state.momentum[range]);
-            sgd::update(weights, momentum, gradient, folded.scale(), rate, &self.recipe.optimizer);
+        let (predictor, optimizer) = (self.layout.predictor(), &self.recipe.optimizer);
+        let scale = folded.scale();
+        match (device, folded.gradient()) {
+            (Some(device), gradient) => device.update(
+                gradient,
+                &sgd::Step {
+                    scale,
+                    momentum: optimizer.momentum as f32,
+                    weight_decay: optimizer.weight_decay as f32,
+                    rates: [rates.encoder as f32, rates.predictor as f32],
+                    second_start: predictor.start,
+                },
+            ),
+            (None, Flat::OnHost(gradient)) => {
+                for (range, rate) in [(0..predictor.start, rates.encoder), (predictor, rates.predictor)] {
+                    let (weights, momentum) =
+                        (&mut state.weights[range.clone()], &mut state.momentum[range.clone()]);
+                    sgd::update(weights, momentum, &gradient[range], scale, rate, optimizer);
+                }
+            }
+            (None, Flat::OnDevice(_)) => unreachable!("what trains on the host folds on the host"),
         }
         // PyTorch updates twice a step, once a view: r = (1-m) ((1-m) r + m s1) + m s2.
         let keep = (1.0 - STATISTICS_MOMENTUM) * (1.0 - STATISTICS_MOMENTUM);
@@ -202,52 +280,38 @@ impl Trainer {
         parts.map(|(name, _)| name.to_string()).collect()
     }
 
-    /// What the step that made `state`, which was committed with `folded` at these `rates`, says of the network.
-    pub fn monitors(&self, state: &State, folded: &Folded, rates: LearningRates) -> Monitors {
-        Monitors::after(&self.layout, state, folded, rates)
-    }
-
-    fn batch(&self, values: Vec<f32>) -> Tensor<4> {
-        let side = self.recipe.views.crop_px as usize;
-        let n = values.len() / (3 * side * side);
-        let x = Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device);
-        match self.recipe.training.precision {
-            Precision::F32 => x,
-            // The network's layers follow their input.
-            Precision::Bf16 => x.cast(DType::BF16),
-        }
-    }
-
-    /// Writes everything that is a sum over shards into the bucket, whose beginning it is.
-    fn collect(
+    /// What the step that made `replica`, which was committed with `folded` at these `rates`, says of the network.
+    ///
+    /// # Errors
+    /// [`DeviceFailure`].
+    pub fn monitors(
         &self,
-        parts: impl Iterator<Item = Tensor<1>>,
-        bucket: &mut [f32],
-    ) -> Result<(), DeviceFailure> {
-        let bucket = &mut bucket[..=self.bucket.loss];
-        if !kernels::is_flex(&self.device) {
-            // Gathered on the device: one transfer, and the only wait of the shard.
-            return read(Tensor::cat(parts.collect(), 0), bucket);
-        }
-        let mut rest = bucket;
-        for part in parts {
-            let place = rest.split_off_mut(..part.dims()[0]).expect("the bucket has a place for every part");
-            read(part, place)?;
-        }
-        Ok(())
-    }
-
-    fn flag_if_not_finite(&self, shard: u32, bucket: &mut [f32]) {
-        bucket[self.bucket.non_finite.start..].fill(0.0);
-        if !all_finite(bucket) {
-            bucket[self.bucket.non_finite.start + shard as usize] = 1.0;
-        }
+        replica: &Replica,
+        folded: &Folded,
+        rates: LearningRates,
+    ) -> Result<Monitors, DeviceFailure> {
+        Monitors::after(&self.layout, replica, folded, rates)
     }
 }
 
-/// The recipe's network with the state's weights. Parameters have gradients if the device records them.
-pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (SimSiam, Vec<Leaf>) {
-    let mut parameters = Parameters::of(state, device);
+impl Bound {
+    /// What a shard adds to the sums over shards, in the bucket's order: gradients and what rides along.
+    fn backward(&self, encoded: Encoded) -> Vec<Part> {
+        let Encoded { loss, z, statistics } = encoded;
+        let mut gradients = loss.backward();
+        let leaves = self.leaves.iter();
+        let gradients =
+            leaves.map(|leaf| leaf(&mut gradients).expect("every parameter takes part in the loss"));
+        let mut parts: Vec<Part> = gradients.map(Part::Whole).collect();
+        parts.extend(statistics.into_tensors().map(Part::Views));
+        parts.extend(riders(loss, z).map(Part::Whole));
+        parts
+    }
+}
+
+/// The recipe's network with these weights. Parameters have gradients if the device records them.
+fn bind(model: &recipe::Model, weights: &Flat, statistics: &Flat, device: &Device) -> (SimSiam, Vec<Leaf>) {
+    let mut parameters = Parameters::of(weights, statistics, device);
     let network = SimSiam::new(&mut parameters, model);
     (network, parameters.leaves)
 }
@@ -255,33 +319,36 @@ pub(crate) fn bind(model: &recipe::Model, state: &State, device: &Device) -> (Si
 impl SimSiam {
     /// The recipe's network with the state's weights, without gradients: for evaluation.
     pub fn from_state(model: &recipe::Model, state: &State, device: &Device) -> SimSiam {
-        bind(model, state, device).0
+        bind(model, &Flat::OnHost(&state.weights), &Flat::OnHost(&state.statistics), device).0
     }
 }
 
-/// What rides along behind the gradient, in the bucket's order.
-fn riders(loss: Tensor<1>, z: [Tensor<2>; 2], [first, second]: [Tensor<1>; 2]) -> [Tensor<1>; 5] {
-    let z = z.map(Tensor::inner);
+/// What PyTorch's two updates of the running statistics, one for each view, leave of the first view's in their sum.
+const FIRST_VIEW: f32 = 1.0 - STATISTICS_MOMENTUM;
+
+/// What rides along behind gradient and statistics, in the bucket's order.
+fn riders(loss: Tensor<1>, z: [Tensor<2>; 2]) -> [Tensor<1>; 4] {
     let pairs = pair_square_mean(z[0].clone());
-    let z = Tensor::cat(z.to_vec(), 0); // [2n, d]
-    [
-        first * (1.0 - STATISTICS_MOMENTUM) + second,
-        z.clone().mean_dim(0).flatten(0, 1),
-        z.square().mean_dim(0).flatten(0, 1),
-        pairs,
-        loss.inner(),
-    ]
+    let z = Tensor::cat(Vec::from(z), 0); // [2n, d]
+    [z.clone().mean_dim(0).flatten(0, 1), z.square().mean_dim(0).flatten(0, 1), pairs, loss.inner()]
 }
 
 /// The mean of `(z_i · z_j)²` over all pairs of different rows of `z: [n, d]`, whose rows have length 1.
 fn pair_square_mean(z: Tensor<2>) -> Tensor<1> {
     let n = z.dims()[0] as f32;
-    let products = z.clone().matmul(z.transpose()); // [n, n], ones on the diagonal
+    let products = kernels::linear(z.clone(), z); // [n, n], ones on the diagonal
     (products.square().sum() - n) / (n * (n - 1.0))
 }
 
-fn read(tensor: Tensor<1>, into: &mut [f32]) -> Result<(), DeviceFailure> {
+/// Waits for the numbers of a tensor.
+pub(crate) fn read(tensor: Tensor<1>, into: &mut [f32]) -> Result<(), DeviceFailure> {
     let data = tensor.try_into_data().map_err(|error| DeviceFailure(format!("{error:?}")))?;
     kernels::copy(data.as_slice().expect("gradients and what rides along are f32"), into);
     Ok(())
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let begin = Instant::now();
+    let result = work();
+    (result, begin.elapsed().as_secs_f64())
 }

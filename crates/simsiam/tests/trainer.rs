@@ -6,7 +6,7 @@ mod device;
 
 use device::device;
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{Commit, LearningRates, Parts, State, Trainer};
+use simsiam::{Bound, Commit, DeviceBucket, LearningRates, Parts, Replica, State, Trainer};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
 
@@ -28,27 +28,36 @@ fn trainer_with(changes: &[&str]) -> Trainer {
 }
 
 /// Two views of four images, different for each shard.
-fn views(shard: u32) -> [Vec<f32>; 2] {
-    [0, 1].map(|view| {
+fn noise(shard: u32) -> Vec<f32> {
+    let of_view = |view| {
         let mut draws = Draws::new(1, Purpose::View, 0, u64::from(shard), view);
-        (0..4 * 3 * 16 * 16).map(|_| draws.normal()).collect()
-    })
+        (0..4 * 3 * 16 * 16).map(move |_| draws.normal())
+    };
+    of_view(0).chain(of_view(1)).collect()
+}
+
+/// The bucket of a shard that sees these values.
+fn bucket_of(trainer: &Trainer, network: &Bound, shard: u32, values: Vec<f32>) -> Vec<f32> {
+    // Every place must be written.
+    let mut bucket = vec![f32::NAN; trainer.bucket().values()];
+    let views = trainer.loader().load(values);
+    trainer.forward_backward(network, shard, views, false, &mut bucket).unwrap();
+    bucket
+}
+
+fn add(sum: &mut [f32], bucket: &[f32]) {
+    sum.iter_mut().zip(bucket).for_each(|(sum, value)| *sum += value);
 }
 
 #[test]
 fn one_network_serves_every_shard_of_a_step() {
     let trainer = trainer();
-    let state = State::initial(trainer.layout(), 3);
-    let bucket_of = |shard: u32, bound: &_| {
-        let mut bucket = vec![f32::NAN; trainer.bucket().values()];
-        trainer.forward_backward(bound, shard, views(shard), &mut bucket).unwrap();
-        bucket
-    };
-    let shared = trainer.bind(&state);
+    let replica = trainer.place(State::initial(trainer.layout(), 3));
+    let shared = trainer.bind(&replica);
     for shard in [0, 1, 0] {
-        let alone = bucket_of(shard, &trainer.bind(&state));
+        let alone = bucket_of(&trainer, &trainer.bind(&replica), shard, noise(shard));
         assert!(alone.iter().all(|value| value.is_finite()));
-        assert!(bucket_of(shard, &shared) == alone, "shard {shard}");
+        assert!(bucket_of(&trainer, &shared, shard, noise(shard)) == alone, "shard {shard}");
     }
 }
 
@@ -57,28 +66,27 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
     let trainer = trainer();
     let before = State::initial(trainer.layout(), 3);
     for (name, value) in [("NaN", f32::NAN), ("infinity", f32::INFINITY)] {
-        let network = trainer.bind(&before);
+        let mut replica = trainer.place(before.clone());
+        let network = trainer.bind(&replica);
         let mut sum = vec![0.0; trainer.bucket().values()];
         for shard in 0..2 {
-            let [mut x1, x2] = views(shard);
+            let mut values = noise(shard);
             if shard == 1 {
-                x1[5] = value;
+                values[5] = value;
             }
-            let mut bucket = vec![0.0; trainer.bucket().values()];
-            trainer.forward_backward(&network, shard, [x1, x2], &mut bucket).unwrap();
+            let bucket = bucket_of(&trainer, &network, shard, values);
             let sick = trainer.non_finite_parts(&bucket);
             assert_eq!(sick.contains(&"encoder.conv1.weight".to_string()), shard == 1, "{sick:?}");
             assert_eq!(sick.contains(&"loss".to_string()), shard == 1, "{sick:?}");
-            sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
+            add(&mut sum, &bucket);
         }
-        let mut state = before.clone();
-        let refused = trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap_err();
+        let refused = trainer.commit(&mut replica, &trainer.bucket().read(&sum), RATES).unwrap_err();
         assert_eq!((refused.step, &refused.shards[..]), (0, [1].as_slice()), "{name}");
         assert!(
             refused.to_string().contains("step 1: loss or gradient is not finite, in shard 1"),
             "{refused}"
         );
-        assert!(state == before, "{name}");
+        assert!(*replica.state().unwrap() == before, "{name}");
     }
 }
 
@@ -86,14 +94,13 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
 fn as_many_steps_in_a_row_are_skipped_as_the_recipe_allows() {
     let trainer = trainer_with(&["training.max_skipped_steps=2"]);
     let before = State::initial(trainer.layout(), 3);
-    let mut healthy = vec![0.0; trainer.bucket().values()];
-    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut healthy).unwrap();
+    let mut replica = trainer.place(before.clone());
+    let healthy = bucket_of(&trainer, &trainer.bind(&replica), 0, noise(0));
     let mut sick = healthy.clone();
     sick[7] = f32::NAN;
-    let mut state = before.clone();
     let mut commit = |sum: &[f32]| {
-        let outcome = trainer.commit(&mut state, &trainer.bucket().read(sum), RATES);
-        (outcome, state.clone())
+        let outcome = trainer.commit(&mut replica, &trainer.bucket().read(sum), RATES);
+        (outcome, replica.state().unwrap().clone())
     };
     for (sum, skipped_steps) in [(&sick, 1), (&sick, 2)] {
         let (outcome, after) = commit(sum);
@@ -115,10 +122,10 @@ fn as_many_steps_in_a_row_are_skipped_as_the_recipe_allows() {
 fn a_commit_moves_everything_together() {
     let trainer = trainer();
     let before = State::initial(trainer.layout(), 3);
-    let mut sum = vec![0.0; trainer.bucket().values()];
-    trainer.forward_backward(&trainer.bind(&before), 0, views(0), &mut sum).unwrap();
-    let mut state = before.clone();
-    trainer.commit(&mut state, &trainer.bucket().read(&sum), RATES).unwrap();
+    let mut replica = trainer.place(before.clone());
+    let sum = bucket_of(&trainer, &trainer.bind(&replica), 0, noise(0));
+    trainer.commit(&mut replica, &trainer.bucket().read(&sum), RATES).unwrap();
+    let state = replica.state().unwrap();
     assert_eq!(state.step, 1);
     assert!(state.weights != before.weights && state.momentum != before.momentum);
     assert!(state.statistics != before.statistics);
@@ -128,30 +135,27 @@ fn a_commit_moves_everything_together() {
 #[test]
 fn a_healthy_step_moves_every_part_of_the_network() {
     let trainer = trainer();
-    let sum_of = |state: &State| {
-        let network = trainer.bind(state);
+    let sum_of = |replica: &Replica| {
+        let network = trainer.bind(replica);
         let mut sum = vec![0.0; trainer.bucket().values()];
-        for shard in 0..2 {
-            let mut bucket = vec![0.0; trainer.bucket().values()];
-            trainer.forward_backward(&network, shard, views(shard), &mut bucket).unwrap();
-            sum.iter_mut().zip(&bucket).for_each(|(sum, value)| *sum += value);
-        }
+        (0..2).for_each(|shard| add(&mut sum, &bucket_of(&trainer, &network, shard, noise(shard))));
         sum
     };
     // The last BatchNorm of each block begins with zeros (Goyal et al. 2017), which lets nothing through to the block.
-    let mut before = State::initial(trainer.layout(), 3);
-    let sum = sum_of(&before);
+    let mut replica = trainer.place(State::initial(trainer.layout(), 3));
+    let sum = sum_of(&replica);
     let folded = trainer.bucket().read(&sum);
-    trainer.commit(&mut before, &folded, RATES).unwrap();
-    let blocked = trainer.monitors(&before, &folded, RATES).without_gradient;
+    trainer.commit(&mut replica, &folded, RATES).unwrap();
+    let blocked = trainer.monitors(&replica, &folded, RATES).unwrap().without_gradient;
     assert!(blocked.contains(&"encoder.layer1.0.conv1.weight".to_string()), "{blocked:?}");
     assert!(blocked.iter().all(|name| name.starts_with("encoder.layer")), "{blocked:?}");
 
-    let mut state = before.clone();
-    let sum = sum_of(&before);
+    let before = replica.state().unwrap().clone();
+    let sum = sum_of(&replica);
     let folded = trainer.bucket().read(&sum);
-    trainer.commit(&mut state, &folded, RATES).unwrap();
-    let monitors = trainer.monitors(&state, &folded, RATES);
+    trainer.commit(&mut replica, &folded, RATES).unwrap();
+    let monitors = trainer.monitors(&replica, &folded, RATES).unwrap();
+    let state = replica.state().unwrap();
     assert_eq!(monitors.without_gradient, [""; 0]);
     let Parts { backbone, projector, predictor } = monitors.gradient_norms;
     let whole = (backbone.powi(2) + projector.powi(2) + predictor.powi(2)).sqrt();
@@ -171,4 +175,63 @@ fn a_healthy_step_moves_every_part_of_the_network() {
     let ratio = step / length(&mut new.iter().copied());
     let Parts { backbone, projector, .. } = monitors.update_ratios;
     assert!(backbone.min(projector) <= ratio && ratio <= backbone.max(projector), "{ratio} {monitors:?}");
+}
+
+#[test]
+fn what_stays_in_the_devices_memory_comes_to_the_same() {
+    let on_host = trainer();
+    let on_device = trainer().with_state_on_device();
+    let before = State::initial(on_host.layout(), 3);
+    for (value, stop) in [(0.5, false), (0.5, true), (f32::NAN, false), (f32::INFINITY, true)] {
+        let (mut host, mut device) = (on_host.place(before.clone()), on_device.place(before.clone()));
+        let (host_network, device_network) = (on_host.bind(&host), on_device.bind(&device));
+        let mut sum = vec![0.0; on_host.bucket().values()];
+        let mut device_sum: Option<DeviceBucket> = None;
+        for shard in 0..2 {
+            let mut values = noise(shard);
+            if shard == 0 {
+                values[5] = value;
+            }
+            let mut bucket = vec![f32::NAN; sum.len()];
+            let views = on_host.loader().load(values);
+            on_host.forward_backward(&host_network, shard, views.clone(), stop, &mut bucket).unwrap();
+            add(&mut sum, &bucket);
+            let (bucket, _) = on_device.forward_backward_on_device(&device_network, shard, views, stop);
+            device_sum = Some(match device_sum {
+                Some(left) => left.plus(bucket),
+                None => bucket,
+            });
+        }
+        let expected = on_host.bucket().read(&sum);
+        let found = on_device.bucket().read_on_device(device_sum.unwrap()).unwrap();
+        assert_eq!(found.non_finite_shards(), expected.non_finite_shards());
+        assert_eq!(found.stop_requested(), stop);
+        let outcomes =
+            (on_host.commit(&mut host, &expected, RATES), on_device.commit(&mut device, &found, RATES));
+        assert_eq!(outcomes.0, outcomes.1);
+        assert_eq!(outcomes.0.is_ok(), value.is_finite());
+        if value.is_finite() {
+            let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs();
+            assert!(
+                near(found.loss(), expected.loss())
+                    && near(found.collapse_level(), expected.collapse_level())
+            );
+            assert!(near(found.gradient_norm(), expected.gradient_norm()));
+            let monitors = on_host.monitors(&host, &expected, RATES).unwrap();
+            let same = on_device.monitors(&device, &found, RATES).unwrap();
+            assert_eq!(same.without_gradient, monitors.without_gradient);
+            assert!(near(same.gradient_norms.backbone, monitors.gradient_norms.backbone));
+            assert!(near(same.update_ratios.predictor, monitors.update_ratios.predictor));
+        }
+        let (found, expected) = (device.state().unwrap(), host.state().unwrap());
+        assert_eq!((found.step, found.skipped_steps), (expected.step, expected.skipped_steps));
+        for (found, expected) in [
+            (&found.weights, &expected.weights),
+            (&found.momentum, &expected.momentum),
+            (&found.statistics, &expected.statistics),
+        ] {
+            let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-6, "off by {off}");
+        }
+    }
 }

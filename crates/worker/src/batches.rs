@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use dataset::views::ViewMaker;
 use dataset::{BlockStore, DatasetError, Manifest, epoch_order};
 use recipe::Recipe;
+use simsiam::{ViewLoader, Views};
 
 /// One shard's part of a step's batch.
 pub(crate) struct ShardBatch {
     pub(crate) step: u64,
     pub(crate) shard: u32,
-    /// The first and the second view of every image, each `[n, 3, crop_px, crop_px]`.
-    pub(crate) views: [Vec<f32>; 2],
+    /// Two views of every image, on the device.
+    pub(crate) views: Views,
 }
 
 /// The parts of all steps from `start` on, step by step and shard by shard.
@@ -28,11 +29,12 @@ impl Batches {
     pub(crate) fn start(
         recipe: &Recipe,
         store: Arc<BlockStore>,
+        loader: ViewLoader,
         lease: Range<u32>,
         steps: Range<u64>,
     ) -> Self {
         let (sender, receiver) = sync_channel(lease.len());
-        let maker = Maker { recipe: recipe.clone(), store, lease };
+        let maker = Maker { recipe: recipe.clone(), store, loader, lease };
         std::thread::Builder::new()
             .name("views".into())
             .spawn(move || maker.make(steps, &sender))
@@ -78,6 +80,7 @@ fn dealt_place(manifest: &Manifest, shard: u32, index: u32) -> u64 {
 struct Maker {
     recipe: Recipe,
     store: Arc<BlockStore>,
+    loader: ViewLoader,
     lease: Range<u32>,
 }
 
@@ -127,11 +130,10 @@ impl Maker {
             .zip(&blocks)
             .map(|(index, image)| (dealt_place(manifest, shard, *index), image.as_ref()))
             .collect();
-        let side = self.recipe.views.crop_px as usize;
-        let mut pair =
-            [vec![0.0; indexes.len() * 3 * side * side], vec![0.0; indexes.len() * 3 * side * side]];
-        let [x1, x2] = &mut pair;
+        let half = indexes.len() * self.loader.view_floats();
+        let mut values = vec![0.0; 2 * half];
+        let (x1, x2) = values.split_at_mut(half);
         views.render_batch(&records, self.recipe.seed, epoch, x1, x2);
-        Ok(ShardBatch { step, shard, views: pair })
+        Ok(ShardBatch { step, shard, views: self.loader.load(values) })
     }
 }

@@ -18,6 +18,7 @@ mod replay;
 mod reports;
 mod session;
 mod start;
+mod sums;
 mod train;
 mod training_thread;
 mod transport;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::{Client, PART_BYTES, v1};
-use simsiam::{Layout, State, checkpoint};
+use simsiam::{DeviceFailure, Layout, Replica, State, checkpoint};
 use tokio::task::JoinHandle;
 
 use crate::WorkerError;
@@ -50,9 +50,14 @@ impl Publisher {
         }
     }
 
-    /// Begins to publish `state` if it is time, or was ordered. A checkpoint that failed is warned of and made up for
+    /// Begins to publish the state if it is time, or was ordered. A checkpoint that failed is warned of and made up for
     /// after a pause: the one before it is still whole.
-    pub(crate) fn publish_if_due(&mut self, state: &State, is_ordered: bool, now: Instant) {
+    pub(crate) fn publish_if_due(
+        &mut self,
+        replica: &mut Replica,
+        is_ordered: bool,
+        now: Instant,
+    ) -> Result<(), DeviceFailure> {
         self.is_ordered |= is_ordered;
         if let Some(upload) = self.under_way.take_if(|upload| upload.task.is_finished()) {
             let step = upload.step;
@@ -64,10 +69,11 @@ impl Publisher {
                 }
             }
         }
-        if self.under_way.is_none() && (self.is_ordered || self.due.is_due(state.step, now)) {
+        if self.under_way.is_none() && (self.is_ordered || self.due.is_due(replica.step(), now)) {
             self.is_ordered = false;
-            self.under_way = Some(self.begin(state));
+            self.under_way = Some(self.begin(replica.state()?));
         }
+        Ok(())
     }
 
     /// Publishes `state` unless that has been done, and waits until it lies on the coordinator's disk.

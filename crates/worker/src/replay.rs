@@ -56,19 +56,21 @@ pub fn replay(
     recipe: &Recipe,
     store: &Arc<BlockStore>,
     device: Device,
-    mut state: State,
+    state: State,
 ) -> Result<Replayed, WorkerError> {
     let trainer = Trainer::new(recipe, store.manifest().images, device);
     let step = state.step;
     assert!(step < trainer.schedule().total_steps(), "the run has a step after {step}");
     let lease = 0..recipe.training.shards;
-    let mut batches = Batches::start(recipe, Arc::clone(store), lease.clone(), step..step + 1);
-    let network = trainer.bind(&state);
+    let mut batches =
+        Batches::start(recipe, Arc::clone(store), trainer.loader(), lease.clone(), step..step + 1);
+    let mut replica = trainer.place(state);
+    let network = trainer.bind(&replica);
     let mut sums = SubtreeSums::new(lease.clone(), trainer.bucket().values());
     let mut shards = Vec::new();
     for shard in lease {
         let bucket = sums.next_bucket();
-        trainer.forward_backward(&network, shard, batches.next()?.views, bucket)?;
+        trainer.forward_backward(&network, shard, batches.next()?.views, false, bucket)?;
         let alone = trainer.bucket().read(bucket);
         // As a mean over all shards it is that much smaller.
         let count = f64::from(recipe.training.shards);
@@ -83,13 +85,13 @@ pub fn replay(
     }
     let (_, sum) = sums.nodes().next().expect("all shards of a run are one subtree");
     let folded = trainer.bucket().read(sum);
-    let commit = trainer.commit(&mut state, &folded, trainer.schedule().at(step));
+    let commit = trainer.commit(&mut replica, &folded, trainer.schedule().at(step));
     Ok(Replayed {
         shards,
         loss: folded.loss(),
         collapse_level: folded.collapse_level(),
         gradient_norm: folded.gradient_norm(),
         commit,
-        state,
+        state: replica.state()?.clone(),
     })
 }

@@ -121,20 +121,20 @@ impl Reports {
         self.send(generation, event, |told| told.hold(Some(state.step)));
     }
 
-    /// This worker has left a generation with this state, because of `error` or by order. Blocks while there is
+    /// This worker has left a generation with the state after this step, because of `error` or by order. Blocks while there is
     /// no room.
-    pub(crate) fn halted(&self, generation: u64, state: Option<&State>, error: Option<&WorkerError>) {
+    pub(crate) fn halted(&self, generation: u64, held_step: Option<u64>, error: Option<&WorkerError>) {
         let error = error.filter(|error| !error.is_ordered());
         let event = Event::Halted(v1::Halted {
             generation,
-            holds_state: state.is_some(),
-            step: state.map_or(0, |state| state.step),
+            holds_state: held_step.is_some(),
+            step: held_step.unwrap_or(0),
             reason: error.map(WorkerError::to_string).unwrap_or_default(),
             suspect_worker_id: error.map_or(0, suspect_worker_id),
         });
         self.send(generation, event, |told| {
             told.position.set_part(v1::Part::None);
-            told.hold(state.map(|state| state.step));
+            told.hold(held_step);
             // Its place in the position says all of it.
             told.kept.clear();
         });

@@ -4,15 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Group, Interrupt, Key, Limits, SubtreeSums};
+use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
 use recipe::Recipe;
-use simsiam::NonFinite;
+use simsiam::{Device, Folded, NonFinite, Trainer};
 
 use crate::WorkerError;
 use crate::batches::{Batches, ShardBatch, images_of};
 use crate::blame::{Blame, Culprit};
+use crate::sums::{FoldError, Sums};
 use crate::transport::Transport;
 
 /// One generation, assembled: the others are connected and the first views are being made.
@@ -25,7 +26,7 @@ pub(crate) struct Session {
     recipe: Recipe,
     store: Arc<BlockStore>,
     batches: Batches,
-    collective: Collective,
+    sums: Sums,
     interrupt: Interrupt,
 }
 
@@ -36,8 +37,8 @@ pub(crate) struct RunParts<'a> {
     pub(crate) recipe: &'a Recipe,
     pub(crate) store: &'a Arc<BlockStore>,
     pub(crate) transport: &'a Transport,
-    /// Floats in a bucket.
-    pub(crate) bucket_len: usize,
+    pub(crate) trainer: &'a Trainer,
+    pub(crate) device: &'a Device,
     /// How long the slowest worker may take for a step.
     pub(crate) step_limit: Duration,
 }
@@ -58,21 +59,22 @@ impl Session {
                 .interrupted_by(interrupt.clone());
         let lease = group.lease();
         // Started before the others are waited for, so that the first views are ready when they come.
-        let mut batches = Batches::start(run.recipe, Arc::clone(run.store), lease.clone(), steps);
+        let loader = run.trainer.loader();
+        let mut batches = Batches::start(run.recipe, Arc::clone(run.store), loader, lease.clone(), steps);
         let members: Vec<WorkerId> = order.members.iter().map(|member| WorkerId(member.worker_id)).collect();
         let addresses: Vec<String> =
             order.members.iter().map(|member| member.collective_address.clone()).collect();
         let limits = Limits {
-            bucket_len: run.bucket_len,
+            bucket_len: run.trainer.bucket().values(),
             connect_deadline: Duration::from_millis(order.deadline_ms),
             step_deadline: run.step_limit,
         };
-        let collective = run
-            .transport
-            .assemble(run.key, group, &addresses, limits)
-            .map_err(|source| collective_error(&members, source))?;
+        let gpu = simsiam::gpu(run.device).map(|(index, uuid)| Gpu { index, uuid });
+        let assembled = run.transport.assemble(run.key, group, &addresses, limits, gpu);
+        let assembled = assembled.map_err(|source| collective_error(&members, source))?;
+        let sums = Sums::new(assembled, run.trainer, lease);
         let (generation, workers) = (order.generation, members.len());
-        tracing::info!(generation, workers, "gradients go through {}", collective.medium());
+        tracing::info!(generation, workers, "gradients go through {}", sums.medium());
         batches.wait_for_first()?;
         Ok(Session {
             generation: order.generation,
@@ -82,7 +84,7 @@ impl Session {
             recipe: run.recipe.clone(),
             store: Arc::clone(run.store),
             batches,
-            collective,
+            sums,
             interrupt,
         })
     }
@@ -124,13 +126,16 @@ impl Session {
     }
 
     /// Where the buckets of this worker's shards are added up.
-    pub(crate) fn sums(&mut self) -> &mut SubtreeSums {
-        self.collective.sums()
+    pub(crate) fn sums(&mut self) -> &mut Sums {
+        &mut self.sums
     }
 
     /// The sum over all shards of the run, once those of this worker are complete.
-    pub(crate) fn fold(&mut self, step: u64) -> Result<&[f32], WorkerError> {
-        self.collective.fold(step).map_err(|source| collective_error(&self.members, source))
+    pub(crate) fn fold<'a>(&'a mut self, trainer: &'a Trainer, step: u64) -> Result<Folded<'a>, WorkerError> {
+        self.sums.fold(trainer, step).map_err(|error| match error {
+            FoldError::Collective(source) => collective_error(&self.members, source),
+            FoldError::Device(failure) => failure.into(),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use protocol::v1;
-use simsiam::{Commit, State, Trainer};
+use simsiam::{Commit, Replica, Trainer};
 
 use crate::WorkerError;
 use crate::publish::Publisher;
@@ -24,10 +24,10 @@ const MONITORED_EVERY_STEPS: u64 = 10;
 /// `publisher` is there on the one worker that publishes the checkpoints. `stopping` stays set once this
 /// worker was asked to, in later generations too.
 ///
-/// An error leaves `state` as the last committed step made it.
+/// An error leaves `replica` as the last committed step made it.
 pub(crate) fn train(
     trainer: &Trainer,
-    state: &mut State,
+    replica: &mut Replica,
     session: &mut Session,
     commands: &Receiver<Command>,
     mut publisher: Option<&mut Publisher>,
@@ -36,41 +36,37 @@ pub(crate) fn train(
 ) -> Result<(), WorkerError> {
     let total_steps = trainer.schedule().total_steps();
     let mut stop = false;
-    while state.step < total_steps && !stop {
+    while replica.step() < total_steps && !stop {
         let begin = Instant::now();
         let mut done = v1::StepDone { generation: session.generation(), ..v1::StepDone::default() };
         let is_save_ordered = hear(commands, session, stopping)?;
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
-        let network = trainer.bind(state);
+        let step = replica.step();
+        let network = trainer.bind(replica);
         session.sums().clear();
         while let Some(shard) = session.sums().next_shard() {
-            let batch = timed(&mut done.data_seconds, || session.next_batch(state.step, shard))?;
-            let bucket = session.sums().next_bucket();
-            let seconds = trainer.forward_backward(&network, shard, batch.views, bucket)?;
-            if *stopping {
-                trainer.bucket().request_stop(bucket);
-            }
+            let batch = timed(&mut done.data_seconds, || session.next_batch(step, shard))?;
+            let seconds = session.sums().add(trainer, &network, batch.views, *stopping)?;
             done.forward_seconds += seconds.forward;
             done.backward_seconds += seconds.backward;
-            session.sums().commit();
         }
 
         // The sum over all shards, with the same bits on every worker: from here on all decide alike.
-        let folded = timed(&mut done.all_reduce_seconds, || session.fold(state.step))?;
-        let folded = trainer.bucket().read(folded);
+        let folded = timed(&mut done.all_reduce_seconds, || session.fold(trainer, step))?;
 
         // Weights, momentum, statistics and position together, or nothing.
-        let rates = trainer.schedule().at(state.step);
-        let commit = timed(&mut done.update_seconds, || trainer.commit(state, &folded, rates));
+        let rates = trainer.schedule().at(step);
+        let commit = timed(&mut done.update_seconds, || trainer.commit(replica, &folded, rates));
         stop = folded.stop_requested();
         done.loss = folded.loss();
         done.collapse_level = folded.collapse_level();
         done.gradient_norm = folded.gradient_norm();
+        if commit == Ok(Commit::Applied) && is_monitored(replica.step()) {
+            done.monitors = Some(reports::monitors(trainer.monitors(replica, &folded, rates)?));
+        }
+        drop(folded);
         match commit {
-            Ok(Commit::Applied) if is_monitored(state.step) => {
-                done.monitors = Some(reports::monitors(trainer.monitors(state, &folded, rates)));
-            }
             Ok(Commit::Applied) => {}
             Ok(Commit::Skipped(found)) => {
                 done.skipped = Some(v1::Skipped { shards: found.shards.clone() });
@@ -78,24 +74,24 @@ pub(crate) fn train(
             }
             Err(found) => {
                 let blame = session.blame(found);
-                return Err(WorkerError::NonFinite { is_saved: save_before(publisher, state), blame });
+                return Err(WorkerError::NonFinite { is_saved: save_before(publisher, replica), blame });
             }
         }
 
-        done.step = state.step;
+        done.step = replica.step();
         done.learning_rate = rates.encoder;
-        if state.step.is_multiple_of(REPLICAS_COMPARED_EVERY_STEPS) {
-            done.state_hash = Bytes::copy_from_slice(&state.hash().0);
+        if done.step.is_multiple_of(REPLICAS_COMPARED_EVERY_STEPS) {
+            done.state_hash = Bytes::copy_from_slice(&replica.state()?.hash().0);
         }
         done.step_seconds = begin.elapsed().as_secs_f64();
         reports.step_done(done);
 
         if let Some(publisher) = &mut publisher {
-            publisher.publish_if_due(state, is_save_ordered, Instant::now());
+            publisher.publish_if_due(replica, is_save_ordered, Instant::now())?;
         }
     }
     match publisher {
-        Some(publisher) => publisher.publish_last(state, Instant::now()),
+        Some(publisher) => publisher.publish_last(replica.state()?, Instant::now()),
         None => Ok(()),
     }
 }
@@ -107,9 +103,11 @@ fn is_monitored(step: u64) -> bool {
 
 /// Saves the state before a step that ends the run, so that the step can be computed again and looked at. Whether it
 /// is saved; why the run ends matters more than that it may not be.
-fn save_before(publisher: Option<&mut Publisher>, state: &State) -> bool {
+fn save_before(publisher: Option<&mut Publisher>, replica: &mut Replica) -> bool {
     let Some(publisher) = publisher else { return false };
-    publisher.publish_last(state, Instant::now()).inspect_err(|error| tracing::error!("{error}")).is_ok()
+    let state = replica.state().map_err(WorkerError::from);
+    let saved = state.and_then(|state| publisher.publish_last(state, Instant::now()));
+    saved.inspect_err(|error| tracing::error!("{error}")).is_ok()
 }
 
 /// Takes up an order, if there is one. Whether it is to save.

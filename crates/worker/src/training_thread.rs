@@ -8,7 +8,7 @@ use collective::{Interrupt, Key};
 use dataset::{BlockCache, BlockStore, Images, Manifest};
 use protocol::v1;
 use recipe::Recipe;
-use simsiam::{Device, State, Trainer};
+use simsiam::{Device, Replica, Trainer};
 
 use crate::WorkerError;
 use crate::blocks::RemoteBlocks;
@@ -61,7 +61,14 @@ pub(crate) struct TrainingThread {
 struct Position {
     generation: u64,
     /// What it holds; none until its first generation.
-    state: Option<State>,
+    replica: Option<Replica>,
+}
+
+impl Position {
+    /// Steps that what it holds has behind it.
+    fn step(&self) -> Option<u64> {
+        self.replica.as_ref().map(Replica::step)
+    }
 }
 
 impl TrainingThread {
@@ -81,7 +88,7 @@ impl TrainingThread {
             ) {
                 return;
             }
-            let step = position.state.map_or(0, |state| state.step);
+            let step = position.step().unwrap_or(0);
             reports.failed(position.generation, step, error);
         })
     }
@@ -113,7 +120,8 @@ impl TrainingThread {
                 }
                 Command::Start { generation } => {
                     let ready = assembled.take().filter(|(session, _)| session.generation() == generation);
-                    let (Some((mut session, publishes)), Some(state)) = (ready, &mut position.state) else {
+                    let (Some((mut session, publishes)), Some(replica)) = (ready, &mut position.replica)
+                    else {
                         return Err(unexpected(format!(
                             "a start of generation {generation}, which is not assembled"
                         )));
@@ -122,7 +130,7 @@ impl TrainingThread {
                     let publisher = publishes.then_some(&mut publisher);
                     match train(
                         &trainer,
-                        state,
+                        replica,
                         &mut session,
                         commands,
                         publisher,
@@ -130,8 +138,8 @@ impl TrainingThread {
                         &mut stopping,
                     ) {
                         Ok(()) => {
-                            self.reports.finished(generation, state);
-                            tracing::info!(generation, step = state.step, "finished");
+                            self.reports.finished(generation, replica.state()?);
+                            tracing::info!(generation, step = replica.step(), "finished");
                         }
                         // The worker that saves says so when it has, and the run ends; if it does not live to,
                         // others compute the step again.
@@ -143,12 +151,12 @@ impl TrainingThread {
                 }
                 Command::Halt { generation } => {
                     assembled = None;
-                    self.reports.halted(generation, position.state.as_ref(), None);
+                    self.reports.halted(generation, position.step(), None);
                 }
                 Command::Save => self.save(position, &mut publisher)?,
                 Command::Stop => stopping = true,
                 Command::Dismiss => {
-                    let step = position.state.as_ref().map_or(0, |state| state.step);
+                    let step = position.step().unwrap_or(0);
                     let has_ended = step >= trainer.schedule().total_steps();
                     return if stopping && !has_ended { Err(WorkerError::Stopped { step }) } else { Ok(()) };
                 }
@@ -158,10 +166,11 @@ impl TrainingThread {
     }
 
     /// Publishes the state for those who lack it.
-    fn save(&self, position: &Position, publisher: &mut Publisher) -> Result<(), WorkerError> {
-        let Some(state) = &position.state else {
+    fn save(&self, position: &mut Position, publisher: &mut Publisher) -> Result<(), WorkerError> {
+        let Some(replica) = &mut position.replica else {
             return Err(unexpected("a save of a state that this worker lacks".to_string()));
         };
+        let state = replica.state()?;
         let attendance = self.link.attendance();
         match publisher.publish_last(state, Instant::now()) {
             Err(error) if self.link.attendance() != attendance => {
@@ -177,9 +186,9 @@ impl TrainingThread {
         if !error.ends_only_the_generation() {
             return Err(error);
         }
-        let Position { generation, state } = position;
-        tracing::warn!(generation, step = state.as_ref().map(|state| state.step), "left: {error}");
-        self.reports.halted(*generation, state.as_ref(), Some(&error));
+        let (generation, step) = (position.generation, position.step());
+        tracing::warn!(generation, step, "left: {error}");
+        self.reports.halted(generation, step, Some(&error));
         Ok(())
     }
 
@@ -205,29 +214,29 @@ impl TrainingThread {
         store: &Arc<BlockStore>,
         position: &mut Position,
     ) -> Result<Session, WorkerError> {
-        let state = match position.state.take().filter(|state| state.step == order.step) {
-            Some(state) => position.state.insert(state),
-            None => {
-                position.state.insert(fetch_state(&self.link, trainer.layout(), self.recipe.seed, order)?)
-            }
-        };
+        let held = position.replica.take().filter(|replica| replica.step() == order.step);
+        let replica = position.replica.insert(match held {
+            Some(replica) => replica,
+            None => trainer.place(fetch_state(&self.link, trainer.layout(), self.recipe.seed, order)?),
+        });
         let run = RunParts {
             run_id: self.run_id,
             key: &self.key,
             recipe: &self.recipe,
             store,
             transport: &self.transport,
-            bucket_len: trainer.bucket().values(),
+            trainer,
+            device: &self.device,
             step_limit: STEP_LIMIT,
         };
         let session =
-            Session::assemble(order, interrupt, &run, state.step..trainer.schedule().total_steps())?;
-        self.reports.assembled(order.generation, state, trainer.layout());
+            Session::assemble(order, interrupt, &run, replica.step()..trainer.schedule().total_steps())?;
+        self.reports.assembled(order.generation, replica.state()?, trainer.layout());
         tracing::info!(
             generation = order.generation,
             rank = order.rank,
             shards = ?session.lease(),
-            step = state.step,
+            step = replica.step(),
             "assembled"
         );
         Ok(session)

@@ -3,7 +3,7 @@
 use std::net::{TcpListener, ToSocketAddrs};
 
 use collective::loopback::Hub;
-use collective::{Collective, CollectiveError, Group, Key, Limits, Medium};
+use collective::{Assembled, CollectiveError, Gpu, Group, Key, Limits, Medium};
 
 use crate::WorkerError;
 
@@ -67,19 +67,21 @@ impl Transport {
         }
     }
 
-    /// Connects to the group's other members, who know `key` and whose addresses are in order of rank.
+    /// Connects to the group's other members, who know `key` and whose addresses are in order of rank. The buckets lie
+    /// on `gpu`, if there is one.
     pub(crate) fn assemble(
         &self,
         key: &Key,
         group: Group,
         addresses: &[String],
         limits: Limits,
-    ) -> Result<Collective, CollectiveError> {
+        gpu: Option<Gpu>,
+    ) -> Result<Assembled, CollectiveError> {
         match self {
             Transport::Processes { listener, medium, .. } => {
-                collective::assemble(listener, key, group, addresses, limits, *medium)
+                collective::assemble_with_gpu(listener, key, group, addresses, limits, *medium, gpu)
             }
-            Transport::Loopback(hub) => hub.assemble(group, limits),
+            Transport::Loopback(hub) => hub.assemble(group, limits).map(Assembled::Hosts),
         }
     }
 }

@@ -1,30 +1,101 @@
 //! The kernels on burn's autodiff tape.
 
-use std::sync::Arc;
+use std::fmt::Debug;
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, AutodiffBackend, Flex, TensorMetadata};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::Shape;
-use burn_flex::FlexTensor;
 
-use super::batch_norm::{self, Moments, ParameterGradients, Saved};
-use super::flex::{
-    batch_norm_forward, contiguous, convolution_sizes, filled, image, image_view, max_pool_forward, owned,
-    pool_sizes, values, vector,
-};
-use super::{Kernels, convolution, pool};
+use super::Kernels;
 
-type Tracked = FloatTensor<Autodiff<Flex>>;
+/// The forward passes with what they keep, and the backward passes that need it.
+pub(super) trait Differentiable: Kernels {
+    /// A batch's statistics, as a normalisation keeps them.
+    type Moments: Debug + Clone + Send + Sync + 'static;
+    /// Which number of every window a pool took.
+    type Winners: Debug + Clone + Send + Sync + 'static;
 
-impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
-    fn convolution(x: Tracked, weight: Tracked, stride: usize) -> Tracked {
+    /// A convolution's output, and its operands as its backward pass reads them.
+    fn convolution_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        stride: usize,
+    ) -> (FloatTensor<Self>, [FloatTensor<Self>; 2]);
+
+    /// The weight's gradient.
+    fn convolution_weight_gradient(
+        x: &FloatTensor<Self>,
+        weight: &FloatTensor<Self>,
+        stride: usize,
+        dy: &FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of an input of shape `x`.
+    fn convolution_data_gradient(
+        x: Shape,
+        weight: FloatTensor<Self>,
+        stride: usize,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// A normalisation's output, and its input as the backward pass reads it. With a shortcut it rectifies.
+    fn batch_norm_forward(
+        x: FloatTensor<Self>,
+        gamma: &FloatTensor<Self>,
+        beta: &FloatTensor<Self>,
+        shortcut: Option<FloatTensor<Self>>,
+        groups: usize,
+        rectify: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, Self::Moments);
+
+    /// Mean and unbiased variance, each `[groups x channels]`.
+    fn statistics(moments: &Self::Moments) -> [FloatTensor<Self>; 2];
+
+    /// The gradients of a normalisation; `y` is its output where there was a shortcut.
+    fn batch_norm_gradients(
+        saved: Normalisation<Self>,
+        y: Option<FloatTensor<Self>>,
+        dy: FloatTensor<Self>,
+    ) -> NormalisationGradients<Self>;
+
+    /// A pool's output, and what it took.
+    fn max_pool_forward(x: FloatTensor<Self>) -> (FloatTensor<Self>, Self::Winners);
+
+    /// The gradient of a pool's input of shape `x`.
+    fn max_pool_gradient(x: Shape, winners: Self::Winners, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// What a normalisation's backward pass needs.
+#[derive(Debug, Clone)]
+pub(super) struct Normalisation<B: Differentiable> {
+    pub(super) x: FloatTensor<B>,
+    pub(super) gamma: FloatTensor<B>,
+    pub(super) beta: FloatTensor<B>,
+    pub(super) moments: B::Moments,
+    pub(super) groups: usize,
+    pub(super) rectify: bool,
+}
+
+/// What a normalisation's backward pass gives.
+pub(super) struct NormalisationGradients<B: Backend> {
+    pub(super) x: FloatTensor<B>,
+    pub(super) gamma: FloatTensor<B>,
+    pub(super) beta: FloatTensor<B>,
+    /// Where there was a shortcut.
+    pub(super) shortcut: Option<FloatTensor<B>>,
+}
+
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
+impl<B: Differentiable, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn convolution(x: Tracked<B, C>, weight: Tracked<B, C>, stride: usize) -> Tracked<B, C> {
         let prepared = Convolution.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
-        let (x, weight) = (image_view(x.into_primitive()), weight.into_primitive());
-        let y = Flex::convolution(x.clone(), weight.clone(), stride);
+        let (y, [x, weight]) = B::convolution_forward(x.into_primitive(), weight.into_primitive(), stride);
         match prepared {
             OpsKind::Tracked(prepared) => prepared.finish((x, weight, stride), y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
@@ -32,118 +103,79 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
     }
 
     fn batch_norm(
-        x: Tracked,
-        gamma: Tracked,
-        beta: Tracked,
+        x: Tracked<B, C>,
+        gamma: Tracked<B, C>,
+        beta: Tracked<B, C>,
         groups: usize,
         rectify: bool,
-    ) -> (Tracked, Tracked, Tracked) {
+    ) -> (Tracked<B, C>, Tracked<B, C>, Tracked<B, C>) {
         let nodes = [x.node(), gamma.node(), beta.node()];
-        let (x, gamma, beta) =
-            (contiguous(x.into_primitive()), gamma.into_primitive(), beta.into_primitive());
-        let (y, moments) = batch_norm_forward(&x, &gamma, &beta, None, groups, rectify);
-        let statistics = statistics(&moments);
+        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+        let (y, x, moments) = B::batch_norm_forward(x.into_primitive(), &gamma, &beta, None, groups, rectify);
+        let [mean, variance] = B::statistics(&moments).map(Self::from_inner);
         let y = match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                prepared.finish(Normalisation { x, gamma, beta, moments: moments.into(), groups, rectify }, y)
+                prepared.finish(Normalisation { x, gamma, beta, moments, groups, rectify }, y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         };
-        let [mean, variance] = statistics;
         (y, mean, variance)
     }
 
     fn batch_norm_with_shortcut(
-        x: Tracked,
-        gamma: Tracked,
-        beta: Tracked,
-        shortcut: Tracked,
+        x: Tracked<B, C>,
+        gamma: Tracked<B, C>,
+        beta: Tracked<B, C>,
+        shortcut: Tracked<B, C>,
         groups: usize,
-    ) -> (Tracked, Tracked, Tracked) {
+    ) -> (Tracked<B, C>, Tracked<B, C>, Tracked<B, C>) {
         let nodes = [x.node(), gamma.node(), beta.node(), shortcut.node()];
-        let (x, gamma, beta) =
-            (contiguous(x.into_primitive()), gamma.into_primitive(), beta.into_primitive());
-        let (y, moments) =
-            batch_norm_forward(&x, &gamma, &beta, Some(shortcut.into_primitive()), groups, true);
-        let statistics = statistics(&moments);
+        let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+        let shortcut = Some(shortcut.into_primitive());
+        let (y, x, moments) =
+            B::batch_norm_forward(x.into_primitive(), &gamma, &beta, shortcut, groups, true);
+        let [mean, variance] = B::statistics(&moments).map(Self::from_inner);
         let y = match BatchNormWithShortcut.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                let state = Normalisation { x, gamma, beta, moments: moments.into(), groups, rectify: true };
-                prepared.finish((state, y.clone()), y)
+                let saved = Normalisation { x, gamma, beta, moments, groups, rectify: true };
+                prepared.finish((saved, y.clone()), y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         };
-        let [mean, variance] = statistics;
         (y, mean, variance)
     }
 
-    fn max_pool(x: Tracked) -> Tracked {
+    fn max_pool(x: Tracked<B, C>) -> Tracked<B, C> {
         let shape = x.shape();
         let prepared = MaxPool.prepare::<C>([x.node()]).compute_bound().stateful();
-        let (y, winners) = max_pool_forward(x.into_primitive());
+        let (y, winners) = B::max_pool_forward(x.into_primitive());
         match prepared {
-            OpsKind::Tracked(prepared) => prepared.finish((Arc::new(winners), shape), y),
+            OpsKind::Tracked(prepared) => prepared.finish((winners, shape), y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         }
     }
-}
-
-/// Mean and unbiased variance, through which no gradient flows.
-fn statistics(moments: &Moments) -> [Tracked; 2] {
-    [&moments.mean, &moments.unbiased_variance].map(|values| Autodiff::<Flex>::from_inner(vector(values)))
 }
 
 #[derive(Debug)]
 struct Convolution;
 
-impl Backward<Flex, 2> for Convolution {
-    type State = (FlexTensor, FlexTensor, usize);
+impl<B: Differentiable> Backward<B, 2> for Convolution {
+    type State = (FloatTensor<B>, FloatTensor<B>, usize);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let dy = grads.consume::<B>(&ops.node);
         let [x_node, weight_node] = ops.parents;
         let (x, weight, stride) = ops.state;
-        let sizes = convolution_sizes(&x, &weight, stride);
         if let Some(node) = weight_node {
-            let gradient = filled(weight.shape(), |gradient| {
-                convolution::weight_gradient(&sizes, image(&x), values(&dy), gradient);
-            });
-            grads.register::<Flex>(node.id, gradient);
+            let gradient = B::convolution_weight_gradient(&x, &weight, stride, &dy);
+            grads.register::<B>(node.id, gradient);
         }
         if let Some(node) = x_node {
             let shape = x.shape();
             // The largest tensor here: freed before its gradient is made.
             drop(x);
-            let weight = contiguous(weight);
-            let gradient = filled(shape, |gradient| {
-                convolution::data_gradient(&sizes, values(&dy), values(&weight), gradient);
-            });
-            grads.register::<Flex>(node.id, gradient);
-        }
-    }
-}
-
-/// What a normalisation's backward pass needs.
-#[derive(Debug, Clone)]
-struct Normalisation {
-    x: FlexTensor,
-    gamma: FlexTensor,
-    beta: FlexTensor,
-    moments: Arc<Moments>,
-    groups: usize,
-    rectify: bool,
-}
-
-impl Normalisation {
-    fn saved(&self) -> Saved<'_> {
-        let (x, gamma) = (values(&self.x), values(&self.gamma));
-        Saved {
-            x,
-            gamma,
-            beta: values(&self.beta),
-            moments: &self.moments,
-            shape: batch_norm::Shape::of(x.len(), gamma.len(), self.groups),
-            rectify: self.rectify,
+            let gradient = B::convolution_data_gradient(shape, weight, stride, dy);
+            grads.register::<B>(node.id, gradient);
         }
     }
 }
@@ -151,53 +183,42 @@ impl Normalisation {
 #[derive(Debug)]
 struct BatchNorm;
 
-impl Backward<Flex, 3> for BatchNorm {
-    type State = Normalisation;
+impl<B: Differentiable> Backward<B, 3> for BatchNorm {
+    type State = Normalisation<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let mut gradient = owned(grads.consume::<Flex>(&ops.node));
-        let [x, gamma, beta] = ops.parents;
-        let parameters = batch_norm::gradient(&ops.state.saved(), gradient.storage_mut());
-        register_parameters(parameters, [gamma.map(|n| n.id), beta.map(|n| n.id)], grads);
-        if let Some(node) = x {
-            grads.register::<Flex>(node.id, gradient);
-        }
+        let dy = grads.consume::<B>(&ops.node);
+        let nodes = ops.parents.map(|node| node.map(|node| node.id));
+        let found = B::batch_norm_gradients(ops.state, None, dy);
+        register::<B, 3>(nodes, [found.x, found.gamma, found.beta], grads);
     }
 }
 
 #[derive(Debug)]
 struct BatchNormWithShortcut;
 
-impl Backward<Flex, 4> for BatchNormWithShortcut {
-    type State = (Normalisation, FlexTensor);
+impl<B: Differentiable> Backward<B, 4> for BatchNormWithShortcut {
+    type State = (Normalisation<B>, FloatTensor<B>);
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let mut gradient = owned(grads.consume::<Flex>(&ops.node));
-        let [x, gamma, beta, shortcut] = ops.parents;
-        let (state, y) = ops.state;
-        let mut parameters = ParameterGradients::default();
-        let dx = filled(state.x.shape(), |dx| {
-            let gradient = gradient.storage_mut();
-            parameters = batch_norm::gradient_and_shortcut(&state.saved(), values(&y), gradient, dx);
-        });
-        register_parameters(parameters, [gamma.map(|n| n.id), beta.map(|n| n.id)], grads);
-        if let Some(node) = shortcut {
-            grads.register::<Flex>(node.id, gradient);
-        }
-        if let Some(node) = x {
-            grads.register::<Flex>(node.id, dx);
-        }
+        let dy = grads.consume::<B>(&ops.node);
+        let nodes = ops.parents.map(|node| node.map(|node| node.id));
+        let (saved, y) = ops.state;
+        let found = B::batch_norm_gradients(saved, Some(y), dy);
+        let shortcut = found.shortcut.expect("there was a shortcut");
+        register::<B, 4>(nodes, [found.x, found.gamma, found.beta, shortcut], grads);
     }
 }
 
-fn register_parameters(
-    gradients: ParameterGradients,
-    nodes: [Option<burn::backend::autodiff::NodeId>; 2],
+/// Hands on the gradients of those parents that want theirs.
+fn register<B: Backend, const N: usize>(
+    nodes: [Option<NodeId>; N],
+    gradients: [FloatTensor<B>; N],
     grads: &mut Gradients,
 ) {
-    for (node, gradient) in nodes.into_iter().zip([gradients.gamma, gradients.beta]) {
+    for (node, gradient) in nodes.into_iter().zip(gradients) {
         if let Some(node) = node {
-            grads.register::<Flex>(node, vector(&gradient));
+            grads.register::<B>(node, gradient);
         }
     }
 }
@@ -205,17 +226,15 @@ fn register_parameters(
 #[derive(Debug)]
 struct MaxPool;
 
-impl Backward<Flex, 1> for MaxPool {
-    type State = (Arc<Vec<u8>>, Shape);
+impl<B: Differentiable> Backward<B, 1> for MaxPool {
+    type State = (B::Winners, Shape);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let dy = grads.consume::<B>(&ops.node);
         let [node] = ops.parents;
         let (winners, shape) = ops.state;
         if let Some(node) = node {
-            let sizes = pool_sizes(&shape);
-            let gradient = filled(shape, |dx| pool::gradient(&sizes, &winners, values(&dy), dx));
-            grads.register::<Flex>(node.id, gradient);
+            grads.register::<B>(node.id, B::max_pool_gradient(shape, winners, dy));
         }
     }
 }

@@ -1,17 +1,20 @@
 //! The kernels over flex's tensors.
 
+use std::sync::Arc;
+
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
-use super::batch_norm::{self, Affine, Moments};
+use super::autodiff::{Differentiable, Normalisation, NormalisationGradients};
+use super::batch_norm::{self, Affine, Moments, ParameterGradients};
 use super::buffer::Buffer;
 use super::convolution::{self, Image};
 use super::{EvaluationKernels, Kernels, pool};
 
 impl Kernels for Flex {
     fn convolution(x: FlexTensor, weight: FlexTensor, stride: usize) -> FlexTensor {
-        let sizes = convolution_sizes(&x, &weight, stride);
+        let sizes = convolution_sizes(&x.shape(), &weight, stride);
         let [height, width] = sizes.output();
         let (view, weight) = (image_view(x), contiguous(weight));
         filled([sizes.images, height, width, sizes.output_channels], |y| {
@@ -46,6 +49,100 @@ impl Kernels for Flex {
     }
 }
 
+impl Differentiable for Flex {
+    type Moments = Arc<Moments>;
+    type Winners = Arc<Vec<u8>>;
+
+    fn convolution_forward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        stride: usize,
+    ) -> (FlexTensor, [FlexTensor; 2]) {
+        let x = image_view(x);
+        (Self::convolution(x.clone(), weight.clone(), stride), [x, weight])
+    }
+
+    fn convolution_weight_gradient(
+        x: &FlexTensor,
+        weight: &FlexTensor,
+        stride: usize,
+        dy: &FlexTensor,
+    ) -> FlexTensor {
+        let (sizes, dy) = (convolution_sizes(&x.shape(), weight, stride), contiguous(dy.clone()));
+        filled(weight.shape(), |gradient| {
+            convolution::weight_gradient(&sizes, image(x), values(&dy), gradient);
+        })
+    }
+
+    fn convolution_data_gradient(x: Shape, weight: FlexTensor, stride: usize, dy: FlexTensor) -> FlexTensor {
+        let sizes = convolution_sizes(&x, &weight, stride);
+        let (weight, dy) = (contiguous(weight), contiguous(dy));
+        filled(x, |gradient| convolution::data_gradient(&sizes, values(&dy), values(&weight), gradient))
+    }
+
+    fn batch_norm_forward(
+        x: FlexTensor,
+        gamma: &FlexTensor,
+        beta: &FlexTensor,
+        shortcut: Option<FlexTensor>,
+        groups: usize,
+        rectify: bool,
+    ) -> (FlexTensor, FlexTensor, Arc<Moments>) {
+        let x = contiguous(x);
+        let (y, moments) = batch_norm_forward(&x, gamma, beta, shortcut, groups, rectify);
+        (y, x, Arc::new(moments))
+    }
+
+    fn statistics(moments: &Arc<Moments>) -> [FlexTensor; 2] {
+        [&moments.mean, &moments.unbiased_variance].map(|values| vector(values))
+    }
+
+    fn batch_norm_gradients(
+        saved: Normalisation<Self>,
+        y: Option<FlexTensor>,
+        dy: FlexTensor,
+    ) -> NormalisationGradients<Self> {
+        let (x, gamma) = (values(&saved.x), values(&saved.gamma));
+        let forward = batch_norm::Saved {
+            x,
+            gamma,
+            beta: values(&saved.beta),
+            moments: &saved.moments,
+            shape: batch_norm::Shape::of(x.len(), gamma.len(), saved.groups),
+            rectify: saved.rectify,
+        };
+        // Overwritten by the gradient before the ReLU, which is the shortcut's, or without one by that of `x`.
+        let mut gradient = owned(dy);
+        let mut parameters = ParameterGradients::default();
+        let (x, shortcut) = if let Some(y) = y {
+            let dx = filled(saved.x.shape(), |dx| {
+                let gradient = gradient.storage_mut();
+                parameters = batch_norm::gradient_and_shortcut(&forward, values(&y), gradient, dx);
+            });
+            (dx, Some(gradient))
+        } else {
+            parameters = batch_norm::gradient(&forward, gradient.storage_mut());
+            (gradient, None)
+        };
+        NormalisationGradients {
+            x,
+            gamma: vector(&parameters.gamma),
+            beta: vector(&parameters.beta),
+            shortcut,
+        }
+    }
+
+    fn max_pool_forward(x: FlexTensor) -> (FlexTensor, Arc<Vec<u8>>) {
+        let (y, winners) = max_pool_forward(x);
+        (y, Arc::new(winners))
+    }
+
+    fn max_pool_gradient(x: Shape, winners: Arc<Vec<u8>>, dy: FlexTensor) -> FlexTensor {
+        let (sizes, dy) = (pool_sizes(&x), contiguous(dy));
+        filled(x, |dx| pool::gradient(&sizes, &winners, values(&dy), dx))
+    }
+}
+
 impl EvaluationKernels for Flex {
     fn batch_norm_running(
         x: FlexTensor,
@@ -71,7 +168,7 @@ impl EvaluationKernels for Flex {
 }
 
 /// Output and batch statistics of a contiguous `x`.
-pub(super) fn batch_norm_forward(
+fn batch_norm_forward(
     x: &FlexTensor,
     gamma: &FlexTensor,
     beta: &FlexTensor,
@@ -90,7 +187,7 @@ pub(super) fn batch_norm_forward(
 }
 
 /// Output, and for every number of it its place in the 3x3 window.
-pub(super) fn max_pool_forward(x: FlexTensor) -> (FlexTensor, Vec<u8>) {
+fn max_pool_forward(x: FlexTensor) -> (FlexTensor, Vec<u8>) {
     let x = contiguous(x);
     let sizes = pool_sizes(&x.shape());
     let [height, width] = sizes.output();
@@ -101,12 +198,12 @@ pub(super) fn max_pool_forward(x: FlexTensor) -> (FlexTensor, Vec<u8>) {
     (y, winners)
 }
 
-pub(super) fn pool_sizes(shape: &Shape) -> pool::Sizes {
+fn pool_sizes(shape: &Shape) -> pool::Sizes {
     pool::Sizes { images: shape[0], height: shape[1], width: shape[2], channels: shape[3] }
 }
 
-pub(super) fn convolution_sizes(x: &FlexTensor, weight: &FlexTensor, stride: usize) -> convolution::Sizes {
-    let (x, weight) = (x.shape(), weight.shape());
+fn convolution_sizes(x: &Shape, weight: &FlexTensor, stride: usize) -> convolution::Sizes {
+    let weight = weight.shape();
     assert_eq!(x[3], weight[1], "the input has the channels that the weight expects");
     convolution::Sizes {
         images: x[0],
@@ -134,13 +231,13 @@ fn normalise(x: FlexTensor, affine: &Affine, shortcut: Option<FlexTensor>, recti
 }
 
 /// An image batch as the convolution reads it: of few channels any view, otherwise contiguous.
-pub(super) fn image_view(x: FlexTensor) -> FlexTensor {
+fn image_view(x: FlexTensor) -> FlexTensor {
     let reads_views =
         x.shape()[3] < convolution::FEW_CHANNELS && x.layout().strides().iter().all(|&s| s >= 0);
     if reads_views { x } else { contiguous(x) }
 }
 
-pub(super) fn image(view: &FlexTensor) -> Image<'_> {
+fn image(view: &FlexTensor) -> Image<'_> {
     let mut strides = [0; 4];
     for (stride, &signed) in strides.iter_mut().zip(view.layout().strides()) {
         *stride = usize::try_from(signed).expect("image_view keeps views with forward strides only");
@@ -149,28 +246,28 @@ pub(super) fn image(view: &FlexTensor) -> Image<'_> {
 }
 
 /// The same tensor as one stretch of its buffer.
-pub(super) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.layout().contiguous_offsets().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
 /// The same tensor in a buffer of its own, to be overwritten.
-pub(super) fn owned(tensor: FlexTensor) -> FlexTensor {
+fn owned(tensor: FlexTensor) -> FlexTensor {
     let covers_its_buffer = tensor.bytes().len() == tensor.layout().num_elements() * size_of::<f32>();
     let is_plain = tensor.is_contiguous() && tensor.layout().start_offset() == 0 && covers_its_buffer;
     if is_plain { tensor } else { tensor.to_contiguous() }
 }
 
 /// The numbers of a contiguous tensor.
-pub(super) fn values(tensor: &FlexTensor) -> &[f32] {
+fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().expect("a contiguous f32 tensor")
 }
 
-pub(super) fn vector(values: &[f32]) -> FlexTensor {
+fn vector(values: &[f32]) -> FlexTensor {
     filled([values.len()], |to| to.copy_from_slice(values))
 }
 
 /// A new tensor whose numbers `fill` writes, every one.
-pub(super) fn filled(shape: impl Into<Shape>, fill: impl FnOnce(&mut [f32])) -> FlexTensor {
+fn filled(shape: impl Into<Shape>, fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let shape = shape.into();
     let mut values = Buffer::new(shape.num_elements());
     fill(&mut values);

@@ -1,8 +1,9 @@
 //! The network's operations over channels-last activations, `[n, height, width, channels]`.
 //!
-//! In `f32` on the CPU (burn's flex backend) they are the kernels of this module, with backward passes written by
-//! hand; on every other device, and in bf16, they are [`twin`]'s compositions of burn's own operations, which is
-//! also what the tests compare the kernels with. burn's tensors and its autodiff tape stay in charge either way.
+//! In `f32` on the CPU (burn's flex backend) and in `f32` and bf16 on GPUs they are the kernels of this module, with
+//! backward passes written by hand; in bf16 on the CPU they are [`twin`]'s compositions of burn's own operations,
+//! which is also what the tests compare the kernels with. burn's tensors and its autodiff tape stay in charge either
+//! way.
 //!
 //! The activations' type decides: weights are multiplied in it, normalisation and its statistics are in `f32`.
 
@@ -10,19 +11,23 @@ mod autodiff;
 mod batch_norm;
 mod buffer;
 mod convolution;
+#[cfg(feature = "cuda")]
+pub(crate) mod cube;
 mod flex;
 mod pool;
 #[cfg(test)]
 mod tests;
 mod twin;
 
+use std::ops::Range;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-/// What the CPU has kernels for. Tensors are `f32`; activations lie channels-last.
-#[backend_extension(Flex, Autodiff)]
+/// What devices have kernels for. Parameters and statistics are `f32`; activations lie channels-last.
+#[backend_extension(Cube: cfg(feature = "cuda"), Flex, Autodiff)]
 pub(crate) trait Kernels: Backend {
     /// See [`convolution`].
     fn convolution(x: FloatTensor<Self>, weight: FloatTensor<Self>, stride: usize) -> FloatTensor<Self>;
@@ -49,8 +54,8 @@ pub(crate) trait Kernels: Backend {
     fn max_pool(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// What the CPU has kernels for when nothing is trained.
-#[backend_extension(Flex)]
+/// What devices have kernels for when nothing is trained.
+#[backend_extension(Cube: cfg(feature = "cuda"), Flex)]
 pub(crate) trait EvaluationKernels: Backend {
     /// See [`batch_norm_running`].
     fn batch_norm_running(
@@ -71,6 +76,28 @@ pub(crate) trait EvaluationKernels: Backend {
         variance: FloatTensor<Self>,
         shortcut: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+}
+
+/// What GPUs have kernels for where the CPU is as fast with burn's operations.
+#[cfg(feature = "cuda")]
+#[backend_extension(Cube, Autodiff)]
+pub(crate) trait GpuKernels: Backend {
+    /// See [`average_pool`].
+    fn average_pool(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`cosine`].
+    fn cosine(p: FloatTensor<Self>, z: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`normalise`].
+    fn normalise(x: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// A part of a flat vector that is gathered.
+pub(crate) enum Part {
+    /// As it is.
+    Whole(Tensor<1>),
+    /// The numbers of both views, one behind the other, of which a weighted sum is gathered.
+    Views(Tensor<1>),
 }
 
 /// What follows a normalisation, in the same pass.
@@ -171,8 +198,82 @@ pub(crate) fn batch_norm_running<const D: usize>(
 
 /// The mean over all pixels, `[n, h, w, c] -> [n, c]`.
 pub(crate) fn average_pool(x: Tensor<4>) -> Tensor<2> {
-    let ([n, _, _, channels], dtype) = (x.dims(), x.dtype());
-    x.cast(DType::F32).mean_dims(&[1, 2]).reshape([n, channels]).cast(dtype)
+    #[cfg(feature = "cuda")]
+    if !is_flex(&x.device()) {
+        return Tensor::from_dispatch(<Dispatch as GpuKernels>::average_pool(x.into_dispatch()));
+    }
+    twin::average_pool(x)
+}
+
+/// The cosines `[n, 1]` between the rows of `p` and `z`, both `[n, d]` in `f32`.
+pub(crate) fn cosine(p: Tensor<2>, z: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "cuda")]
+    if !is_flex(&p.device()) {
+        let cosine = <Dispatch as GpuKernels>::cosine(p.into_dispatch(), z.into_dispatch());
+        return Tensor::from_dispatch(cosine);
+    }
+    twin::cosine(p, z)
+}
+
+/// Every row of `x: [n, d]`, in `f32`, scaled to length 1. No gradient flows through it.
+pub(crate) fn normalise(x: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "cuda")]
+    if !is_flex(&x.device()) {
+        return Tensor::from_dispatch(<Dispatch as GpuKernels>::normalise(x.into_dispatch()));
+    }
+    twin::normalise(x.detach())
+}
+
+/// The parts one behind the other, and `filling` zeros behind them; of two views, the sum after the first is taken
+/// `first_weight` times.
+pub(crate) fn gather(parts: Vec<Part>, first_weight: f32, filling: usize) -> Tensor<1> {
+    #[cfg(feature = "cuda")]
+    if let Some(Part::Whole(tensor) | Part::Views(tensor)) = parts.first()
+        && !is_flex(&tensor.device())
+    {
+        return cube::flat::gather(parts, first_weight, filling);
+    }
+    let mut parts: Vec<Tensor<1>> = parts.into_iter().map(|part| part.resolve(first_weight)).collect();
+    if filling > 0 {
+        parts.push(Tensor::zeros([filling], &parts[0].device()));
+    }
+    Tensor::cat(parts, 0)
+}
+
+impl Part {
+    /// Its numbers, with the views' weighted sum taken.
+    pub(crate) fn resolve(self, first_weight: f32) -> Tensor<1> {
+        match self {
+            Part::Whole(tensor) => tensor,
+            Part::Views(tensor) => {
+                let [first, second] = halves(tensor);
+                first * first_weight + second
+            }
+        }
+    }
+}
+
+fn halves(tensor: Tensor<1>) -> [Tensor<1>; 2] {
+    let half = tensor.dims()[0] / 2;
+    [tensor.clone().slice(0..half), tensor.slice(half..2 * half)]
+}
+
+/// Sums of squares that together cover the first `length` numbers: not finite if one of them is not.
+pub(crate) fn square_sums(values: Tensor<1>, length: usize) -> Tensor<1> {
+    #[cfg(feature = "cuda")]
+    if !is_flex(&values.device()) {
+        return cube::flat::square_sums(values, length);
+    }
+    values.slice(0..length).square().sum()
+}
+
+/// A stretch of a vector, without copying it where that can be.
+pub(crate) fn stretch(values: Tensor<1>, range: Range<usize>) -> Tensor<1> {
+    #[cfg(feature = "cuda")]
+    if !is_flex(&values.device()) {
+        return cube::flat::stretch(values, range);
+    }
+    values.slice(range)
 }
 
 /// The greatest of 3x3 pixels at every second one, `[n, h, w, c] -> [n, h / 2, w / 2, c]`.
@@ -201,7 +302,7 @@ pub(crate) const SHARE: usize = 1 << 16;
 
 /// Whether this module's own kernels can take `x`.
 fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && is_flex(&x.device())
+    x.dtype() == DType::F32 || !is_flex(&x.device())
 }
 
 /// Whether the device is the CPU, with or without gradients.

@@ -1,12 +1,22 @@
-//! Kernels against their twins, forward and every gradient, and the same bits from any number of threads.
+//! Kernels against their twins on the CPU, forward and every gradient, and the same bits from any number of threads.
+//! `SIMSIAM_DEVICE` names the device of the kernels.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use recipe::{Draws, Purpose};
 
-use super::{Normalised, Then, twin};
+use super::{Normalised, Part, Then, is_flex, twin};
+use crate::DeviceName;
 
 /// Relative to the tensor's norm: sums of some hundred products in f32, in another order.
 const TOLERANCE: f64 = 2e-5;
+
+/// The same where activations and their gradients have the 8 bits of bf16, and normalisations take differences.
+const BF16_TOLERANCE: f64 = 2e-2;
+
+fn device() -> Device {
+    let name = std::env::var("SIMSIAM_DEVICE").map_or(DeviceName::Cpu, |name| name.parse().unwrap());
+    name.open(&std::env::temp_dir()).unwrap()
+}
 
 /// Images, height, width, channels, output channels, kernel, stride.
 const CONVOLUTIONS: [[usize; 7]; 16] = [
@@ -95,25 +105,94 @@ fn batch_norms_match_their_twin() {
 
 #[test]
 fn running_batch_norms_match_their_twin() {
-    let device = Device::flex();
-    let x = || Tensor::<4>::from_data(noise([2, 5, 3, 20], 0), &device);
-    let shortcut = || Tensor::<4>::from_data(noise([2, 5, 3, 20], 5), &device);
-    let vector = |stream| Tensor::<4>::from_data(noise([1, 1, 1, 20], stream), &device).flatten::<1>(0, 3);
-    let (affine, statistics) = (|| [vector(1), vector(2)], || [vector(3), vector(4).square()]);
-    for rectify in [false, true] {
-        let then = || if rectify { Then::Rectify } else { Then::Nothing };
-        let found = super::batch_norm_running(x(), affine(), statistics(), then());
-        assert_close("running", found, twin::batch_norm_running(x(), affine(), statistics(), then()));
+    type Operation = fn(Tensor<4>, [Tensor<1>; 2], [Tensor<1>; 2], Then<4>) -> Tensor<4>;
+    let evaluate = |operation: Operation, device: Device| {
+        let image = |stream| Tensor::<4>::from_data(noise([2, 5, 3, 20], stream), &device);
+        let vector =
+            |stream| Tensor::<4>::from_data(noise([1, 1, 1, 20], stream), &device).flatten::<1>(0, 3);
+        [Then::Nothing, Then::Rectify, Then::AddAndRectify(image(5))]
+            .map(|then| operation(image(0), [vector(1), vector(2)], [vector(3), vector(4).square()], then))
+    };
+    let found = evaluate(super::batch_norm_running, device());
+    for (found, expected) in found.into_iter().zip(evaluate(twin::batch_norm_running, Device::flex())) {
+        assert_close("running", found, expected, TOLERANCE);
     }
-    let found = super::batch_norm_running(x(), affine(), statistics(), Then::AddAndRectify(shortcut()));
-    let then = Then::AddAndRectify(shortcut());
-    assert_close("running", found, twin::batch_norm_running(x(), affine(), statistics(), then));
 }
 
 #[test]
 fn pools_match_their_twin() {
     for case in [[1, 1, 1, 1], [2, 5, 4, 3], [1, 8, 8, 64], [3, 9, 7, 17]] {
         check(&format!("pool {case:?}"), [noise(case, 0)], |[x]| super::max_pool(x), |[x]| twin::max_pool(x));
+    }
+}
+
+#[test]
+fn means_over_pixels_match_their_twin() {
+    for case @ [n, _, _, channels] in [[1, 1, 1, 1], [2, 5, 4, 3], [3, 3, 3, 64]] {
+        let matrix = |y: Tensor<2>| y.reshape([n, 1, 1, channels]);
+        check(
+            &format!("average pool {case:?}"),
+            [noise(case, 0)],
+            |[x]| matrix(super::average_pool(x)),
+            |[x]| matrix(twin::average_pool(x)),
+        );
+    }
+}
+
+#[test]
+fn cosines_match_their_twin() {
+    // In one dimension a cosine has no gradient but for rounding.
+    for case @ [n, d] in [[1, 2], [3, 5], [7, 300], [2, 2048]] {
+        let rows = |x: Tensor<4>| x.cast(DType::F32).reshape([n, d]);
+        let image = |y: Tensor<2>| y.reshape([n, 1, 1, 1]);
+        check(
+            &format!("cosine {case:?}"),
+            [noise([n, 1, 1, d], 0), noise([n, 1, 1, d], 1)],
+            |[p, z]| image(super::cosine(rows(p), rows(z))),
+            |[p, z]| image(twin::cosine(rows(p), rows(z))),
+        );
+        let x = |device: &Device| Tensor::<4>::from_data(noise([n, 1, 1, d], 2), device).reshape([n, d]);
+        let found = super::normalise(x(&device())).reshape([n, 1, 1, d]);
+        let expected = twin::normalise(x(&Device::flex())).reshape([n, 1, 1, d]);
+        assert_close("rows of length 1", found, expected, TOLERANCE);
+    }
+    // A row of zeros has a direction nowhere, and a gradient that is finite.
+    let zeros = TensorData::new(vec![0.0f32; 8], [2, 1, 1, 4]);
+    let cosine =
+        |[p, z]: [Tensor<4>; 2]| super::cosine(p.reshape([2, 4]), z.reshape([2, 4])).reshape([2, 1, 1, 1]);
+    for tensor in evaluate(&device(), DType::F32, [zeros, noise([2, 1, 1, 4], 1)], cosine) {
+        assert!(tensor.into_data().try_into_vec::<f32>().unwrap().iter().all(|value| value.is_finite()));
+    }
+}
+
+#[test]
+fn vectors_are_gathered_whatever_their_length() {
+    let vector = |length: usize, stream: u64, device: &Device| {
+        Tensor::<4>::from_data(noise([1, 1, 1, length], stream), device).flatten::<1>(0, 3)
+    };
+    let gathered = |device: &Device| {
+        let lengths = [64, 3, 1, 128, 70, 4].into_iter().cycle().take(71).enumerate();
+        let parts = lengths.map(|(index, length)| match index % 3 {
+            0 => Part::Views(vector(2 * length, index as u64, device)),
+            _ => Part::Whole(vector(length, index as u64, device)),
+        });
+        super::gather(parts.collect(), 0.9, 5)
+    };
+    let (found, expected) = (gathered(&device()), gathered(&Device::flex()));
+    let length = expected.dims()[0];
+    let image = |values: Tensor<1>| values.reshape([1, 1, 1, length]);
+    let same = |found: Tensor<1>, expected: Tensor<1>| {
+        assert_close("gathered", image(found), image(expected), TOLERANCE);
+    };
+    same(found.clone(), expected.clone());
+    let total = |values: Tensor<1>| super::square_sums(values, length - 7).sum().expand([length]);
+    same(total(found.clone()), total(expected.clone()));
+    for range in [0..length, 64..131, 67..68] {
+        let widened = |values: Tensor<1>| values.sum().expand([length]);
+        same(
+            widened(super::stretch(found.clone(), range.clone())),
+            widened(super::stretch(expected.clone(), range)),
+        );
     }
 }
 
@@ -129,7 +208,7 @@ fn a_network_has_the_same_bits_on_any_number_of_threads() {
                 noise([72, 64, 3, 3], 3),
                 noise([1, 1, 1, 72], 4),
             ];
-            evaluate(leaves, |[x, stem, gamma, weight, gamma2]| {
+            evaluate(&Device::flex(), DType::F32, leaves, |[x, stem, gamma, weight, gamma2]| {
                 let beta = |gamma: &Tensor<1>| gamma.clone() * 0.1;
                 let x = super::convolution(x, stem, 2);
                 let gamma = flat(gamma);
@@ -152,7 +231,7 @@ fn a_network_has_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn what_is_not_a_number_stays_so() {
-    let device = Device::flex();
+    let device = device();
     let x = Tensor::<4>::full([1, 3, 3, 2], f32::NAN, &device);
     let ones = || Tensor::<1>::ones([2], &device);
     for y in [
@@ -170,7 +249,8 @@ fn joined(normalised: Normalised<4>) -> Tensor<4> {
     let [n, h, w, c] = output.dims();
     // Statistics carry no gradient in the kernels: the twin's must not either.
     let statistics = (mean.sum() + variance.sum()).detach().reshape([1, 1, 1, 1]);
-    output + statistics.expand([n, h, w, c]) * 1e-3
+    let dtype = output.dtype();
+    output + (statistics.expand([n, h, w, c]) * 1e-3).cast(dtype)
 }
 
 fn flat(x: Tensor<4>) -> Tensor<1> {
@@ -179,17 +259,28 @@ fn flat(x: Tensor<4>) -> Tensor<1> {
 
 fn noise(shape: [usize; 4], stream: u64) -> TensorData {
     let mut draws = Draws::new(7, Purpose::Weights, 0, stream, 0);
-    TensorData::new((0..shape.iter().product()).map(|_| draws.normal()).collect::<Vec<f32>>(), shape)
+    // Numbers that bf16 has too: what is greatest among them is so in every precision.
+    let mut number = || half::bf16::from_f32(draws.normal()).to_f32();
+    TensorData::new((0..shape.iter().product()).map(|_| number()).collect::<Vec<f32>>(), shape)
 }
 
-/// The output, then the gradient of every leaf.
+/// The output, then the gradient of every leaf. The first leaf and the fourth, a shortcut, are activations of this
+/// type.
 fn evaluate<const N: usize>(
+    device: &Device,
+    activations: DType,
     leaves: [TensorData; N],
     operation: impl Fn([Tensor<4>; N]) -> Tensor<4>,
 ) -> Vec<Tensor<4>> {
-    let device = Device::flex().autodiff();
+    let device = device.clone().autodiff();
     let leaves = leaves.map(|data| Tensor::<4>::from_data(data, &device).require_grad());
-    let y = operation(leaves.clone());
+    let mut operands = leaves.clone();
+    for index in [0, 3] {
+        if let (Some(operand), true) = (operands.get_mut(index), activations != DType::F32) {
+            *operand = operand.clone().cast(activations);
+        }
+    }
+    let y = operation(operands).cast(DType::F32);
     let dy = Tensor::from_data(noise(y.dims(), 9), &device);
     let gradients = (y.clone() * dy).sum().backward();
     let of_leaves = leaves.iter().map(|leaf| leaf.grad(&gradients).expect("every leaf takes part"));
@@ -202,14 +293,22 @@ fn check<const N: usize>(
     kernel: impl Fn([Tensor<4>; N]) -> Tensor<4>,
     twin: impl Fn([Tensor<4>; N]) -> Tensor<4>,
 ) {
-    let (found, expected) = (evaluate(leaves.clone(), kernel), evaluate(leaves, twin));
-    for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
-        let what = if index == 0 { "output".into() } else { format!("gradient {}", index - 1) };
-        assert_close(&format!("{name}, {what}"), found, expected);
+    let expected = evaluate(&Device::flex(), DType::F32, leaves.clone(), twin);
+    let compare = |device: &Device, dtype: DType, leaves: [TensorData; N], tolerance: f64| {
+        let found = evaluate(device, dtype, leaves, &kernel);
+        for (index, (found, expected)) in found.into_iter().zip(&expected).enumerate() {
+            let what = if index == 0 { "output".into() } else { format!("gradient {}", index - 1) };
+            assert_close(&format!("{name} in {dtype:?}, {what}"), found, expected.clone(), tolerance);
+        }
+    };
+    let device = device();
+    if !is_flex(&device) {
+        compare(&device, DType::BF16, leaves.clone(), BF16_TOLERANCE);
     }
+    compare(&device, DType::F32, leaves, TOLERANCE);
 }
 
-fn assert_close(name: &str, found: Tensor<4>, expected: Tensor<4>) {
+fn assert_close(name: &str, found: Tensor<4>, expected: Tensor<4>, tolerance: f64) {
     assert_eq!(found.dims(), expected.dims(), "{name}");
     let values = |tensor: Tensor<4>| tensor.into_data().try_into_vec::<f32>().unwrap();
     let (found, expected) = (values(found), values(expected));
@@ -217,7 +316,7 @@ fn assert_close(name: &str, found: Tensor<4>, expected: Tensor<4>) {
     let difference = norm(&mut found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     let size = norm(&mut expected.iter().map(|b| f64::from(*b)));
     assert!(
-        difference <= TOLERANCE * size.max(1e-3),
+        difference <= tolerance * size.max(1e-3),
         "{name}: off by {:.2e} of {size:.3e}",
         difference / size
     );

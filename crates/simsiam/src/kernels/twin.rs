@@ -11,6 +11,9 @@ use burn::tensor::{DType, Tensor};
 use super::batch_norm::EPSILON;
 use super::{Normalised, Then};
 
+/// The bound of a length is PyTorch's (1e-8, squared), inside the root so that a row of zeros has a finite gradient.
+pub(super) const SMALLEST_SQUARE: f32 = 1e-16;
+
 const CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
 const CHANNELS_LAST: [usize; 4] = [0, 2, 3, 1];
 
@@ -68,6 +71,20 @@ fn finish<const D: usize>(x: Tensor<D>, then: Then<D>) -> Tensor<D> {
         Then::Rectify => relu(x),
         Then::AddAndRectify(shortcut) => relu(x + shortcut.cast(DType::F32)),
     }
+}
+
+pub(super) fn average_pool(x: Tensor<4>) -> Tensor<2> {
+    let ([n, _, _, channels], dtype) = (x.dims(), x.dtype());
+    x.cast(DType::F32).mean_dims(&[1, 2]).reshape([n, channels]).cast(dtype)
+}
+
+pub(super) fn cosine(p: Tensor<2>, z: Tensor<2>) -> Tensor<2> {
+    (normalise(p) * normalise(z)).sum_dim(1)
+}
+
+pub(super) fn normalise(x: Tensor<2>) -> Tensor<2> {
+    let length = x.clone().square().sum_dim(1).clamp_min(SMALLEST_SQUARE).sqrt(); // [n, 1]
+    x / length
 }
 
 pub(super) fn max_pool(x: Tensor<4>) -> Tensor<4> {

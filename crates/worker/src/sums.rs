@@ -1,0 +1,153 @@
+//! Where the buckets of a worker's shards are added up.
+
+use std::ops::Range;
+
+use collective::{Assembled, Collective, CollectiveError, Node};
+use simsiam::{Bound, DeviceBucket, DeviceFailure, Folded, PhaseSeconds, Trainer, Views};
+
+/// The sums of a worker's shards, on their way to the sum over all.
+pub(crate) enum Sums {
+    /// In the host's memory, and then with the other workers.
+    OnHost(Collective),
+    /// In the device's memory, by a worker that is alone and so never needs them anywhere else.
+    OnDevice(DeviceSums),
+    /// In each worker's GPU, and then between them.
+    #[cfg(feature = "cuda")]
+    BetweenGpus(DeviceSums, collective::nccl::GpuCollective),
+}
+
+/// Why there is no sum over all shards.
+pub(crate) enum FoldError {
+    Collective(CollectiveError),
+    Device(DeviceFailure),
+}
+
+impl Sums {
+    /// Of the shards `lease`, which go through what was assembled.
+    pub(crate) fn new(assembled: Assembled, trainer: &Trainer, lease: Range<u32>) -> Sums {
+        match assembled {
+            Assembled::Hosts(collective) if collective.is_alone() && trainer.trains_on_device() => {
+                Sums::OnDevice(DeviceSums::new(lease))
+            }
+            Assembled::Hosts(collective) => Sums::OnHost(collective),
+            #[cfg(feature = "cuda")]
+            Assembled::Gpus(gpus) => Sums::BetweenGpus(DeviceSums::new(lease), gpus),
+        }
+    }
+
+    /// Begins a step.
+    pub(crate) fn clear(&mut self) {
+        match self {
+            Sums::OnHost(collective) => collective.sums().clear(),
+            Sums::OnDevice(sums) => sums.clear(),
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(sums, _) => sums.clear(),
+        }
+    }
+
+    /// The shard that comes next; `None` once all are added.
+    pub(crate) fn next_shard(&mut self) -> Option<u32> {
+        match self {
+            Sums::OnHost(collective) => collective.sums().next_shard(),
+            Sums::OnDevice(sums) => sums.next_shard(),
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(sums, _) => sums.next_shard(),
+        }
+    }
+
+    /// Computes the next shard's bucket and adds it. With `stop`, this worker wants the run to end.
+    ///
+    /// # Panics
+    /// If there is no shard left.
+    pub(crate) fn add(
+        &mut self,
+        trainer: &Trainer,
+        network: &Bound,
+        views: Views,
+        stop: bool,
+    ) -> Result<PhaseSeconds, DeviceFailure> {
+        let shard = self.next_shard().expect("whoever adds has asked which shard comes next");
+        let sums = match self {
+            Sums::OnHost(collective) => {
+                let bucket = collective.sums().next_bucket();
+                let seconds = trainer.forward_backward(network, shard, views, stop, bucket)?;
+                collective.sums().commit();
+                return Ok(seconds);
+            }
+            Sums::OnDevice(sums) => sums,
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(sums, _) => sums,
+        };
+        let (bucket, seconds) = trainer.forward_backward_on_device(network, shard, views, stop);
+        sums.push(bucket);
+        Ok(seconds)
+    }
+
+    /// The sum over all shards of the run, once those of this worker are complete.
+    pub(crate) fn fold<'a>(&'a mut self, trainer: &'a Trainer, step: u64) -> Result<Folded<'a>, FoldError> {
+        let sum = match self {
+            Sums::OnHost(collective) => {
+                let sum = collective.fold(step).map_err(FoldError::Collective)?;
+                return Ok(trainer.bucket().read(sum));
+            }
+            Sums::OnDevice(sums) => sums.take(),
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(sums, gpus) => {
+                let mut sum = sums.take();
+                // SAFETY: the bucket is complete and nothing else touches it until the sum is there.
+                let summed = sum.at_rest(|pointer, floats| unsafe { gpus.sum(pointer, floats) });
+                summed.map_err(FoldError::Device)?.map_err(FoldError::Collective)?;
+                sum
+            }
+        };
+        trainer.bucket().read_on_device(sum).map_err(FoldError::Device)
+    }
+
+    /// What the sums go through, in words.
+    pub(crate) fn medium(&self) -> &'static str {
+        match self {
+            Sums::OnHost(collective) => collective.medium(),
+            Sums::OnDevice(_) => "the device's memory",
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(..) => "NCCL",
+        }
+    }
+}
+
+/// The same tree as [`collective::SubtreeSums`], over buckets that a device holds.
+pub(crate) struct DeviceSums {
+    lease: Range<u32>,
+    next_shard: u32,
+    /// Sums that have no sibling yet, from the left.
+    pending: Vec<(Node, DeviceBucket)>,
+}
+
+impl DeviceSums {
+    fn new(lease: Range<u32>) -> DeviceSums {
+        DeviceSums { next_shard: lease.start, lease, pending: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        *self = DeviceSums::new(self.lease.clone());
+    }
+
+    fn next_shard(&self) -> Option<u32> {
+        (self.next_shard < self.lease.end).then_some(self.next_shard)
+    }
+
+    fn push(&mut self, bucket: DeviceBucket) {
+        let (mut node, mut sum) = (Node::leaf(self.next_shard), bucket);
+        while let Some(parent) = self.pending.last().and_then(|(left, _)| left.join(node)) {
+            let (_, left) = self.pending.pop().expect("a parent was found for the last entry");
+            (node, sum) = (parent, left.plus(sum));
+        }
+        self.pending.push((node, sum));
+        self.next_shard += 1;
+    }
+
+    /// The sum over the lease, whose subtrees are added from the left.
+    fn take(&mut self) -> DeviceBucket {
+        let sums = self.pending.drain(..).map(|(_, sum)| sum);
+        sums.reduce(DeviceBucket::plus).expect("a fold comes after all shards")
+    }
+}
