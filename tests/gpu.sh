@@ -2,9 +2,11 @@
 # Everything that only a GPU can show, in one go: is it right, how fast is it.
 #
 #   tests/gpu.sh build FOLDER    here, where Rust is; no GPU and no CUDA toolkit is needed
-#   FOLDER/gpu.sh run            there, where a GPU is; needs its driver, NVRTC and the CUDA headers, no Rust
+#   FOLDER/gpu.sh check          there, where a GPU is; needs its driver, NVRTC and the CUDA headers, no Rust
+#   FOLDER/gpu.sh time           there: a table of milliseconds and images/s; beside PyTorch with PEER='python3 step.py'
+#   FOLDER/gpu.sh train DATA     there: CIFAR-10 by the paper's recipe, EPOCHS epochs, and what its features are worth
 #
-# Prints what passed and a table of images/s. DEVICE=cpu runs the same on the CPU, to try the script itself.
+# DEVICE=cpu checks the same on the CPU, to try the script itself.
 set -euo pipefail
 
 build() {
@@ -12,44 +14,88 @@ build() {
     cd "$(dirname "$0")/.."
     mkdir -p "$folder"
     # Names and paths of the compiled tests and of the benchmark, from cargo's own messages.
-    for target in "--test parity" "--test trainer" "--bench step"; do
-        # shellcheck disable=SC2086 # two words
-        cargo test --release --workspace --features cuda --locked --no-run --message-format=json $target |
+    local package target
+    for target in "simsiam --features cuda --lib" "simsiam --features cuda --test parity" \
+        "simsiam --features cuda --test trainer" "simsiam --features cuda --bench phases" \
+        "collective --features nccl --lib"; do
+        package=${target%% *}
+        # shellcheck disable=SC2086 # several words
+        cargo test --release --locked --no-run --message-format=json -p $target |
             sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | while read -r program; do
             local name
             name=$(basename "$program")
-            strip -o "$folder/${name%-*}" "$program"
+            name=${name%-*}
+            if [ "$name" = "$package" ]; then name=$package-units; fi
+            strip -o "$folder/$name" "$program"
         done
     done
-    cargo build --release --workspace --features cuda --locked --bin coordinator
-    strip -o "$folder/coordinator" target/release/coordinator
+    cargo build --release --workspace --features cuda --locked --bin coordinator --bin evaluate
+    for program in coordinator evaluate; do
+        strip -o "$folder/$program" "target/release/$program"
+    done
     cp -r crates/simsiam/tests/fixtures "$folder/fixtures"
     cp tests/gpu.sh "$folder/gpu.sh"
-    echo "built: $folder; take it to the GPU and say $folder/gpu.sh run"
+    echo "built: $folder; take it to the GPU and say $folder/gpu.sh check"
 }
 
-run() {
-    cd "$(dirname "$0")"
-    export SIMSIAM_DEVICE=${DEVICE:-cuda} SIMSIAM_FIXTURES=$PWD/fixtures
-    echo "== checks on $SIMSIAM_DEVICE"
-    ./parity --test-threads=1
-    ./trainer --test-threads=1
+check() {
+    local program
+    for program in simsiam-units collective-units parity trainer; do
+        echo "== $program on $SIMSIAM_DEVICE"
+        "./$program" --test-threads=1 --quiet ${FILTER:+"$FILTER"}
+    done
     echo "== the quickstart, one worker"
     ./coordinator --workers 1 --device "$SIMSIAM_DEVICE" --out "$(mktemp -d)"
-    echo "== images/s of one step and of features"
-    for precision in f32 bf16; do
-        for batch in ${BATCHES:-256 512}; do
-            echo "-- $precision, batch $batch"
-            SIMSIAM_PRECISION=$precision SIMSIAM_BATCH=$batch ./step --bench | grep -E "resnet|thrpt|time:"
+}
+
+# Backbone, crop side, batch.
+CASES=${CASES:-"resnet18,96,256 resnet18,96,512 resnet18,32,512 resnet50,96,256"}
+
+time_steps() {
+    local case precision
+    for case in $CASES; do
+        for precision in bf16 f32; do
+            ./phases "$case,$precision"
+            [ -n "${PEER:-}" ] && peer "$case" "$precision"
         done
     done
+}
+
+# The same step in PyTorch, channels last, as it is and compiled.
+peer() {
+    local backbone side batch options=(cl cuda) compile
+    IFS=, read -r backbone side batch <<<"$1"
+    if [ "$2" = bf16 ]; then options+=(bf); fi
+    if [ "$backbone" = resnet50 ]; then options+=(r50); fi
+    for compile in "" compile; do
+        # shellcheck disable=SC2086 # none is no argument
+        $PEER "$side" "$batch" 24 "${options[@]}" $compile || true
+    done
+}
+
+train() {
+    local run=$PWD/runs/cifar10-gpu
+    ./coordinator --config cifar10-resnet18 --workers 1 --device "$SIMSIAM_DEVICE" --name cifar10-gpu --out runs \
+        --set data.path="$1" --set training.precision=bf16 --set training.shards=1 \
+        --set training.epochs="${EPOCHS:-800}"
+    ./evaluate knn "$run" --device "$SIMSIAM_DEVICE"
+    ./evaluate linear "$run" --device "$SIMSIAM_DEVICE"
 }
 
 case ${1:-} in
-build) build "${2:?a folder to build into}" ;;
-run) run ;;
+build)
+    build "${2:?a folder to build into}"
+    exit
+    ;;
+esac
+cd "$(dirname "$0")"
+export SIMSIAM_DEVICE=${DEVICE:-cuda} SIMSIAM_FIXTURES=$PWD/fixtures
+case ${1:-} in
+check) check ;;
+time) time_steps ;;
+train) train "${2:?the folder of the images}" ;;
 *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
