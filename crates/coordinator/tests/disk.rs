@@ -20,11 +20,11 @@ use protocol::v1;
 use protocol::v1::order::Order;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
-/// The limit is the whole process's.
+/// The limit is the whole process's: held by every test here, from its beginning to its end.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// What makes the disk of a run full, and gives it room again.
@@ -39,15 +39,13 @@ trait Disk {
 struct Limited {
     cut: PathBuf,
     before: Rlimit,
-    _alone: MutexGuard<'static, ()>,
 }
 
 impl Limited {
-    async fn cutting(file: &Path) -> Limited {
-        let _alone = ONE_AT_A_TIME.lock().await;
+    fn cutting(file: &Path) -> Limited {
         // The signal would end the process; a handler is enough for the write to fail instead, and stays.
         drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).unwrap());
-        Limited { cut: file.to_owned(), before: getrlimit(Resource::Fsize), _alone }
+        Limited { cut: file.to_owned(), before: getrlimit(Resource::Fsize) }
     }
 }
 
@@ -205,15 +203,17 @@ async fn publish(worker: &mut FakeWorker, step: u64) -> Result<String, tonic::St
 
 #[tokio::test]
 async fn a_run_goes_on_while_its_disk_is_full_and_loses_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     for cut in ["metrics.jsonl", "journal.jsonl", "tensorboard"] {
         let folder = tempfile::tempdir().unwrap();
-        let mut disk = Limited::cutting(&folder.path().join("run").join(cut)).await;
+        let mut disk = Limited::cutting(&folder.path().join("run").join(cut));
         check_that_the_run_goes_on(folder.path(), &mut disk).await;
     }
 }
 
 #[tokio::test]
 async fn a_run_goes_on_on_a_file_system_without_room() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let Some(mut disk) = Mounted::at(folder.path()) else {
         eprintln!("skipped: this process may not mount a file system");
@@ -225,6 +225,7 @@ async fn a_run_goes_on_on_a_file_system_without_room() {
 /// Two coordinators must not give the same number to two generations.
 #[tokio::test]
 async fn a_generation_that_cannot_be_written_down_is_not_formed() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let cluster =
@@ -233,7 +234,7 @@ async fn a_generation_that_cannot_be_written_down_is_not_formed() {
     workers[0].step_done(1).await;
     publish(&mut workers[0], 1).await.unwrap();
 
-    let mut disk = Limited::cutting(&run.join("journal.jsonl")).await;
+    let mut disk = Limited::cutting(&run.join("journal.jsonl"));
     disk.fill();
     drop(workers.pop());
     let Order::Halt(v1::Halt { generation: 1, .. }) = workers[0].order().await else {
