@@ -86,8 +86,8 @@ impl OnDevice {
     /// One step of SGD.
     pub(crate) fn update(&mut self, gradient: &Flat, step: &sgd::Step) {
         let gradient = gradient.on(&self.weights.device());
-        let (weights, momentum) = (self.weights.clone(), self.momentum.clone());
-        [self.weights, self.momentum] = sgd::update_on_device(weights, momentum, gradient, step);
+        [self.weights, self.momentum] =
+            sgd::update_on_device(&self.weights, self.momentum.clone(), gradient, step);
         self.is_fetched = false;
     }
 }

@@ -42,14 +42,14 @@ pub(crate) struct Step {
 
 /// The same as [`update`] in a device's memory: new weights and momentum. More numbers may follow the gradient's.
 pub(crate) fn update_on_device(
-    weights: Tensor<1>,
+    weights: &Tensor<1>,
     momentum_buffer: Tensor<1>,
     gradient: Tensor<1>,
     step: &Step,
 ) -> [Tensor<1>; 2] {
     #[cfg(feature = "cuda")]
     if !kernels::is_flex(&weights.device()) {
-        return kernels::cube::flat::sgd_update(weights, momentum_buffer, gradient, step);
+        return kernels::cube::flat::sgd_update(weights.clone(), momentum_buffer, gradient, step);
     }
     let gradient = gradient.slice(0..weights.dims()[0]);
     let gradient = gradient * step.scale + weights.clone() * step.weight_decay;

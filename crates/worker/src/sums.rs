@@ -151,3 +151,68 @@ impl DeviceSums {
         sums.reduce(DeviceBucket::plus).expect("a fold comes after all shards")
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a lease is a range, and one worker has one")]
+mod tests {
+    use std::time::Duration;
+
+    use collective::loopback::Hub;
+    use collective::{Group, Limits};
+    use recipe::{Draws, Purpose, Recipe};
+    use simsiam::{Device, State};
+
+    use super::*;
+
+    const SHARDS: u32 = 4;
+
+    fn trainer() -> Trainer {
+        let set = [
+            "training.batch=16",
+            "training.shards=4",
+            "views.crop_px=16",
+            "model.width=4",
+            "model.projector_dim=16",
+            "model.predictor_dim=8",
+        ];
+        let set: Vec<String> = set.iter().map(|change| (*change).to_string()).collect();
+        Trainer::new(&Recipe::from_toml(recipe::QUICKSTART, &set).unwrap(), 64, Device::flex())
+    }
+
+    fn alone(trainer: &Trainer) -> Sums {
+        let group = Group::new([0; 16], 1, 0, vec![0..SHARDS], SHARDS).unwrap();
+        let second = Duration::from_secs(1);
+        let limits =
+            Limits { bucket_len: trainer.bucket().values(), connect_deadline: second, step_deadline: second };
+        let collective = Hub::default().assemble(group, limits).unwrap();
+        Sums::new(Assembled::Hosts(collective), trainer, 0..SHARDS)
+    }
+
+    #[test]
+    fn who_is_alone_sums_in_the_devices_memory_what_it_would_in_the_hosts() {
+        let loss = |trainer: &Trainer, medium: &str| {
+            let mut sums = alone(trainer);
+            assert_eq!(sums.medium(), medium);
+            let network = trainer.bind(&trainer.place(State::initial(trainer.layout(), 0)));
+            let mut losses = Vec::new();
+            for step in 0..2 {
+                sums.clear();
+                while let Some(shard) = sums.next_shard() {
+                    let mut draws = Draws::new(1, Purpose::View, 0, u64::from(shard), step);
+                    let values = (0..2 * 4 * 3 * 16 * 16).map(|_| draws.normal()).collect();
+                    let views = trainer.loader().load(values);
+                    sums.add(trainer, &network, views, shard == 2 && step == 1).unwrap();
+                }
+                let Ok(folded) = sums.fold(trainer, step) else { panic!("nothing can fail alone") };
+                assert_eq!((folded.stop_requested(), folded.non_finite_shards()), (step == 1, Vec::new()));
+                losses.push([folded.loss(), folded.collapse_level(), folded.gradient_norm()]);
+            }
+            losses
+        };
+        let expected = loss(&trainer(), "nothing");
+        let found = loss(&trainer().with_state_on_device(), "the device's memory");
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{found} is not {expected}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agreement::VOTE_LEN;
+use crate::gpus::CARD_BYTES;
 use crate::mesh::{GREETING_LEN, PROOF_LEN};
 use crate::testing::{SHARDS, fold_and_compare, fold_error, group, key, limits, listen, run_ranks};
 use crate::{CollectiveError, Medium, assemble};
@@ -99,7 +100,7 @@ fn error_through(mischief: Mischief) -> CollectiveError {
 
 #[test]
 fn a_changed_byte_is_corrupt_and_a_cut_wire_a_lost_peer() {
-    let first_frame = GREETING_LEN + PROOF_LEN + VOTE_LEN;
+    let first_frame = GREETING_LEN + PROOF_LEN + CARD_BYTES + VOTE_LEN;
     for place in [first_frame, first_frame + frame::HEADER_LEN, first_frame + 100_000] {
         let error = error_through(Mischief::Flip(place));
         assert!(matches!(error, CollectiveError::Corrupt { rank: 1 }), "byte {place}: {error}");
