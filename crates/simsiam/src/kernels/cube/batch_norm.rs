@@ -321,6 +321,16 @@ pub(super) enum After {
     AddAndRectify,
 }
 
+impl After {
+    fn of(has_shortcut: bool, rectify: bool) -> After {
+        match (has_shortcut, rectify) {
+            (true, _) => After::AddAndRectify,
+            (false, true) => After::Rectify,
+            (false, false) => After::Nothing,
+        }
+    }
+}
+
 /// How a pass over activations is shared out.
 #[derive(Clone, Copy)]
 struct Grid {
@@ -438,11 +448,7 @@ pub(super) fn normalise(
     rectify: bool,
 ) -> CubeTensor {
     let grid = Grid::of(x, gamma.shape().num_elements(), groups);
-    let then = match (&shortcut, rectify) {
-        (Some(_), _) => After::AddAndRectify,
-        (None, true) => After::Rectify,
-        (None, false) => After::Nothing,
-    };
+    let then = After::of(shortcut.is_some(), rectify);
     let shortcut = shortcut.map_or_else(|| x.clone(), into_contiguous);
     let y = like(x);
     // SAFETY: shortcut and output have the shape of `x`, whose rows and columns the kernel is told.
@@ -475,60 +481,13 @@ pub(super) fn gradients(
     y: Option<&CubeTensor>,
     dy: CubeTensor,
 ) -> NormalisationGradients<CubeBackend> {
-    let &Normalisation { ref x, ref gamma, ref beta, ref moments, groups, rectify } = saved;
-    let dy = into_contiguous(dy);
-    let grid = Grid::of(x, gamma.shape().num_elements(), groups);
-    let dtype = elem_type(x);
-    let then = match (y, rectify) {
-        (Some(_), _) => After::AddAndRectify,
-        (None, true) => After::Rectify,
-        (None, false) => After::Nothing,
-    };
-    // Without a shortcut nothing is written there.
-    let masked = if y.is_some() { like(x) } else { dy.clone() };
-    let sums = floats(x, [groups * grid.chunks() * 2 * grid.channels()]);
-    // SAFETY: every activation has the shape of `x`; the sums have a place for both of every cube's and column's.
-    unsafe {
-        partial_gradients::launch_unchecked(
-            &x.client,
-            grid.cubes(),
-            grid.cube(),
-            grid.vector,
-            dy.clone().into_buffer_arg(),
-            x.clone().into_buffer_arg(),
-            y.unwrap_or(x).clone().into_buffer_arg(),
-            gamma.clone().into_buffer_arg(),
-            beta.clone().into_buffer_arg(),
-            moments.mean.clone().into_buffer_arg(),
-            moments.inverse_deviation.clone().into_buffer_arg(),
-            masked.clone().into_buffer_arg(),
-            sums.clone().into_buffer_arg(),
-            grid.columns,
-            grid.rows,
-            grid.chunk_rows,
-            then,
-            dtype,
-        );
-    }
-    let group_sums = floats(x, [groups * 2 * grid.channels()]);
-    let [gamma_gradient, beta_gradient] = [0; 2].map(|_| floats(x, [grid.channels()]));
-    // SAFETY: the kernel has one cube for every column, and everything it writes a place for each.
-    unsafe {
-        parameter_gradients::launch_unchecked(
-            &x.client,
-            grid.cubes_that_sum(1),
-            summing_cube(),
-            grid.vector,
-            sums.into_buffer_arg(),
-            group_sums.clone().into_buffer_arg(),
-            gamma_gradient.clone().into_buffer_arg(),
-            beta_gradient.clone().into_buffer_arg(),
-            groups,
-            grid.chunks(),
-        );
-    }
+    let Normalisation { x, gamma, beta, moments, groups, rectify } = saved;
+    let grid = Grid::of(x, gamma.shape().num_elements(), *groups);
+    let then = After::of(y.is_some(), *rectify);
+    let (masked, sums) = gradient_sums(saved, grid, then, y, into_contiguous(dy));
+    let [group_sums, gamma_gradient, beta_gradient] = sums_of_groups(x, grid, sums);
     let dx = like(x);
-    // SAFETY: as for the first pass.
+    // SAFETY: every activation has the shape of `x`; statistics and sums have a place for every group and column.
     unsafe {
         data_gradient::launch_unchecked(
             &x.client,
@@ -547,8 +506,68 @@ pub(super) fn gradients(
             grid.rows,
             grid.chunk_rows,
             then == After::Rectify,
-            dtype,
+            elem_type(x),
         );
     }
     NormalisationGradients { x: dx, gamma: gamma_gradient, beta: beta_gradient, shortcut: y.map(|_| masked) }
+}
+
+/// The gradient before the ReLU after a shortcut, otherwise `dy` itself; and every cube's partial sums.
+fn gradient_sums(
+    saved: &Normalisation<CubeBackend>,
+    grid: Grid,
+    then: After,
+    y: Option<&CubeTensor>,
+    dy: CubeTensor,
+) -> (CubeTensor, CubeTensor) {
+    let Normalisation { x, gamma, beta, moments, .. } = saved;
+    // Without a shortcut nothing is written there.
+    let masked = if y.is_some() { like(x) } else { dy.clone() };
+    let sums = floats(x, [grid.groups * grid.chunks() * 2 * grid.channels()]);
+    // SAFETY: every activation has the shape of `x`; the sums have a place for both of every cube's and column's.
+    unsafe {
+        partial_gradients::launch_unchecked(
+            &x.client,
+            grid.cubes(),
+            grid.cube(),
+            grid.vector,
+            dy.into_buffer_arg(),
+            x.clone().into_buffer_arg(),
+            y.unwrap_or(x).clone().into_buffer_arg(),
+            gamma.clone().into_buffer_arg(),
+            beta.clone().into_buffer_arg(),
+            moments.mean.clone().into_buffer_arg(),
+            moments.inverse_deviation.clone().into_buffer_arg(),
+            masked.clone().into_buffer_arg(),
+            sums.clone().into_buffer_arg(),
+            grid.columns,
+            grid.rows,
+            grid.chunk_rows,
+            then,
+            elem_type(x),
+        );
+    }
+    (masked, sums)
+}
+
+/// The sums of every group, `[group, 2, column]`, and over all groups the gradients of gamma and beta.
+fn sums_of_groups(x: &CubeTensor, grid: Grid, sums: CubeTensor) -> [CubeTensor; 3] {
+    let group_sums = floats(x, [grid.groups * 2 * grid.channels()]);
+    let [gamma, beta] = [0; 2].map(|_| floats(x, [grid.channels()]));
+    // SAFETY: the kernel has one cube for every column, and everything it writes a place for each.
+    unsafe {
+        parameter_gradients::launch_unchecked(
+            &x.client,
+            grid.cubes_that_sum(1),
+            summing_cube(),
+            grid.vector,
+            sums.into_buffer_arg(),
+            group_sums.clone().into_buffer_arg(),
+            gamma.clone().into_buffer_arg(),
+            beta.clone().into_buffer_arg(),
+            grid.groups,
+            grid.chunks(),
+        );
+    }
+    [group_sums, gamma, beta]
 }

@@ -1,5 +1,7 @@
 //! The greatest of 3x3 pixels at every second one, and its gradient. A unit makes a few channels of one pixel.
 
+#![expect(clippy::manual_div_ceil, reason = "what runs on the GPU has no such method")]
+
 use burn::backend::TensorMetadata;
 use burn::tensor::Shape;
 use burn_cubecl::kernel::into_contiguous;
@@ -74,8 +76,8 @@ fn backward<F: Float, N: Size>(
         let image = pixel / width / height;
         let zero = Vector::<f32, N>::new(0.0);
         let mut sum = zero;
-        let end_y = min(input_y / 2 + input_y % 2 + 1, output_height);
-        let end_x = min(input_x / 2 + input_x % 2 + 1, output_width);
+        let end_y = min((input_y + 1) / 2 + 1, output_height);
+        let end_x = min((input_x + 1) / 2 + 1, output_width);
         for output_y in input_y / 2..end_y {
             for output_x in input_x / 2..end_x {
                 let window = (input_y + 1 - output_y * 2) * 3 + input_x + 1 - output_x * 2;
