@@ -108,9 +108,11 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>
     })
 }
 
-/// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC.
+/// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC. An
+/// answer that ends before its status, on a connection that stays, is `UNKNOWN` without a cause.
 fn was_garbled(status: &Status) -> bool {
     matches!(status.code(), Code::DataLoss | Code::Internal)
+        || (status.code() == Code::Unknown && status.source().is_none())
 }
 
 /// Whether nobody answered: an answer has no cause of its own on this side.
@@ -139,6 +141,7 @@ mod tests {
         for (code, failures, calls_expected, succeeds) in [
             (Code::DataLoss, 2, 3, true),
             (Code::Internal, 1, 2, true),
+            (Code::Unknown, 2, 3, true),
             (Code::Internal, 99, 3, false),
             (Code::FailedPrecondition, 99, 1, false),
         ] {
