@@ -1,6 +1,6 @@
 //! Who folds together: one generation's workers and the shards each of them leases.
 
-use crate::{CollectiveError, Interrupt, checksum};
+use crate::{CollectiveError, Interrupt, Standstill, checksum};
 use std::ops::Range;
 
 /// One generation of a run, seen by one of its workers. A value of this type is always valid.
@@ -12,6 +12,7 @@ pub struct Group {
     leases: Vec<Range<u32>>,
     shards: u32,
     interrupt: Interrupt,
+    standstill: Standstill,
 }
 
 /// Why leases and ranks do not make a group.
@@ -85,7 +86,8 @@ impl Group {
         if expected != shards {
             return Err(GroupError::End { expected: shards, found: expected });
         }
-        Ok(Self { run, generation, rank, leases, shards, interrupt: Interrupt::default() })
+        let (interrupt, standstill) = (Interrupt::default(), Standstill::default());
+        Ok(Self { run, generation, rank, leases, shards, interrupt, standstill })
     }
 
     /// The same group, whose waiting `interrupt` ends.
@@ -98,6 +100,16 @@ impl Group {
     #[cfg(feature = "nccl")]
     pub(crate) fn interrupt(&self) -> Interrupt {
         self.interrupt.clone()
+    }
+
+    /// The same group, where `standstill` tells how its folds move.
+    #[must_use]
+    pub fn observed_by(self, standstill: Standstill) -> Self {
+        Self { standstill, ..self }
+    }
+
+    pub(crate) fn standstill(&self) -> &Standstill {
+        &self.standstill
     }
 
     /// Fails once this generation is interrupted.

@@ -29,6 +29,7 @@ pub mod nccl;
 mod processes;
 #[cfg_attr(not(target_os = "linux"), path = "no_shared_memory.rs")]
 mod shared_memory;
+mod standstill;
 mod sums;
 mod tcp;
 mod tree;
@@ -43,6 +44,7 @@ pub use group::{Group, GroupError};
 pub use interrupt::Interrupt;
 pub use key::Key;
 pub use processes::{Assembled, Medium, assemble, assemble_with_gpu};
+pub use standstill::Standstill;
 pub use sums::SubtreeSums;
 pub use tree::{Node, subtrees};
 

@@ -91,6 +91,8 @@ impl Engine for SharedMemory {
 
     fn fold(&mut self, step: u64, _sums: &SubtreeSums) -> Result<(), CollectiveError> {
         let until = Instant::now() + self.limits.step_deadline;
+        // Nothing is under way here: until it ends, a fold stands still.
+        let _folding = self.group.standstill().fold();
         self.turn.advance();
         self.folds += 1;
         let turn = self.turn;

@@ -36,6 +36,7 @@ impl Exchange<'_> {
     /// Runs the fold to its end.
     pub(super) fn run(mut self) -> Result<(), CollectiveError> {
         let until = Instant::now() + self.limit;
+        let _folding = self.group.standstill().fold();
         self.checksums.clear();
         for connection in &mut *self.connections {
             connection.begin_fold();
@@ -257,7 +258,8 @@ impl Exchange<'_> {
             polled.push(PollFd::new(&self.connections[peer].stream, flags));
         }
         match poll(&mut polled, Some(&timeout)) {
-            Ok(_) => {}
+            Ok(0) if !more_to_send => {}
+            Ok(_) => self.group.standstill().moved(),
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => {
                 return Err(CollectiveError::Socket { what: "wait for peers", source: error.into() });

@@ -5,7 +5,7 @@ use crate::agreement::VOTE_LEN;
 use crate::gpus::CARD_BYTES;
 use crate::mesh::{GREETING_LEN, PROOF_LEN};
 use crate::testing::{SHARDS, fold_and_compare, fold_error, group, key, limits, listen, run_ranks};
-use crate::{CollectiveError, Medium, assemble};
+use crate::{CollectiveError, Interrupt, Medium, Standstill, assemble};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
@@ -35,6 +35,7 @@ fn every_world_and_length_of_chunks_folds_to_the_same_bits() {
 enum Mischief {
     Flip(usize),
     Cut(usize),
+    Swallow(usize),
 }
 
 /// Stands between two workers, passes everything on, and does one mischief.
@@ -60,10 +61,12 @@ fn forward(mut from: TcpStream, mut to: &TcpStream, mischief: Mischief) -> std::
     loop {
         let count = from.read(&mut bytes)?;
         let (place, is_cut) = match mischief {
-            Mischief::Flip(place) => (place, false),
+            // Whoever sends notices nothing.
+            Mischief::Swallow(place) if passed + count > place => continue,
+            Mischief::Flip(place) | Mischief::Swallow(place) => (place, false),
             Mischief::Cut(place) => (place, true),
         };
-        if (passed..passed + count).contains(&place) {
+        if (passed..passed + count).contains(&place) && !matches!(mischief, Mischief::Swallow(_)) {
             bytes[place - passed] ^= 0x40;
             if is_cut {
                 to.write_all(&bytes[..place - passed])?;
@@ -112,6 +115,37 @@ fn a_changed_byte_is_corrupt_and_a_cut_wire_a_lost_peer() {
         let error = error_through(Mischief::Cut(place));
         assert!(matches!(error, CollectiveError::PeerLost { rank: 1, .. }), "cut at {place}: {error}");
     }
+}
+
+#[test]
+fn ranks_between_which_bytes_vanish_all_stand_still() {
+    let (listeners, mut addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let first_frame = GREETING_LEN + PROOF_LEN + CARD_BYTES + VOTE_LEN;
+    addresses[0] = proxy(addresses[0].clone(), Mischief::Swallow(first_frame + 10_000));
+    let standstills = [Standstill::default(), Standstill::default()];
+    let interrupt = Interrupt::default();
+    thread::scope(|scope| {
+        for rank in 0..2 {
+            let (listener, addresses, interrupt) = (&listeners[rank], &addresses, interrupt.clone());
+            let standstill = standstills[rank].clone();
+            scope.spawn(move || {
+                let group =
+                    group(3, rank, 2, SHARDS).interrupted_by(interrupt).observed_by(standstill.clone());
+                let assembled = assemble(listener, &key(), group, addresses, limits(100_003), Medium::Tcp);
+                let error = fold_error(&mut assembled.unwrap(), 0);
+                // The one that is interrupted first takes the other with it.
+                let is_over =
+                    matches!(error, CollectiveError::Interrupted { .. } | CollectiveError::PeerLost { .. });
+                assert!(is_over, "{error}");
+                assert_eq!(standstill.lasts(), Duration::ZERO, "outside of a fold");
+            });
+        }
+        let limit = Duration::from_millis(300);
+        while !standstills.iter().all(|standstill| standstill.lasts() > limit) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        interrupt.raise();
+    });
 }
 
 /// In a network namespace of its own, whose only network drops every packet while one rank waits for the other. To see
