@@ -169,6 +169,12 @@ fn noted(record: &Record, workers: u32, expected: u32) -> Option<String> {
         Record::Joined { description, .. } => {
             format!("worker {workers} of {expected} joined ({description})")
         }
+        Record::Detached { worker, reason } => {
+            format!("the connection of worker {worker} broke ({reason}); its place is kept for a while")
+        }
+        Record::Left { worker, .. } => {
+            format!("worker {worker} has left in order, {workers} of {expected} are here")
+        }
         Record::Lost { reason, .. } => {
             format!("a worker left, {workers} of {expected} are here: {reason}")
         }

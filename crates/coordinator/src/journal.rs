@@ -49,11 +49,25 @@ pub enum Record {
         #[serde(default)]
         arithmetic: String,
     },
-    /// A worker came back from the coordinator before this one.
+    /// A worker came back, from the coordinator before this one or after its connection had ended.
     Returned {
         /// Its id.
         worker: u64,
         /// Steps committed in the state that it holds, if it holds one.
+        step: Option<u64>,
+    },
+    /// A worker's connection has ended. It may be back in a moment.
+    Detached {
+        /// Its id.
+        worker: u64,
+        /// What was seen of it.
+        reason: String,
+    },
+    /// A worker has left in order, and the run goes on without it.
+    Left {
+        /// Its id.
+        worker: u64,
+        /// Steps committed in the state that it held, if it held one.
         step: Option<u64>,
     },
     /// A worker is gone.
@@ -150,6 +164,8 @@ impl Record {
             Record::Created(_) | Record::Opened { .. } | Record::Generation { .. } => false,
             Record::Joined { .. }
             | Record::Returned { .. }
+            | Record::Detached { .. }
+            | Record::Left { .. }
             | Record::Lost { .. }
             | Record::Started { .. }
             | Record::Adopted { .. }

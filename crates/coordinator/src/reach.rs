@@ -1,4 +1,4 @@
-//! Whether a worker is where it says it is, asked before it takes part.
+//! Whether a worker is where it says it is: asked before it takes part, and when its connection has ended.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -29,15 +29,26 @@ pub(crate) async fn check(address: &str, worker: Option<SocketAddr>) -> Result<(
             _ => Ok(()),
         };
     }
-    let problem = match timeout(ANSWER_LIMIT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => return Ok(()),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {} s", ANSWER_LIMIT.as_secs()),
-    };
+    let Err(problem) = answers(address).await else { return Ok(()) };
     Err(format!(
         "this worker, which comes from {comes_from}, says that others reach it at {address}, but the coordinator does \
          not ({problem}): {advice}, and see that no firewall or address translation lies between"
     ))
+}
+
+/// Whether anyone takes a connection at an address that a worker gave; a worker within this process is there.
+///
+/// # Errors
+/// What happened instead.
+pub(crate) async fn answers(address: &str) -> Result<(), String> {
+    if host(address).is_none() {
+        return Ok(());
+    }
+    match timeout(ANSWER_LIMIT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
+    }
 }
 
 /// The host of `HOST:PORT`; `None` for a worker within this process, which has no address.

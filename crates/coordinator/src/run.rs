@@ -29,7 +29,7 @@ use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
 use crate::service::{Answer, Facts, Input, OrderSender, Service};
 use crate::supervisor::LocalWorkers;
 use crate::tensorboard::TensorBoard;
-use crate::{Blocks, wire};
+use crate::{Blocks, reach, wire};
 
 /// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
 const TICK: Duration = Duration::from_millis(100);
@@ -141,7 +141,7 @@ pub async fn serve(
     let guard = Guard::new(run.token.clone());
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
     let address = listener.local_addr().ok().map(|address| address.to_string());
-    let mut control = Control::new(run, address, start.as_ref(), observer)?;
+    let mut control = Control::new(run, address, start.as_ref(), observer, inputs.clone())?;
     let mut server = Server::start(listener, grpc, guard, Service::new(facts, blocks, inputs));
 
     let result = control.run(received, &mut requests, &mut server).await;
@@ -219,6 +219,8 @@ struct Control<O> {
     /// Whether the run is to stop, because nothing good can come of it any more.
     is_hopeless: bool,
     observer: O,
+    /// For what is found out beside the control loop.
+    inputs: mpsc::Sender<Input>,
     paces: Paces,
     seen_at: Option<Instant>,
     /// The workers that listen.
@@ -237,6 +239,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         address: Option<String>,
         start: Option<&CheckpointDirectory>,
         observer: O,
+        inputs: mpsc::Sender<Input>,
     ) -> Result<Self, CoordinatorError> {
         let first_step = start.map_or(0, CheckpointDirectory::step);
         let checkpoint = start.map(CheckpointDirectory::name);
@@ -271,6 +274,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             diagnosis,
             is_hopeless: false,
             observer,
+            inputs,
             paces: Paces::default(),
             seen_at: None,
             orders: BTreeMap::new(),
@@ -391,7 +395,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             }
             Input::Detached { worker, reason } => {
                 self.orders.remove(&worker);
-                self.act(Event::WorkerLost { worker, reason })?;
+                self.act(Event::Detached { worker, reason })?;
             }
             Input::Knows { worker, reply } => {
                 let _ = reply.send(self.membership.knows(worker));
@@ -449,6 +453,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 }
                 Action::Refuse { reason } => answer = Some(Answer::Refused(reason)),
                 Action::Postpone { reason } => answer = Some(Answer::Postponed(reason)),
+                Action::LookFor { worker, collective_address } => self.look_for(worker, collective_address),
                 Action::Send { worker, order } => self.send(worker, order),
                 Action::Record(record) => self.record(&record)?,
                 Action::Committed(report) => {
@@ -474,6 +479,20 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             // Its stream is ending, or it does not read: either way it will be lost, and said to be.
             tracing::warn!(worker = worker.0, "an order could not be given");
         }
+    }
+
+    /// Whether anyone answers where the others reach a worker, which tells one whose process is gone from one that only
+    /// lost its connection.
+    fn look_for(&self, worker: WorkerId, collective_address: String) {
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            if let Err(reason) = reach::answers(&collective_address).await {
+                let reason =
+                    format!("its connection broke, and nobody answers at {collective_address} ({reason})");
+                // The run may have ended.
+                let _ = inputs.send(Input::Event(Event::Unreachable { worker, reason })).await;
+            }
+        });
     }
 
     fn dismiss_all(&mut self, failure: &str) {

@@ -188,7 +188,11 @@ impl Coordinator for Service {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         let comes_from = request.extensions().get::<Caller>().map(|caller| caller.from);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        // A worker of a version that has no checksums is told so, and not that its request arrived changed.
+        if request.crc32c != 0 {
+            request.check()?;
+        }
         self.check_versions(&request)?;
         self.check_rate()?;
         if request.worker_id != 0 {
@@ -218,7 +222,8 @@ impl Coordinator for Service {
         request: Request<Streaming<v1::Report>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
         let mut reports = request.into_inner();
-        let first = first_message(&mut reports).await?;
+        let mut first = first_message(&mut reports).await?;
+        first.check()?;
         let worker = WorkerId(first.worker_id);
         self.facts.check_run(&first.run_id)?;
         let (orders, ordered) = mpsc::channel(ORDERS_UNDER_WAY);
@@ -344,6 +349,11 @@ async fn pass_reports_on(
             }
         }
         next = reports.message().await;
+        if let Ok(Some(report)) = &mut next
+            && let Err(status) = report.check()
+        {
+            return status.message().to_string();
+        }
     }
 }
 

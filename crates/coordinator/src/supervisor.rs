@@ -44,7 +44,7 @@ pub struct LocalWorkerSettings {
     pub token: Token,
     /// The folder for `worker-0.log`, `worker-1.log`, ...
     pub logs: PathBuf,
-    /// Whether those that end are started again.
+    /// Whether those that end are started again, unless it was in order: those were asked to leave.
     pub restart: bool,
 }
 
@@ -216,6 +216,9 @@ impl LocalWorker {
         // An error tells nothing of its end, so it is asked again.
         let status = self.child.try_wait().ok().flatten()?;
         self.is_reported = true;
+        if status.success() {
+            return None;
+        }
         let tail = tail(&self.log, self.log_start).unwrap_or_default();
         let restarts_in = if restart { self.restarts.after_end(now) } else { None };
         self.restart_at = restarts_in.map(|pause| now + pause);

@@ -1,5 +1,7 @@
 //! Messages of the contract as membership's words, and back. Nothing is decided here.
 
+use std::time::Duration;
+
 use protocol::{Generation, WorkerId, v1};
 use tonic::Status;
 
@@ -24,9 +26,12 @@ pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event,
     use v1::report::Event as Wire;
     Ok(match event {
         Wire::Attending(attending) => Event::Attending { worker, position: position(&attending)? },
-        Wire::Heartbeat(v1::Heartbeat { generation }) => {
-            Event::Heartbeat { worker, generation: Generation(generation) }
-        }
+        Wire::Heartbeat(v1::Heartbeat { generation, standstill_ms }) => Event::Heartbeat {
+            worker,
+            generation: Generation(generation),
+            standstill: Duration::from_millis(standstill_ms),
+        },
+        Wire::Leaving(v1::Leaving {}) => Event::Leaving { worker },
         Wire::Assembled(assembled) => Event::Assembled {
             worker,
             generation: Generation(assembled.generation),
@@ -69,6 +74,7 @@ fn position(attending: &v1::Attending) -> Result<Position, Status> {
         },
         held_step: attending.holds_state.then_some(attending.step),
         steps: attending.steps.iter().map(step_report).collect::<Result<_, _>>()?,
+        is_leaving: attending.leaves,
     })
 }
 
@@ -148,9 +154,10 @@ pub(crate) fn order(order: Order) -> v1::Order {
         Order::Halt { generation, reason } => Wire::Halt(v1::Halt { generation: generation.0, reason }),
         Order::Save { generation } => Wire::Save(v1::Save { generation: generation.0 }),
         Order::Stop { generation, reason } => Wire::Stop(v1::Stop { generation: generation.0, reason }),
+        Order::Leave => Wire::Leave(v1::Leave {}),
         Order::Dismiss { failure } => Wire::Dismiss(v1::Dismiss { failure: failure.unwrap_or_default() }),
     };
-    v1::Order { order: Some(order) }
+    v1::Order { order: Some(order), crc32c: 0 }.with_checksum()
 }
 
 #[cfg(test)]
@@ -167,7 +174,8 @@ mod tests {
         let (state_hash, layout_hash) = (hash.clone(), hash);
         [
             Wire::Attending(v1::Attending { generation: 3, holds_state: true, ..v1::Attending::default() }),
-            Wire::Heartbeat(v1::Heartbeat { generation: 3 }),
+            Wire::Heartbeat(v1::Heartbeat { generation: 3, standstill_ms: 7 }),
+            Wire::Leaving(v1::Leaving {}),
             Wire::Assembled(v1::Assembled {
                 generation: 3,
                 step: 9,
@@ -180,7 +188,12 @@ mod tests {
             Wire::Halted(v1::Halted { generation: 3, reason: "lost".into(), ..v1::Halted::default() }),
         ]
         .into_iter()
-        .map(|event| v1::Report { worker_id: 1, run_id: Bytes::from_static(&[1; 16]), event: Some(event) })
+        .map(|event| v1::Report {
+            worker_id: 1,
+            run_id: Bytes::from_static(&[1; 16]),
+            event: Some(event),
+            crc32c: 0,
+        })
         .collect()
     }
 

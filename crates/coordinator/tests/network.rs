@@ -39,9 +39,9 @@ fn beat(worker: &FakeWorker, generation: u64) -> JoinSet<()> {
         loop {
             ticks.tick().await;
             let (worker_id, run_id) = (joined.worker_id, joined.run_id.clone());
-            let event = Some(Event::Heartbeat(v1::Heartbeat { generation }));
+            let event = Some(Event::Heartbeat(v1::Heartbeat { generation, standstill_ms: 0 }));
             // It may be over.
-            let _ = reports.send(v1::Report { worker_id, run_id, event }).await;
+            let _ = reports.send(v1::Report { worker_id, run_id, event, crc32c: 0 }.with_checksum()).await;
         }
     });
     beating
@@ -205,7 +205,7 @@ async fn take_part(address: String, incarnation: u64) -> Option<()> {
             Order::Halt(v1::Halt { generation, .. }) => {
                 Event::Halted(v1::Halted { generation, holds_state: true, step, ..v1::Halted::default() })
             }
-            Order::Save(_) | Order::Stop(_) => continue,
+            Order::Save(_) | Order::Stop(_) | Order::Leave(_) => continue,
             Order::Dismiss(_) => break,
         };
         tell(&worker, event).await?;
@@ -216,5 +216,10 @@ async fn take_part(address: String, incarnation: u64) -> Option<()> {
 
 async fn tell(worker: &FakeWorker, event: Event) -> Option<()> {
     let (worker_id, run_id) = (worker.joined.worker_id, worker.joined.run_id.clone());
-    worker.reports.as_ref()?.send(v1::Report { worker_id, run_id, event: Some(event) }).await.ok()
+    worker
+        .reports
+        .as_ref()?
+        .send(v1::Report { worker_id, run_id, event: Some(event), crc32c: 0 }.with_checksum())
+        .await
+        .ok()
 }

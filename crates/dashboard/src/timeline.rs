@@ -127,6 +127,14 @@ impl Timeline {
                 let after = step.map_or_else(String::new, |step| format!(", after step {step}"));
                 self.tell(at_ms, Kind::Plain, "returned", format!("{}{after}", self.name(worker)));
             }
+            Record::Detached { worker, reason } => {
+                self.tell(at_ms, Kind::Fault, "detached", format!("{}: {reason}", self.name(worker)));
+            }
+            Record::Left { worker, step } => {
+                let after = step.map_or_else(String::new, |step| format!(", after step {step}"));
+                self.tell(at_ms, Kind::Plain, "left", format!("{}{after}", self.name(worker)));
+                self.workers.remove(&worker);
+            }
             Record::Lost { worker, reason } => {
                 self.counts.lost += 1;
                 self.tell(at_ms, Kind::Fault, "lost", format!("{}: {reason}", self.name(worker)));

@@ -23,9 +23,9 @@ pub use token::{TOKEN_VARIABLE, Token, TokenError};
 
 /// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation
 /// can follow another, and every message names its run; since 3 every call shows the run's token, workers prove to
-/// each other that they know it, and a worker comes back to a coordinator that was restarted; since 4 recipe, manifest
-/// and checkpoints have checksums.
-pub const PROTOCOL_VERSION: u32 = 4;
+/// each other that they know it, and a worker comes back to a coordinator that was restarted; since 4 checkpoints have
+/// checksums; since 5 all that is reported and ordered has, and a worker may leave a run that goes on.
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The messages, the client and the server, generated from `/proto/simsiam/v1/coordinator.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

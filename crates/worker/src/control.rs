@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use collective::{Interrupt, Key};
+use collective::{Interrupt, Key, Standstill};
 use dataset::{BlockCache, Manifest};
 use protocol::v1::order::Order;
 use protocol::{Access, Client, PROTOCOL_VERSION, Pauses, WorkerId, v1};
@@ -67,8 +67,8 @@ pub struct Settings {
     pub description: String,
 }
 
-/// Takes part in a run from the join to the dismissal. Once `drain` resolves, this worker wants to leave: while
-/// it trains, all workers then finish the step in hand together, and save. While the coordinator is lost, training
+/// Takes part in a run from the join to the dismissal. Once `drain` resolves, or if that is ordered, this worker leaves:
+/// while it trains, all workers finish the step in hand together and save, and the others go on. While the coordinator is lost, training
 /// goes on, and this worker comes back to it as soon as it is there again.
 ///
 /// # Errors
@@ -85,7 +85,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
     let (run_id, absence_limit) = (joined.run_id.clone(), settings.absence_limit);
-    let request = v1::JoinRequest { worker_id: worker.0, run_id: run_id.clone(), ..request };
+    let request = v1::JoinRequest { worker_id: worker.0, run_id: run_id.clone(), ..request }.with_checksum();
     let reports = Reports::new(worker, run_id.clone());
     let attendance = watch::Sender::new(None);
     let link = Link {
@@ -96,7 +96,8 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
         attendance: attendance.subscribe(),
         absence_limit,
     };
-    let training = describe(&joined, settings, link, reports.clone())?;
+    let standstill = Standstill::default();
+    let training = describe(&joined, settings, link, reports.clone(), standstill.clone())?;
     let (commands, commanded) = mpsc::channel();
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -118,7 +119,9 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
         commands,
         end,
         present,
-        is_draining: false,
+        standstill,
+        is_leaving: false,
+        leaves_by_order: false,
         failure: None,
     };
     control.run(joined.committed_step, pin!(drain)).await
@@ -137,6 +140,7 @@ fn request(settings: &Settings) -> v1::JoinRequest {
         arithmetic: simsiam::arithmetic(&settings.device),
         ..v1::JoinRequest::default()
     }
+    .with_checksum()
 }
 
 /// Joins a run, and asks again until `deadline` while there is no place, or nobody to answer.
@@ -148,8 +152,8 @@ async fn join(
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     let mut last_answer = None;
     loop {
-        let status = match timeout_at(deadline, client.join(request.clone())).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+        let status = match timeout_at(deadline, join_once(client, request)).await {
+            Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(status)) => status,
             // What was answered before says more than that the last attempt was cut short.
             Err(_) => return Err(last_answer.as_ref().map_or_else(no_answer, refused)),
@@ -161,6 +165,12 @@ async fn join(
         last_answer = Some(status);
         sleep_until(next).await;
     }
+}
+
+async fn join_once(client: &mut Client, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+    let mut reply = client.join(request.clone()).await?.into_inner();
+    reply.check()?;
+    Ok(reply)
 }
 
 /// Whether asking again would get the same answer.
@@ -191,9 +201,9 @@ fn describe(
     settings: Settings,
     link: Link,
     reports: Reports,
+    standstill: Standstill,
 ) -> Result<TrainingThread, WorkerError> {
     let unusable = |what, problem: String| WorkerError::Unusable { what, problem };
-    joined.check().map_err(|status| unusable("an answer", status.message().to_string()))?;
     let recipe = Recipe::from_toml(&joined.recipe_toml, &[])
         .map_err(|error| unusable("a recipe", error.to_string()))?;
     let manifest = Manifest::from_json(&joined.manifest_json)?;
@@ -214,6 +224,7 @@ fn describe(
         maps_local_files: settings.maps_local_files,
         link,
         reports,
+        standstill,
     })
 }
 
@@ -231,7 +242,10 @@ struct Control {
     commands: mpsc::Sender<Command>,
     end: ThreadEnd,
     present: Present,
-    is_draining: bool,
+    standstill: Standstill,
+    /// Whether this worker wants to leave the run, and whether the coordinator told it to.
+    is_leaving: bool,
+    leaves_by_order: bool,
     /// Why the training thread has ended, and until when the coordinator's last word is waited for.
     failure: Option<(WorkerError, Instant)>,
 }
@@ -281,16 +295,18 @@ impl Control {
         loop {
             let last_word = self.failure.as_ref().map_or_else(far_away, |(_, until)| *until);
             tokio::select! {
-                order = orders.message() => match order {
-                    Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
+                order = next_order(&mut orders) => match order {
+                    Ok(Some(Order::Dismiss(dismissal))) => {
                         return Parting::Ended(self.dismissed(dismissal.failure).await);
                     }
                     Ok(Some(order)) => self.pass_on(order),
                     Ok(None) => return Parting::Lost("it closed the stream of orders".to_string()),
                     Err(status) => return Parting::Lost(status.message().to_string()),
                 },
-                _ = heartbeat.tick() => self.reports.heartbeat(self.present.generation),
-                () = drain.as_mut(), if !self.is_draining => self.begin_drain(),
+                _ = heartbeat.tick() => {
+                    self.reports.heartbeat(self.present.generation, self.standstill.lasts());
+                }
+                () = drain.as_mut(), if !self.is_leaving => self.leave(),
                 ended = &mut self.end, if self.failure.is_none() => match thread_end(ended) {
                     Ok(()) => return Parting::Ended(Ok(())),
                     Err(error) => self.failure = Some((error, Instant::now() + LAST_WORD_LIMIT)),
@@ -330,7 +346,7 @@ impl Control {
                         Err(error)
                     }
                 },
-                () = drain.as_mut(), if !self.is_draining => self.begin_drain(),
+                () = drain.as_mut(), if !self.is_leaving => self.leave(),
                 ended = &mut self.end => return Err(match thread_end(ended) {
                     Ok(()) => WorkerError::CoordinatorLost(reason.to_string()),
                     Err(error) => error,
@@ -339,7 +355,12 @@ impl Control {
         }
     }
 
-    fn pass_on(&mut self, order: v1::Order) {
+    fn pass_on(&mut self, order: Order) {
+        if let Order::Leave(_) = order {
+            self.leaves_by_order = true;
+            self.leave();
+            return;
+        }
         if let Some(command) = self.present.command(order) {
             if let Command::Assemble(assemble, _) = &command {
                 self.reports.ordered_into(assemble.generation);
@@ -349,8 +370,10 @@ impl Control {
         }
     }
 
-    fn begin_drain(&mut self) {
-        self.is_draining = true;
+    /// Lets the step in hand be the last one of this worker.
+    fn leave(&mut self) {
+        self.is_leaving = true;
+        self.reports.leaving();
         // The thread that is gone has no step in hand.
         let _ = self.commands.send(Command::Stop);
     }
@@ -373,12 +396,25 @@ impl Control {
         let _ = self.commands.send(Command::Dismiss);
         match timeout(GRACE, &mut self.end).await {
             Ok(Ok(Err(panic))) => resume_unwind(panic),
+            Ok(Ok(Ok(Err(WorkerError::Stopped { .. })))) if self.leaves_by_order => return Ok(()),
             Ok(Ok(Ok(Err(error)))) if !matches!(error, WorkerError::Dismissed(_)) => return Err(error),
             Ok(_) => {}
             Err(_) => tracing::warn!("the training thread is still at work, and is left behind"),
         }
         if reason.is_empty() { Ok(()) } else { Err(WorkerError::Dismissed(reason)) }
     }
+}
+
+/// The next order, as it was sent; `None` at the end of the stream.
+async fn next_order(orders: &mut Streaming<v1::Order>) -> Result<Option<Order>, Status> {
+    while let Some(mut order) = orders.message().await? {
+        order.check()?;
+        // One that this version does not know is additive, and so may be passed over.
+        if order.order.is_some() {
+            return Ok(order.order);
+        }
+    }
+    Ok(None)
 }
 
 /// How the training thread ended.
@@ -410,7 +446,7 @@ async fn search(
         }
         sleep_until(next).await;
         let attempt = async {
-            let joined = client.join(request.clone()).await?.into_inner();
+            let joined = join_once(&mut client, &request).await?;
             attend(&mut client, &reports, joined.committed_step).await
         };
         problem = match timeout(ANSWER_LIMIT, attempt).await {
@@ -431,9 +467,8 @@ struct Present {
 
 impl Present {
     /// The order as the training thread hears it; `None` if it is of another generation than the present one.
-    fn command(&mut self, order: v1::Order) -> Option<Command> {
-        // An order that this version does not know is additive, and so may be passed over.
-        Some(match order.order? {
+    fn command(&mut self, order: Order) -> Option<Command> {
+        Some(match order {
             Order::Assemble(assemble) => {
                 // Whatever it was ordered before is over.
                 self.interrupt.raise();
@@ -456,6 +491,8 @@ impl Present {
                 return None;
             }
             Order::Dismiss(_) => Command::Dismiss,
+            // Of this worker, and not of its part in a generation.
+            Order::Leave(_) => return None,
         })
     }
 }

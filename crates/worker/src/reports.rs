@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::{WorkerId, v1};
@@ -81,10 +82,20 @@ impl Reports {
         }
     }
 
-    /// This worker is alive, and was last ordered into `generation`.
-    pub(crate) fn heartbeat(&self, generation: u64) {
+    /// This worker is alive, was last ordered into `generation`, and its fold has not moved for so long.
+    pub(crate) fn heartbeat(&self, generation: u64, standstill: Duration) {
         let stream = self.told().stream.clone();
-        self.send_if_there_is_room(stream, Event::Heartbeat(v1::Heartbeat { generation }));
+        let standstill_ms = standstill.as_millis() as u64;
+        self.send_if_there_is_room(stream, Event::Heartbeat(v1::Heartbeat { generation, standstill_ms }));
+    }
+
+    /// This worker wants to leave the run, and the next coordinator is to know it too.
+    pub(crate) fn leaving(&self) {
+        let mut told = self.told();
+        told.position.leaves = true;
+        let stream = told.stream.clone();
+        drop(told);
+        self.send_if_there_is_room(stream, Event::Leaving(v1::Leaving {}));
     }
 
     /// A step is committed. It never waits for the coordinator: with a thousand reports under way, a
@@ -172,7 +183,8 @@ impl Reports {
     }
 
     fn report(&self, event: Event) -> v1::Report {
-        v1::Report { worker_id: self.worker.0, run_id: self.run_id.clone(), event: Some(event) }
+        let (worker_id, run_id) = (self.worker.0, self.run_id.clone());
+        v1::Report { worker_id, run_id, event: Some(event), crc32c: 0 }.with_checksum()
     }
 
     /// A thread that panicked while it held this has left it whole: each change is one of plain values.
@@ -256,6 +268,9 @@ mod tests {
         reports.halted(2, None, None);
         let (attending, rest) = attend(&reports, 44);
         assert_eq!((attending.part(), attending.holds_state, rest.len()), (v1::Part::None, false, 0));
+        assert!(!attending.leaves);
+        reports.leaving();
+        assert!(attend(&reports, 44).0.leaves);
         reports.ordered_into(3);
         reports.step_done(step(2, 45));
         let (attending, _) = attend(&reports, 0);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits};
+use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits, Standstill};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
 use recipe::Recipe;
@@ -39,6 +39,8 @@ pub(crate) struct RunParts<'a> {
     pub(crate) transport: &'a Transport,
     pub(crate) trainer: &'a Trainer,
     pub(crate) device: &'a Device,
+    /// For who looks at its folds.
+    pub(crate) standstill: &'a Standstill,
     /// How long the slowest worker may take for a step.
     pub(crate) step_limit: Duration,
 }
@@ -56,7 +58,8 @@ impl Session {
         let group =
             Group::new(run.run_id, order.generation, rank, leases.clone(), run.recipe.training.shards)
                 .map_err(|error| WorkerError::Unusable { what: "an order", problem: error.to_string() })?
-                .interrupted_by(interrupt.clone());
+                .interrupted_by(interrupt.clone())
+                .observed_by(run.standstill.clone());
         let lease = group.lease();
         // Started before the others are waited for, so that the first views are ready when they come.
         let loader = run.trainer.loader();

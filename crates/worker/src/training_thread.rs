@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use collective::{Interrupt, Key};
+use collective::{Interrupt, Key, Standstill};
 use dataset::{BlockCache, BlockStore, Images, Manifest};
 use protocol::v1;
 use recipe::Recipe;
@@ -54,6 +54,8 @@ pub(crate) struct TrainingThread {
     pub(crate) maps_local_files: bool,
     pub(crate) link: Link,
     pub(crate) reports: Reports,
+    /// For the asynchronous half, which tells the coordinator.
+    pub(crate) standstill: Standstill,
 }
 
 /// How far this worker has come.
@@ -227,6 +229,7 @@ impl TrainingThread {
             transport: &self.transport,
             trainer,
             device: &self.device,
+            standstill: &self.standstill,
             step_limit: STEP_LIMIT,
         };
         let session =

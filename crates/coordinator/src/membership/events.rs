@@ -52,6 +52,8 @@ pub enum Event {
         worker: WorkerId,
         /// The generation that it was last ordered into.
         generation: Generation,
+        /// For how long its fold has not moved; 0 outside of a fold.
+        standstill: Duration,
     },
     /// A worker is ready to train.
     Assembled {
@@ -103,11 +105,23 @@ pub enum Event {
         complaint: Complaint,
     },
     /// A worker's stream of reports ended.
-    WorkerLost {
+    Detached {
         /// Who.
         worker: WorkerId,
         /// What was seen of it.
         reason: String,
+    },
+    /// Nobody answers where the others reach a worker whose stream ended. Answers [`Action::LookFor`].
+    Unreachable {
+        /// Who.
+        worker: WorkerId,
+        /// What was seen of it.
+        reason: String,
+    },
+    /// A worker is asked by its machine, or by a person, to leave the run.
+    Leaving {
+        /// Who.
+        worker: WorkerId,
     },
     /// A local worker's process ended.
     ProcessEnded {
@@ -142,21 +156,24 @@ pub enum Request {
     Continue,
     /// Save what is there now, whatever the recipe says about when to save.
     Save,
+    /// Let this worker finish the step in hand and leave; the others go on.
+    Drain(WorkerId),
 }
 
 impl Event {
     /// The worker that this event is a sign of life of, and the generation that it speaks of.
     pub(super) fn reporter(&self) -> Option<(WorkerId, Option<Generation>)> {
         match self {
-            Event::Attending { worker, .. } => Some((*worker, None)),
+            Event::Attending { worker, .. } | Event::Leaving { worker } => Some((*worker, None)),
             Event::StepDone { worker, report } => Some((*worker, Some(report.generation))),
-            Event::Heartbeat { worker, generation }
+            Event::Heartbeat { worker, generation, .. }
             | Event::Assembled { worker, generation, .. }
             | Event::Finished { worker, generation, .. }
             | Event::Halted { worker, generation, .. }
             | Event::WorkerFailed { worker, generation, .. } => Some((*worker, Some(*generation))),
             Event::Joined(_)
-            | Event::WorkerLost { .. }
+            | Event::Detached { .. }
+            | Event::Unreachable { .. }
             | Event::ProcessEnded { .. }
             | Event::Published { .. }
             | Event::Requested(_)
@@ -182,6 +199,13 @@ pub enum Action {
     Postpone {
         /// A sentence for a person.
         reason: String,
+    },
+    /// See whether a worker's process is still where the others reach it, and say [`Event::Unreachable`] if not.
+    LookFor {
+        /// Whom.
+        worker: WorkerId,
+        /// Where.
+        collective_address: String,
     },
     /// Tell a worker something.
     Send {
@@ -244,6 +268,8 @@ pub enum Order {
         /// Why.
         reason: String,
     },
+    /// Finish the step in hand with the others, and leave the run.
+    Leave,
     /// End the process.
     Dismiss {
         /// A sentence if the run failed.
@@ -279,6 +305,8 @@ pub struct Position {
     pub held_step: Option<u64>,
     /// Steps of that generation that the coordinator may not have heard of, in order.
     pub steps: Vec<StepReport>,
+    /// Whether it wants to leave the run.
+    pub is_leaving: bool,
 }
 
 /// A worker's part in the generation that it was last ordered into.

@@ -96,8 +96,11 @@ impl Membership {
             _ if was_told => return self.take_in(now),
             _ => {}
         }
-        let reason = complaint.map_or_else(String::new, |complaint| complaint.reason);
-        self.break_off(format!("{name} left: {reason}"), now)
+        let (reason, suspect) =
+            complaint.map_or_else(Default::default, |complaint| (complaint.reason, complaint.suspect));
+        let mut actions = self.break_off(format!("{name} left: {reason}"), now);
+        actions.extend(self.lose_suspect(suspect, now));
+        actions
     }
 
     /// Ends the present generation: all who take part in it are told to leave it.
@@ -134,6 +137,11 @@ impl Membership {
             return Vec::new();
         }
         let mut actions = self.confirm_steps();
+        if let Some(step) = self.step_only_leavers_hold() {
+            actions.extend(self.save_first(step, now));
+            return actions;
+        }
+        actions.extend(self.let_go());
         if self.is_paused {
             self.phase = Phase::Paused;
             if self.newest_held() <= Some(self.saved.step) {
@@ -215,6 +223,7 @@ impl Membership {
         for (&worker, lease) in self.ranks.iter().zip(leases) {
             let Some(member) = self.members.get_mut(&worker) else { continue };
             (member.stage, member.generation) = (Stage::Assembling, self.generation);
+            member.standstill = Duration::ZERO;
             places.push(Place {
                 worker,
                 collective_address: member.candidate.collective_address.clone(),

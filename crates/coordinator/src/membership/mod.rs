@@ -6,9 +6,16 @@
 //! When a worker is lost, or one joins that may take over shards, it goes
 //! `-> Regrouping (-> Gathering) -> Assembling` once more, with the next generation: `generations.rs` says how
 //! the workers agree on the step that it starts from, `waits.rs` how every wait ends. After a restart of the
-//! coordinator it begins with `Reuniting -> Training`, or whatever the workers were about: `reunion.rs`.
+//! coordinator it begins with `Reuniting -> Training`, or whatever the workers were about: `reunion.rs`. What becomes of
+//! a worker whose connection breaks is told in `absence.rs`, how one leaves in order in `departure.rs`.
 
+mod absence;
+#[cfg(test)]
+mod absence_tests;
 mod agreement;
+mod departure;
+#[cfg(test)]
+mod departure_tests;
 mod events;
 mod generations;
 mod lease;
@@ -106,12 +113,23 @@ struct Member {
     heard_at: Duration,
     /// The last one that it was ordered into.
     generation: Generation,
+    /// For how long its fold had not moved when it was last heard.
+    standstill: Duration,
+    /// Whether it wants to leave the run.
+    is_leaving: bool,
+}
+
+impl Member {
+    fn new(candidate: Candidate, stage: Stage, generation: Generation, now: Duration) -> Member {
+        Member { candidate, stage, heard_at: now, generation, standstill: Duration::ZERO, is_leaving: false }
+    }
 }
 
 /// How far one worker is.
 #[derive(Debug, PartialEq)]
 enum Stage {
-    /// Admitted by the coordinator before this one, and not back yet.
+    /// Its connection broke, or it was admitted by the coordinator before this one, and it is not back yet. It may train
+    /// on.
     Away,
     /// Admitted, but it does not listen yet.
     Joined,
@@ -156,8 +174,7 @@ impl Membership {
             .iter()
             .map(|(&worker, candidate)| {
                 let generation = if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
-                let candidate = candidate.clone();
-                (worker, Member { candidate, stage: Stage::Away, heard_at: now, generation })
+                (worker, Member::new(candidate.clone(), Stage::Away, generation, now))
             })
             .collect();
         let has_begun = !past.ranks.is_empty();
@@ -261,14 +278,16 @@ impl Membership {
             Event::WorkerFailed { worker, step, complaint, .. } => {
                 self.worker_failed(worker, step, complaint, now)
             }
-            Event::WorkerLost { worker, reason } => self.lose(worker, &reason, now),
+            Event::Detached { worker, reason } => self.detached(worker, &reason, now),
+            Event::Unreachable { worker, reason } => self.unreachable(worker, &reason, now),
+            Event::Leaving { worker } => self.leaving(worker, now),
             Event::ProcessEnded { reason, crashed, restarts } => {
                 self.process_ended(reason, crashed, restarts, now)
             }
             Event::Published { checkpoint, step } => self.published(checkpoint, step, now),
             Event::Requested(request) => self.requested(request, now),
             Event::Tick => self.tick(now),
-            Event::Heartbeat { .. } => Vec::new(),
+            Event::Heartbeat { worker, standstill, .. } => self.note_standstill(worker, standstill, now),
         }
     }
 
@@ -313,8 +332,7 @@ impl Membership {
             outlives_coordinator: candidate.outlives_coordinator,
             arithmetic: candidate.arithmetic.clone(),
         };
-        let generation = Generation(0);
-        self.members.insert(worker, Member { candidate, stage: Stage::Joined, heard_at: now, generation });
+        self.members.insert(worker, Member::new(candidate, Stage::Joined, Generation(0), now));
         vec![Action::Admit { worker }, Action::Record(record)]
     }
 
@@ -338,6 +356,9 @@ impl Membership {
             return self.returned(worker, position, now);
         }
         self.advance(worker, &Stage::Joined, Stage::Idle(None));
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.is_leaving = position.is_leaving;
+        }
         self.take_in(now)
     }
 
@@ -406,11 +427,14 @@ impl Membership {
             return self.fail_for(&reason);
         }
         self.committed_step = self.committed_step.max(step);
-        // Before the last step, they were asked to: all of them by a stop, or one by a drain, which it passed on
-        // to the others with its bucket.
-        match step == self.settings.total_steps {
-            true => self.end(Outcome::Completed { step, state_hash }),
-            false => self.end(Outcome::Stopped { step }),
+        // Before the last step, they were asked to: all of them by a stop, or one that leaves, which passed it on to the
+        // others with its bucket.
+        if step == self.settings.total_steps {
+            self.end(Outcome::Completed { step, state_hash })
+        } else if let Some(reason) = self.who_leaves().filter(|_| !self.stop_requested) {
+            self.break_off(reason, now)
+        } else {
+            self.end(Outcome::Stopped { step })
         }
     }
 
@@ -433,36 +457,6 @@ impl Membership {
             Some(suspect) => self.suspect(format!("{reason} (it suspects {})", self.describe(suspect)), now),
             None => self.fail_for(&reason),
         }
-    }
-
-    /// A worker is gone, and its place is free again. If it had a part in the present generation, that is over.
-    fn lose(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
-        let name = self.describe(worker);
-        let Some(member) = self.members.get(&worker) else { return Vec::new() };
-        let had_a_part = match member.stage {
-            // It said all it had to say.
-            Stage::Failed => return Vec::new(),
-            Stage::Finished(_) if !self.recovers() => return Vec::new(),
-            Stage::Assembling | Stage::Assembled(_) | Stage::Trains => true,
-            Stage::Away => self.ranks.contains(&worker),
-            Stage::Joined | Stage::Idle(_) | Stage::Halting | Stage::Finished(_) => false,
-        };
-        let failure = format!("{name} was lost: {reason}");
-        if !self.recovers() && self.phase != Phase::Gathering {
-            return match self.settings.workers_are_local {
-                true => self.suspect(failure, now),
-                false => self.fail_for(&failure),
-            };
-        }
-        self.members.remove(&worker);
-        self.saver.take_if(|saver| *saver == worker);
-        let record = Action::Record(Record::Lost { worker: worker.0, reason: reason.to_string() });
-        let consequences = match self.phase {
-            Phase::Regrouping => self.regroup(now),
-            _ if had_a_part => self.break_off(failure, now),
-            _ => Vec::new(),
-        };
-        once(record).chain(consequences).collect()
     }
 
     /// The process of a local worker ended. Before the first generation that ends the run, for its last words say

@@ -74,7 +74,9 @@ impl Past {
                 };
                 self.members.insert(WorkerId(*worker), candidate);
             }
-            Record::Lost { worker, .. } => drop(self.members.remove(&WorkerId(*worker))),
+            Record::Lost { worker, .. } | Record::Left { worker, .. } => {
+                self.members.remove(&WorkerId(*worker));
+            }
             Record::Generation { generation, places } => {
                 self.generation = Generation(*generation);
                 self.ranks = places.iter().map(|place| place.worker).collect();
@@ -88,6 +90,7 @@ impl Past {
             }
             Record::Created(_)
             | Record::Returned { .. }
+            | Record::Detached { .. }
             | Record::Adopted { .. }
             | Record::Skipped { .. }
             | Record::Straggler { .. }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::tests::{SHARDS, TOTAL_STEPS, candidate, lost, report, restarted, settings};
+use super::tests::{SHARDS, TOTAL_STEPS, candidate, detached, report, restarted, settings, unreachable};
 use super::*;
 
 /// A third of the workers end with their coordinator.
@@ -32,7 +32,7 @@ fn any_turn() -> impl Strategy<Value = Turn> {
     let steps = prop::collection::vec(0u64..5, 0..3);
     let position = (part, prop::option::of(0u64..4), steps).prop_map(|(part, held_step, steps)| {
         let steps = steps.into_iter().map(|step| report(0, step)).collect();
-        Position { generation: Generation(0), part, held_step, steps }
+        Position { generation: Generation(0), part, held_step, steps, is_leaving: false }
     });
     let returns = ((1u64..6).prop_map(WorkerId), generations_back, position)
         .prop_map(|(worker, generations_back, position)| Turn::Return { worker, generations_back, position });
@@ -52,8 +52,12 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (1u64..7).prop_map(|incarnation| Event::Joined(newcomer(incarnation))),
         6 => worker().prop_map(|worker| Event::Attending { worker, position: Position::default() }),
-        2 => (worker(), generation())
-            .prop_map(|(worker, generation)| Event::Heartbeat { worker, generation }),
+        2 => (worker(), generation(), prop_oneof![3 => Just(0), 1 => Just(10)]).prop_map(
+            |(worker, generation, standstill_s)| {
+                let standstill = Duration::from_secs(standstill_s);
+                Event::Heartbeat { worker, generation, standstill }
+            }
+        ),
         9 => (worker(), generation(), step(), hash()).prop_map(|(worker, generation, step, state_hash)| {
             let holding = Holding { step, state_hash, layout_hash: Digest([7; 32]) };
             Event::Assembled { worker, generation, holding }
@@ -72,7 +76,10 @@ fn any_event() -> impl Strategy<Value = Event> {
                 Event::WorkerFailed { worker, generation, step, complaint }
             }
         ),
-        3 => (1u64..6).prop_map(lost),
+        3 => (1u64..6).prop_map(detached),
+        2 => (1u64..6).prop_map(unreachable),
+        1 => worker().prop_map(|worker| Event::Leaving { worker }),
+        1 => worker().prop_map(|worker| Event::Requested(Request::Drain(worker))),
         1 => any::<(bool, bool)>().prop_map(|(crashed, restarts)| {
             Event::ProcessEnded { reason: "reason".to_string(), crashed, restarts }
         }),
@@ -118,7 +125,8 @@ struct Witness {
     /// The generation that a worker which came back spoke of.
     claims: BTreeMap<WorkerId, Generation>,
     has_ended: bool,
-    has_restarted: bool,
+    /// Whether some may have missed what they were told.
+    has_returns: bool,
 }
 
 impl Witness {
@@ -131,7 +139,7 @@ impl Witness {
         self.assembled.clear();
         self.claims.clear();
         self.committed_step = membership.committed_step();
-        self.has_restarted = true;
+        self.has_returns = true;
     }
 
     fn see(&mut self, event: &Event, actions: &[Action]) {
@@ -188,7 +196,12 @@ impl Witness {
 
     fn check(&mut self, action: &Action) {
         match action {
-            Action::Record(Record::Lost { worker, .. }) => {
+            // Its words count again once it is back.
+            Action::Record(Record::Detached { worker, .. }) => {
+                self.away.insert(WorkerId(*worker));
+                self.has_returns = true;
+            }
+            Action::Record(Record::Lost { worker, .. } | Record::Left { worker, .. }) => {
                 self.lost.insert(WorkerId(*worker));
                 self.away.remove(&WorkerId(*worker));
             }
@@ -210,7 +223,7 @@ impl Witness {
             Action::Send { worker, order: Order::Start { generation } } => {
                 assert_eq!(generation.0, self.generation);
                 assert!(self.members.contains_key(worker));
-                if std::mem::replace(&mut self.has_started, true) && self.has_restarted {
+                if std::mem::replace(&mut self.has_started, true) && self.has_returns {
                     // The others train already, and this one may have missed it.
                     return;
                 }

@@ -1,7 +1,7 @@
 //! What happens to a run whose workers come and go.
 
 use super::tests::{
-    Course, TOTAL_STEPS, attending, candidate, check_failure, holding, lost, outcome, report, settings,
+    Course, TOTAL_STEPS, attending, candidate, check_failure, holding, outcome, report, settings,
 };
 use super::*;
 
@@ -31,7 +31,7 @@ impl Course {
         self.step(Event::Published { checkpoint: format!("step-{step}"), step })
     }
 
-    fn assembled_at(&mut self, worker: u64, step: u64) -> Vec<Action> {
+    pub(super) fn assembled_at(&mut self, worker: u64, step: u64) -> Vec<Action> {
         self.assembled(worker, Holding { step, ..holding(1) })
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn saves(actions: &[Action]) -> Vec<u64> {
 fn survivors_take_over_the_shards_of_a_lost_worker() {
     let mut course = Course::training(shrinking(3));
     course.step_done(1, 1);
-    let actions = course.step(lost(2));
+    let actions = course.loses(2);
     assert!(matches!(actions[0], Action::Record(Record::Lost { worker: 2, .. })), "{actions:?}");
     assert_eq!(halts(&actions), [1, 3]);
     assert_eq!(course.membership.phase(), Phase::Regrouping);
@@ -94,13 +94,13 @@ fn peers_may_notice_before_the_coordinator_does() {
         course.step(Event::Halted { worker: WorkerId(3), generation, held_step: Some(0), complaint });
     assert_eq!(halts(&actions), [1, 2]);
     course.halted(1, 0);
-    assert_eq!(assemblies(&course.step(lost(2))), [(1, 2, 0, 4), (3, 2, 0, 4)]);
+    assert_eq!(assemblies(&course.loses(2)), [(1, 2, 0, 4), (3, 2, 0, 4)]);
 }
 
 #[test]
 fn who_is_one_step_behind_gets_the_step_from_one_who_has_it() {
     let mut course = Course::training(shrinking(3));
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 7);
     let actions = course.halted(3, 8);
     assert_eq!(saves(&actions), [3], "nothing is formed before the state is there: {actions:?}");
@@ -118,15 +118,15 @@ fn who_is_one_step_behind_gets_the_step_from_one_who_has_it() {
 
     // If it is lost too, the step is gone, and the next one to hold the newest state goes on.
     let mut course = Course::training(shrinking(3));
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 7);
     course.halted(3, 8);
-    assert_eq!(assemblies(&course.step(lost(3))), [(2, 2, 7, 8)]);
+    assert_eq!(assemblies(&course.loses(3)), [(2, 2, 7, 8)]);
 
     // What lies on the disk may be newer than what the survivors hold.
     let mut course = Course::training(shrinking(3));
     course.published(8);
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 7);
     assert_eq!(assemblies(&course.halted(3, 7)), [(2, 2, 8, 4), (3, 2, 8, 4)]);
 }
@@ -137,7 +137,7 @@ fn a_step_is_told_once_even_if_its_first_rank_died_with_it() {
     let mut course = Course::training(shrinking(3));
     course.step_done(1, 1);
     assert!(course.step_done(2, 2).is_empty());
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 2);
     let actions = course.halted(3, 2);
     assert!(matches!(&actions[0], Action::Committed(report) if report.step == 2), "{actions:?}");
@@ -145,7 +145,7 @@ fn a_step_is_told_once_even_if_its_first_rank_died_with_it() {
     let mut course = Course::training(shrinking(3));
     course.step_done(1, 1);
     course.step_done(1, 2);
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 1);
     assert_eq!(assemblies(&course.halted(3, 1)), [(2, 2, 1, 4), (3, 2, 1, 4)]);
     course.assembled_at(2, 1);
@@ -158,7 +158,7 @@ fn a_step_is_told_once_even_if_its_first_rank_died_with_it() {
 fn a_late_worker_gets_state_and_shards_at_a_step_boundary() {
     let mut course = Course::training(shrinking(2));
     course.step_done(1, 1);
-    course.step(lost(2));
+    course.loses(2);
     course.halted(1, 1);
     course.assembled_at(1, 1);
     // The new generation is left its first step.
@@ -177,8 +177,8 @@ fn when_nobody_is_left_the_run_goes_on_from_the_disk() {
         let mut course = Course::training(shrinking(2));
         course.step_done(1, 57);
         saved.map(|step| course.published(step));
-        course.step(lost(1));
-        course.step(lost(2));
+        course.loses(1);
+        course.loses(2);
         assert_eq!(course.membership.phase(), Phase::Gathering);
         assert_eq!(assemblies(&course.joins(3)), [(3, 2, expected, 8)]);
         course.assembled_at(3, expected);
@@ -192,14 +192,14 @@ fn fewer_than_wanted_wait_for_more_and_not_for_ever() {
     for (on_failure, min_workers) in [(OnFailure::Shrink, 2), (OnFailure::Wait, 1)] {
         let mut course = Course::training(Settings { on_failure, min_workers, ..settings(2) });
         course.step_done(1, 1);
-        course.step(lost(2));
+        course.loses(2);
         assert!(course.halted(1, 1).is_empty());
         assert_eq!(course.membership.phase(), Phase::Gathering);
         assert!(course.pass(100).is_empty());
         check_failure(&course.pass(1), &["1 of 2 workers", "1 steps are committed"]);
 
         let mut course = Course::training(Settings { on_failure, min_workers, ..settings(2) });
-        course.step(lost(2));
+        course.loses(2);
         course.halted(1, 0);
         assert_eq!(assemblies(&course.joins(3)), [(1, 2, 0, 4), (3, 2, 0, 4)]);
     }
@@ -211,8 +211,10 @@ fn fewer_than_wanted_wait_for_more_and_not_for_ever() {
 fn a_silent_worker_loses_its_place_and_its_words_count_no_longer() {
     let mut course = Course::training(shrinking(2));
     course.now += Duration::from_secs(4);
-    course.step(Event::Heartbeat { worker: WorkerId(1), generation: Generation(1) });
-    course.step(Event::Heartbeat { worker: WorkerId(2), generation: Generation(0) });
+    for (worker, generation) in [(1, 1), (2, 0)] {
+        let (worker, generation) = (WorkerId(worker), Generation(generation));
+        course.step(Event::Heartbeat { worker, generation, standstill: Duration::ZERO });
+    }
     course.now += Duration::from_secs(2);
     let actions = course.step(Event::Tick);
     assert_eq!(told(&actions, |order| matches!(order, Order::Dismiss { failure: Some(_) })), [2]);
@@ -228,13 +230,13 @@ fn a_silent_worker_loses_its_place_and_its_words_count_no_longer() {
 fn who_keeps_the_others_waiting_is_lost() {
     // It does not halt, ...
     let mut course = Course::training(shrinking(3));
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 0);
     assert!(course.pass(40).is_empty());
     assert_eq!(assemblies(&course.pass(1)), [(2, 2, 0, 8)]);
     // ... or does not save, ...
     let mut course = Course::training(shrinking(3));
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 0);
     assert_eq!(saves(&course.halted(3, 1)), [3]);
     assert!(course.pass(40).is_empty());
@@ -251,7 +253,7 @@ fn who_keeps_the_others_waiting_is_lost() {
 fn a_stop_while_others_are_waited_for_saves_what_is_held() {
     let mut course = Course::training(Settings { on_failure: OnFailure::Wait, ..settings(2) });
     course.step_done(1, 1);
-    course.step(lost(2));
+    course.loses(2);
     course.halted(1, 1);
     assert_eq!(course.membership.phase(), Phase::Gathering);
     assert_eq!(assemblies(&course.step(Event::Requested(Request::Stop))), [(1, 2, 1, 8)]);
@@ -261,11 +263,11 @@ fn a_stop_while_others_are_waited_for_saves_what_is_held() {
 #[test]
 fn who_is_to_save_may_do_so_while_others_are_waited_for() {
     let mut course = Course::training(Settings { min_workers: 3, ..shrinking(4) });
-    course.step(lost(1));
+    course.loses(1);
     course.halted(2, 7);
     course.halted(3, 8);
     assert_eq!(saves(&course.halted(4, 8)), [3]);
-    course.step(lost(2));
+    course.loses(2);
     assert_eq!(course.membership.phase(), Phase::Gathering);
     assert!(course.membership.publishes(WorkerId(3), Generation(1)));
 }
@@ -291,7 +293,7 @@ fn a_stop_outlives_the_generation_that_was_told() {
     let mut course = Course::training(shrinking(2));
     course.step_done(1, 1);
     course.step(Event::Requested(Request::Stop));
-    course.step(lost(2));
+    course.loses(2);
     course.halted(1, 1);
     let actions = course.assembled_at(1, 1);
     assert_eq!(told(&actions, |order| matches!(order, Order::Stop { .. })), [1]);
@@ -300,14 +302,14 @@ fn a_stop_outlives_the_generation_that_was_told() {
     // Nobody is waited for who would only be told to stop.
     let mut course = Course::training(Settings { on_failure: OnFailure::Wait, ..settings(2) });
     course.step(Event::Requested(Request::Stop));
-    course.step(lost(2));
+    course.loses(2);
     assert_eq!(assemblies(&course.halted(1, 0)), [(1, 2, 0, 8)]);
-    assert_eq!(outcome(&course.step(lost(1))), Some(&Outcome::Stopped { step: 0 }));
+    assert_eq!(outcome(&course.loses(1)), Some(&Outcome::Stopped { step: 0 }));
 
     // Asked for in between, it ends at once what has nothing to save, and only the second one all the rest.
     let mut course = Course::training(shrinking(2));
     course.step_done(1, 1);
-    course.step(lost(2));
+    course.loses(2);
     assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), None);
     assert_eq!(outcome(&course.step(Event::Requested(Request::Stop))), Some(&Outcome::Stopped { step: 1 }));
 }
@@ -317,13 +319,13 @@ fn a_loss_after_the_last_step_loses_nothing() {
     // Who has finished may go: it has saved.
     let mut course = Course::training(shrinking(2));
     course.finished(1, TOTAL_STEPS, 9);
-    course.step(lost(1));
+    course.loses(1);
     let actions = course.finished(2, TOTAL_STEPS, 9);
     assert!(matches!(outcome(&actions), Some(Outcome::Completed { .. })), "{actions:?}");
     // The one that publishes is lost before it has: another one does.
     let mut course = Course::training(shrinking(2));
     course.finished(2, TOTAL_STEPS, 9);
-    let actions = course.step(lost(1));
+    let actions = course.loses(1);
     assert_eq!(assemblies(&actions), [(2, 2, TOTAL_STEPS, 8)]);
     course.assembled_at(2, TOTAL_STEPS);
     let actions = course.finished(2, TOTAL_STEPS, 9);

@@ -13,6 +13,7 @@ impl Membership {
             Request::Pause => self.pause(now),
             Request::Continue => self.go_on_after_pause(now),
             Request::Save => self.save_now(now),
+            Request::Drain(worker) => self.drain(worker),
         }
     }
 
@@ -38,8 +39,12 @@ impl Membership {
     pub(super) fn order_stop(&mut self, now: Duration) -> Vec<Action> {
         self.phase = Phase::Stopping;
         self.waiting_since = now;
-        let order = Order::Stop { generation: self.generation, reason: "a stop was requested".to_string() };
+        let order = self.stop_order();
         self.ranks.iter().map(|&worker| Action::Send { worker, order: order.clone() }).collect()
+    }
+
+    pub(super) fn stop_order(&self) -> Order {
+        Order::Stop { generation: self.generation, reason: "a stop was requested".to_string() }
     }
 
     /// The generation is over, and the next one is not formed before [`Request::Continue`]. The step in hand is
@@ -75,7 +80,7 @@ impl Membership {
     }
 
     /// Someone may still have to halt, which is a wait with a limit.
-    fn regroup_from_rest(&mut self, now: Duration) -> Vec<Action> {
+    pub(super) fn regroup_from_rest(&mut self, now: Duration) -> Vec<Action> {
         (self.phase, self.waiting_since) = (Phase::Regrouping, now);
         self.regroup(now)
     }
@@ -154,7 +159,8 @@ mod tests {
         for _ in 0..1000 {
             for worker in [1, 2] {
                 let generation = course.membership.generation();
-                course.step(Event::Heartbeat { worker: WorkerId(worker), generation });
+                let standstill = Duration::ZERO;
+                course.step(Event::Heartbeat { worker: WorkerId(worker), generation, standstill });
             }
             assert!(course.pass(1).is_empty());
         }
@@ -170,7 +176,7 @@ mod tests {
     #[test]
     fn who_comes_or_goes_in_a_pause_is_taken_account_of_after_it() {
         let mut course = paused();
-        course.step(Event::WorkerLost { worker: WorkerId(1), reason: "gone".to_string() });
+        course.loses(1);
         course.step(Event::Joined(candidate(3)));
         course.step(attending(3));
         assert_eq!(course.membership.phase(), Phase::Paused);

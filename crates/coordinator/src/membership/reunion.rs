@@ -1,4 +1,5 @@
-//! How the workers of a coordinator that died come back to the one that was started in its place.
+//! How workers come back: to the coordinator that was started in the place of one that died, or to the same one when only
+//! their connection broke (`absence.rs`).
 //!
 //! A healthy step does not wait for the coordinator, so a generation goes on without one. The next coordinator knows
 //! from the journal who takes part in it, and each worker that comes back says where it stands:
@@ -14,7 +15,7 @@
 use std::iter::once;
 use std::time::Duration;
 
-use protocol::WorkerId;
+use protocol::{Generation, WorkerId};
 
 use super::{Action, Candidate, Membership, Order, Part, Phase, Position, Stage, refuse};
 use crate::journal::Record;
@@ -49,7 +50,7 @@ impl Membership {
 
     /// A worker of the last coordinator's listens again, and says where it stands.
     pub(super) fn returned(&mut self, worker: WorkerId, position: Position, now: Duration) -> Vec<Action> {
-        let Position { generation, part, held_step, steps } = position;
+        let Position { generation, part, held_step, steps, is_leaving } = position;
         let record = Action::Record(Record::Returned { worker: worker.0, step: held_step });
         if generation > self.generation {
             let (theirs, ours) = (generation, self.generation);
@@ -63,27 +64,47 @@ impl Membership {
         for report in steps {
             actions.extend(self.step_done(worker, report, now));
         }
-        let is_here = generation == self.generation && self.ranks.contains(&worker);
-        let stage = match part {
-            Part::None => Stage::Idle(held_step),
-            Part::Assembles if is_here && self.phase == Phase::Reuniting => Stage::Assembling,
-            Part::Trains if is_here && self.phase == Phase::Reuniting && self.has_started => Stage::Trains,
-            // What it takes part in is over.
-            Part::Assembles | Part::Trains => {
-                let reason = "the coordinator was restarted, and others are missing".to_string();
-                actions.push(Action::Send { worker, order: Order::Halt { generation, reason } });
-                Stage::Halting
-            }
-        };
+        let (stage, missed) = self.take_up(generation, part, held_step);
+        actions.extend(missed.into_iter().map(|order| Action::Send { worker, order }));
+        let has_left = matches!(stage, Stage::Idle(_)) && self.ranks.contains(&worker);
         if let Some(member) = self.members.get_mut(&worker) {
-            (member.stage, member.generation) = (stage, generation);
+            (member.stage, member.generation, member.is_leaving) = (stage, generation, is_leaving);
         }
         actions.extend(match self.phase {
             Phase::Reuniting => self.reunite(now),
             Phase::Regrouping => self.regroup(now),
+            Phase::Assembling | Phase::Training | Phase::Stopping if has_left => {
+                let reason = format!("{} left while its connection was broken", self.describe(worker));
+                self.break_off(reason, now)
+            }
             _ => self.take_in(now),
         });
         actions
+    }
+
+    /// How far a worker is that says that it has this `part` in `generation`, and what it was to be told meanwhile.
+    fn take_up(&self, generation: Generation, part: Part, held_step: Option<u64>) -> (Stage, Vec<Order>) {
+        let is_present = generation == self.generation;
+        let start = Order::Start { generation };
+        match (part, self.phase) {
+            (Part::None, _) => (Stage::Idle(held_step), Vec::new()),
+            (Part::Assembles, Phase::Reuniting | Phase::Assembling) if is_present => {
+                (Stage::Assembling, Vec::new())
+            }
+            (Part::Assembles, Phase::Training) if is_present => (Stage::Trains, vec![start]),
+            (Part::Assembles, Phase::Stopping) if is_present => {
+                (Stage::Trains, vec![start, self.stop_order()])
+            }
+            (Part::Trains, Phase::Reuniting | Phase::Training) if is_present && self.has_started => {
+                (Stage::Trains, Vec::new())
+            }
+            (Part::Trains, Phase::Stopping) if is_present => (Stage::Trains, vec![self.stop_order()]),
+            // What it takes part in is over.
+            (Part::Assembles | Part::Trains, _) => {
+                let reason = "it broke off while this worker had no coordinator".to_string();
+                (Stage::Halting, vec![Order::Halt { generation, reason }])
+            }
+        }
     }
 
     /// Once all of the last generation are back it goes on, or is over if one of them has left it.

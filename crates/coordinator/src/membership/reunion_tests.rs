@@ -1,24 +1,25 @@
 //! What happens to a run whose coordinator is killed and started again.
 
 use super::recovery_tests::{assemblies, halts, saves, shrinking, told};
-use super::tests::{Course, TOTAL_STEPS, attending, candidate, holding, lost, outcome, report};
+use super::tests::{Course, TOTAL_STEPS, attending, candidate, holding, outcome, report};
 use super::*;
 
 /// Where a worker of generation 1 stands that has committed and may not have told these steps.
-fn training(steps: &[u64]) -> Position {
+pub(super) fn training(steps: &[u64]) -> Position {
     Position {
         generation: Generation(1),
         part: Part::Trains,
         held_step: steps.last().copied(),
         steps: steps.iter().map(|step| report(1, *step)).collect(),
+        is_leaving: false,
     }
 }
 
-fn waiting(generation: u64, held_step: Option<u64>) -> Position {
-    Position { generation: Generation(generation), part: Part::None, held_step, steps: Vec::new() }
+pub(super) fn waiting(generation: u64, held_step: Option<u64>) -> Position {
+    Position { generation: Generation(generation), held_step, ..Position::default() }
 }
 
-fn assembling() -> Position {
+pub(super) fn assembling() -> Position {
     Position { generation: Generation(1), part: Part::Assembles, ..Position::default() }
 }
 
@@ -28,7 +29,7 @@ impl Course {
         self.step(Event::Joined(Candidate { returning, ..candidate(incarnation) }))
     }
 
-    fn comes_back(&mut self, worker: u64, position: Position) -> Vec<Action> {
+    pub(super) fn comes_back(&mut self, worker: u64, position: Position) -> Vec<Action> {
         let answer = self.asks_to_come_back(worker, worker);
         assert_eq!(answer, [Action::Admit { worker: WorkerId(worker) }]);
         let mut actions = self.step(Event::Attending { worker: WorkerId(worker), position });
@@ -44,7 +45,7 @@ impl Course {
     }
 }
 
-fn starts(actions: &[Action]) -> Vec<u64> {
+pub(super) fn starts(actions: &[Action]) -> Vec<u64> {
     told(actions, |order| matches!(order, Order::Start { .. }))
 }
 
@@ -75,7 +76,7 @@ fn a_generation_that_trains_on_is_adopted_without_a_word() {
     assert_eq!((course.membership.phase(), course.membership.generation()), (Phase::Training, Generation(1)));
     assert!(matches!(course.step_done(1, 5)[..], [Action::Committed(_)]));
     // And what follows is as ever.
-    assert_eq!(halts(&course.step(lost(2))), [1]);
+    assert_eq!(halts(&course.loses(2)), [1]);
     assert_eq!(assemblies(&course.halted(1, 5)), [(1, 2, 5, 8)]);
 }
 

@@ -45,7 +45,7 @@ pub struct WorkerSight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Doing {
-    /// It was admitted by the coordinator before this one, and is not back yet.
+    /// Its connection broke, or it was admitted by the coordinator before this one, and it is not back yet.
     Away,
     /// It waits for a place.
     Waiting,

@@ -169,11 +169,21 @@ impl Course {
         self.step(Event::Finished { worker, generation, step, state_hash: Digest([state; 32]) })
     }
 
+    /// The process of a worker is gone, and so are its connection and whoever would answer at its address.
+    pub(super) fn loses(&mut self, worker: u64) -> Vec<Action> {
+        let mut actions = self.step(detached(worker));
+        actions.extend(self.step(unreachable(worker)));
+        let is_consequence = |action: &Action| {
+            !matches!(action, Action::Record(Record::Detached { .. }) | Action::LookFor { .. })
+        };
+        actions.into_iter().filter(is_consequence).collect()
+    }
+
     fn heartbeat(&mut self, worker: u64) {
         let worker = WorkerId(worker);
         let Some(member) = self.membership.members.get(&worker) else { return };
         let generation = member.generation;
-        self.step(Event::Heartbeat { worker, generation });
+        self.step(Event::Heartbeat { worker, generation, standstill: Duration::ZERO });
     }
 
     /// `seconds` pass, in which the workers that are left send heartbeats as they should.
@@ -190,8 +200,12 @@ impl Course {
     }
 }
 
-pub(super) fn lost(worker: u64) -> Event {
-    Event::WorkerLost { worker: WorkerId(worker), reason: "its connection broke".to_string() }
+pub(super) fn detached(worker: u64) -> Event {
+    Event::Detached { worker: WorkerId(worker), reason: "its connection broke".to_string() }
+}
+
+pub(super) fn unreachable(worker: u64) -> Event {
+    Event::Unreachable { worker: WorkerId(worker), reason: "connection refused".to_string() }
 }
 
 pub(super) fn outcome(actions: &[Action]) -> Option<&Outcome> {
@@ -300,7 +314,7 @@ fn joins_are_counted_and_repeated_ones_recognised() {
     let [Action::Refuse { reason }] = &course.step(Event::Joined(candidate(13)))[..] else { panic!() };
     assert!(reason.contains("2 workers already"), "{reason}");
     // One that leaves before the run begins makes room, and its id is never given again.
-    course.step(lost(1));
+    course.loses(1);
     assert_eq!(course.step(Event::Joined(candidate(13)))[0], Action::Admit { worker: WorkerId(3) });
 }
 
@@ -332,7 +346,7 @@ fn differing_ends_are_a_failure() {
     course.finished(1, 50, 9);
     check_failure(&course.finished(2, 51, 9), &["last step", "worker 1 has 50", "worker 2 has 51"]);
 
-    // One of them was drained, and they stopped together.
+    // They stopped together, though nobody is known to have asked them to.
     let mut course = Course::training(settings(2));
     course.finished(1, 50, 9);
     let actions = course.finished(2, 50, 9);
@@ -344,14 +358,14 @@ fn a_lost_worker_ends_the_run_and_the_sentence_says_how_to_go_on() {
     let mut course = Course::training(settings(2));
     course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 57) });
     course.step(Event::Published { checkpoint: "step-000040".to_string(), step: 40 });
-    let actions = course.step(lost(2));
+    let actions = course.loses(2);
     check_failure(
         &actions,
-        &["worker 2 (host-2)", "connection broke", "57 steps", "step-000040", "--resume"],
+        &["worker 2 (host-2)", "connection refused", "57 steps", "step-000040", "--resume"],
     );
 
     let mut course = Course::assembling(settings(2));
-    check_failure(&course.step(lost(1)), &["worker 1 (host-1)", "no checkpoint"]);
+    check_failure(&course.loses(1), &["worker 1 (host-1)", "no checkpoint"]);
 }
 
 #[test]
@@ -365,12 +379,12 @@ fn the_cause_is_named_and_not_its_consequence() {
     // The one that others suspect speaks for itself, ...
     let mut course = Course::training(settings(3));
     assert!(course.step(failed(1, Some(2))).is_empty());
-    assert!(course.step(lost(1)).is_empty(), "who has failed may go");
+    assert!(course.loses(1).is_empty(), "who has failed may go");
     check_failure(&course.step(failed(2, None)), &["worker 2 (host-2) failed after step 3: words of 2"]);
     // ... or is gone, ...
     let mut course = Course::training(settings(3));
     course.step(failed(1, Some(2)));
-    check_failure(&course.step(lost(2)), &["worker 2 (host-2) was lost"]);
+    check_failure(&course.loses(2), &["worker 2 (host-2) was lost"]);
     // ... or says nothing: then the suspicion is all there is.
     let mut course = Course::training(settings(3));
     course.step(failed(1, Some(2)));
@@ -388,10 +402,10 @@ fn a_local_process_tells_more_than_its_connection() {
     let ended =
         |crashed| Event::ProcessEnded { reason: "worker-1 panicked".to_string(), crashed, restarts: false };
     let mut course = Course::training(local());
-    assert!(course.step(lost(2)).is_empty());
+    assert!(course.loses(2).is_empty());
     check_failure(&course.step(ended(true)), &["worker-1 panicked"]);
     let mut course = Course::training(local());
-    course.step(lost(2));
+    course.loses(2);
     check_failure(&course.pass(2), &["worker 2 (host-2) was lost"]);
     // One that ends by itself has most often been told by another, whose word is waited for.
     let mut course = Course::training(local());
@@ -492,5 +506,5 @@ fn a_silent_worker_is_lost() {
 fn a_resumed_run_counts_on_from_its_checkpoint() {
     let checkpoint = Some("step-000040".to_string());
     let mut course = Course::training(Settings { first_step: 40, checkpoint, ..settings(1) });
-    check_failure(&course.step(lost(1)), &["40 steps are committed", "step-000040"]);
+    check_failure(&course.loses(1), &["40 steps are committed", "step-000040"]);
 }

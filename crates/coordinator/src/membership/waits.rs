@@ -25,7 +25,39 @@ impl Membership {
         if now.saturating_sub(self.waiting_since) > self.wait_limit() {
             return self.end_wait(now);
         }
-        Vec::new()
+        self.see_off(now)
+    }
+
+    /// A worker says for how long its fold has not moved. Once none of a generation's has for as long as a silent worker
+    /// is waited for, nobody computes and nothing arrives: the network swallows what they send, in both directions, so
+    /// that none of them sees a connection end.
+    pub(super) fn note_standstill(
+        &mut self,
+        worker: WorkerId,
+        standstill: Duration,
+        now: Duration,
+    ) -> Vec<Action> {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.standstill = standstill;
+        }
+        let limit = self.settings.timeouts.heartbeat;
+        let stands_still = |rank: &WorkerId| {
+            self.members.get(rank).is_some_and(|member| {
+                matches!(member.stage, Stage::Assembled(_) | Stage::Trains) && member.standstill >= limit
+            })
+        };
+        let trains = matches!(self.phase, Phase::Training | Phase::Stopping);
+        if !trains || !self.ranks.iter().all(stands_still) {
+            return Vec::new();
+        }
+        let limit_s = limit.as_secs_f64();
+        let reason = format!(
+            "no gradient has moved between the workers for {limit_s:.1} s, and none of them computes"
+        );
+        match self.recovers() {
+            true => self.break_off(reason, now),
+            false => self.fail_for(&reason),
+        }
     }
 
     /// Takes their places away from workers that may still run. Each is told, in case it only slept, and its
@@ -51,7 +83,7 @@ impl Membership {
     /// What was waited for did not come: who kept the others waiting loses its place, or the run ends.
     fn end_wait(&mut self, now: Duration) -> Vec<Action> {
         let late = |stage: &Stage| match self.phase {
-            Phase::Assembling => *stage == Stage::Assembling,
+            Phase::Assembling => matches!(stage, Stage::Assembling | Stage::Away),
             Phase::Reuniting => *stage == Stage::Away,
             Phase::Regrouping => matches!(stage, Stage::Halting | Stage::Away),
             _ => false,

@@ -192,7 +192,7 @@ impl FakeWorker {
 
     pub(crate) async fn report(&self, event: Event) {
         let (worker_id, run_id) = (self.joined.worker_id, self.joined.run_id.clone());
-        let report = v1::Report { worker_id, run_id, event: Some(event) };
+        let report = v1::Report { worker_id, run_id, event: Some(event), crc32c: 0 }.with_checksum();
         self.reports.as_ref().unwrap().send(report).await.unwrap();
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coordinator::{OnFailure, Request, Timeouts};
+use protocol::WorkerId;
 use turmoil::Sim;
 
 use crate::dice::Dice;
@@ -84,6 +85,8 @@ fn requests(dice: &mut Dice) -> Vec<(Duration, Request)> {
         0..3 => vec![(at, Request::Stop)],
         3 => vec![(at, Request::Save)],
         4..6 => vec![(at, Request::Pause), (at + dice.millis(10..10_000), Request::Continue)],
+        // Workers that come back have other numbers.
+        6..9 => vec![(at, Request::Drain(WorkerId(dice.number(1..7))))],
         _ => Vec::new(),
     }
 }

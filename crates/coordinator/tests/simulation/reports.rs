@@ -63,7 +63,12 @@ impl Reports {
     }
 
     pub(crate) fn heartbeat(&self, generation: u64) {
-        self.send(Event::Heartbeat(v1::Heartbeat { generation }));
+        self.send(Event::Heartbeat(v1::Heartbeat { generation, standstill_ms: 0 }));
+    }
+
+    pub(crate) fn leaving(&self) {
+        self.told.borrow_mut().position.leaves = true;
+        self.send(Event::Leaving(v1::Leaving {}));
     }
 
     pub(crate) fn step_done(&self, generation: u64, state: &State) {
@@ -142,7 +147,8 @@ impl Reports {
     }
 
     fn report(&self, event: Event) -> v1::Report {
-        v1::Report { worker_id: self.worker_id, run_id: self.run_id.clone(), event: Some(event) }
+        let (worker_id, run_id) = (self.worker_id, self.run_id.clone());
+        v1::Report { worker_id, run_id, event: Some(event), crc32c: 0 }.with_checksum()
     }
 }
 

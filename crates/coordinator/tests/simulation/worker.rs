@@ -165,7 +165,7 @@ impl Control {
             tokio::select! {
                 biased;
                 order = orders.message() => match order {
-                    Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)) })) => {
+                    Ok(Some(v1::Order { order: Some(Order::Dismiss(dismissal)), .. })) => {
                         return Parting::Ended(match failure {
                             Some((error, _)) => Err(error),
                             None => self.dismissed(dismissal.failure).await,
@@ -220,6 +220,11 @@ impl Control {
     }
 
     fn pass_on(&mut self, order: Order) {
+        if let Order::Leave(_) = order {
+            self.reports.leaving();
+            let _ = self.commands.send(Command::Stop);
+            return;
+        }
         if let Some(command) = self.present.command(order) {
             if let Command::Assemble(assemble, _) = &command {
                 self.reports.ordered_into(assemble.generation);
@@ -264,6 +269,7 @@ impl Present {
             Order::Save(v1::Save { generation }) if generation == self.generation => Command::Save,
             Order::Stop(_) | Order::Halt(_) | Order::Save(_) => return None,
             Order::Dismiss(_) => Command::Dismiss,
+            Order::Leave(_) => return None,
         })
     }
 }

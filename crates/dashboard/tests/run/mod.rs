@@ -295,5 +295,6 @@ impl FakeWorker {
 }
 
 fn report_of(joined: &v1::JoinReply, event: Event) -> v1::Report {
-    v1::Report { worker_id: joined.worker_id, run_id: joined.run_id.clone(), event: Some(event) }
+    let (worker_id, run_id) = (joined.worker_id, joined.run_id.clone());
+    v1::Report { worker_id, run_id, event: Some(event), crc32c: 0 }.with_checksum()
 }
