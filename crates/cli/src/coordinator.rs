@@ -176,6 +176,9 @@ struct AskArguments {
     /// What to do
     #[arg(value_enum)]
     what: Wish,
+    /// Which worker is meant: its number, as `coordinator status` shows it
+    #[arg(long, value_name = "NUMBER", required_if_eq("what", "drain"))]
+    worker: Option<u64>,
     #[command(flatten)]
     whom: WhomArguments,
 }
@@ -190,6 +193,8 @@ enum Wish {
     Save,
     /// Finish the step in hand, save, and end
     Stop,
+    /// Let one worker leave after the step in hand; the others go on
+    Drain,
 }
 
 /// Which run is meant, and what its dashboard is shown.

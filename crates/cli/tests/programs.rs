@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 #[path = "programs/dashboard.rs"]
 mod dashboard;
+#[path = "programs/departure.rs"]
+mod departure;
 #[path = "programs/network.rs"]
 mod network;
 #[path = "programs/numbers.rs"]
@@ -204,19 +206,6 @@ fn a_stopped_run_goes_on_to_the_same_end() {
         expect(&{ resumed }.output().unwrap(), 0, &["goes on from step-", "all 96 steps are done"]);
         assert_eq!(place.state_hash(name), place.state_hash("whole"), "{name}");
     }
-}
-
-#[test]
-fn a_drained_worker_stops_the_run_in_order() {
-    let place = Place::new();
-    let child = place.train("drained", "3", &[]).spawn().unwrap();
-    place.wait_for_steps("drained", 6);
-    signal(place.workers("drained", 3)[2], Signal::TERM);
-    expect(&child.wait_with_output().unwrap(), 143, &["stopped after step", "go on with --resume"]);
-    let resumed = place.coordinator(&["--resume", "runs/drained", "--workers", "2"]).output().unwrap();
-    expect(&resumed, 0, &["goes on from step-", "all 96 steps are done"]);
-    expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
-    assert_eq!(place.state_hash("drained"), place.state_hash("whole"));
 }
 
 #[test]

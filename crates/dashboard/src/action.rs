@@ -1,13 +1,14 @@
 //! What may be asked of a run from the page: the only way in which a dashboard reaches it.
 
 use coordinator::Request;
+use protocol::WorkerId;
 use serde::{Deserialize, Serialize};
 
 use crate::status::State;
 
-/// What may be asked of a run.
+/// What may be asked of a run; in a request, `{"action": "pause"}` or `{"action": "drain", "worker": 3}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
     /// Make no more steps for now; the workers stay.
     Pause,
@@ -17,6 +18,11 @@ pub enum Action {
     Save,
     /// Finish the step in hand, save, and end: what one Ctrl-C does.
     Stop,
+    /// Let one worker leave after the step in hand; the others go on.
+    Drain {
+        /// Its id.
+        worker: u64,
+    },
 }
 
 impl From<Action> for Request {
@@ -26,6 +32,7 @@ impl From<Action> for Request {
             Action::Continue => Request::Continue,
             Action::Save => Request::Save,
             Action::Stop => Request::Stop,
+            Action::Drain { worker } => Request::Drain(WorkerId(worker)),
         }
     }
 }
@@ -42,8 +49,8 @@ pub(crate) struct Words {
 }
 
 impl Action {
-    /// All of them, in the order of their buttons.
-    pub const ALL: [Action; 4] = [Action::Pause, Action::Continue, Action::Save, Action::Stop];
+    /// Those that concern the whole run, in the order of their buttons.
+    pub const OF_THE_RUN: [Action; 4] = [Action::Pause, Action::Continue, Action::Save, Action::Stop];
 
     /// Its name in a request.
     pub fn name(self) -> &'static str {
@@ -52,6 +59,7 @@ impl Action {
             Action::Continue => "continue",
             Action::Save => "save",
             Action::Stop => "stop",
+            Action::Drain { .. } => "drain",
         }
     }
 
@@ -79,6 +87,12 @@ impl Action {
                            resumed later.",
                 answer: "The run stops once the step in hand is done and saved.",
             },
+            Action::Drain { .. } => Words {
+                label: "Drain",
+                question: "It finishes the step in hand and ends; the others take over its shards and go on. If it waits \
+                           for a place, it ends at once.",
+                answer: "The worker leaves after the step in hand.",
+            },
         }
     }
 
@@ -92,7 +106,9 @@ impl Action {
             ),
             Action::Continue => state == State::Paused,
             Action::Save => matches!(state, State::Training | State::Paused),
-            Action::Stop => !state.is_over() && !matches!(state, State::Stopping | State::Unattended),
+            Action::Stop | Action::Drain { .. } => {
+                !state.is_over() && !matches!(state, State::Stopping | State::Unattended)
+            }
         }
     }
 }
@@ -103,11 +119,20 @@ mod tests {
 
     #[test]
     fn actions_have_the_names_that_are_sent() {
-        for action in Action::ALL {
-            assert_eq!(serde_json::to_string(&action).unwrap(), format!("{:?}", action.name()));
+        for (action, rest) in Action::OF_THE_RUN
+            .into_iter()
+            .map(|action| (action, ""))
+            .chain([(Action::Drain { worker: 3 }, r#","worker":3"#)])
+        {
+            let expected = format!(r#"{{"action":"{}"{rest}}}"#, action.name());
+            assert_eq!(serde_json::to_string(&action).unwrap(), expected);
         }
         let possible = |state| -> Vec<&str> {
-            Action::ALL.into_iter().filter(|action| action.is_possible(state)).map(Action::name).collect()
+            Action::OF_THE_RUN
+                .into_iter()
+                .filter(|action| action.is_possible(state))
+                .map(Action::name)
+                .collect()
         };
         assert_eq!(possible(State::Training), ["pause", "save", "stop"]);
         assert_eq!(possible(State::Paused), ["continue", "save", "stop"]);

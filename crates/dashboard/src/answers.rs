@@ -11,7 +11,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, SET_COOKIE};
 use hyper::header::{LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -126,22 +126,19 @@ async fn sign_in(site: &Site, request: Request<Incoming>) -> Answer {
     answer
 }
 
-#[derive(Deserialize)]
-struct Asked {
-    action: Action,
-}
-
 async fn act(site: &Site, request: Request<Incoming>) -> Answer {
     if let Err(refusal) = site.access.may_act(request.headers()) {
         tracing::warn!("an action was refused: {refusal}");
         return refused(&refusal);
     }
     let body = read(request.into_body()).await.unwrap_or_default();
-    let Ok(Asked { action }) = serde_json::from_slice(&body) else {
-        let names = Action::ALL.map(Action::name).join(", ");
+    let Ok(action) = serde_json::from_slice::<Action>(&body) else {
+        let names = Action::OF_THE_RUN.map(Action::name).join(", ");
         return text(
             StatusCode::BAD_REQUEST,
-            &format!("expected {{\"action\": NAME}}, where NAME is one of: {names}\n"),
+            &format!(
+                "expected {{\"action\": NAME}}, where NAME is one of: {names}; or drain, with \"worker\": NUMBER\n"
+            ),
         );
     };
     match site.ask(action) {
@@ -149,7 +146,9 @@ async fn act(site: &Site, request: Request<Incoming>) -> Answer {
             tracing::info!(action = action.name(), "asked for by the dashboard");
             text(StatusCode::ACCEPTED, &format!("{}\n", action.words().answer))
         }
-        Err(reason @ NotTaken::NotPossible) => text(StatusCode::CONFLICT, &format!("{reason}\n")),
+        Err(reason @ (NotTaken::NotPossible | NotTaken::NoSuchWorker)) => {
+            text(StatusCode::CONFLICT, &format!("{reason}\n"))
+        }
         Err(reason @ NotTaken::NotHeard) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
     }
 }

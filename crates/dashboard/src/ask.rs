@@ -115,7 +115,7 @@ fn call(url: &str, token: Option<&Token>, action: Option<Action>) -> Result<Vec<
         }
         Some(action) => {
             let request = agent.post(format!("{url}/api/actions")).header(PROGRAM_HEADER, "1");
-            with_token(request, bearer).send(serde_json::json!({ "action": action }).to_string())
+            with_token(request, bearer).send(serde_json::json!(action).to_string())
         }
     };
     let mut answer = answer.map_err(|error| no_answer(error.to_string()))?;

@@ -36,6 +36,8 @@ pub(crate) struct Site {
 pub(crate) enum NotTaken {
     #[error("this is not possible now: the run is stopping, or has ended")]
     NotPossible,
+    #[error("no such worker takes part: `coordinator status` has their numbers")]
+    NoSuchWorker,
     #[error("the coordinator does not listen: it has other requests to answer first, or has ended")]
     NotHeard,
 }
@@ -53,7 +55,9 @@ impl Site {
     fn status_of(&self, record: &RunRecord) -> Status {
         let live = lock(&self.live);
         let mut status = Status::new(&self.frame, record, Some(&live));
-        let possible = Action::ALL.into_iter().filter(|action| is_possible(*action, status.state, &live));
+        // Of a drain it depends on the worker, too.
+        let all = Action::OF_THE_RUN.into_iter().chain([Action::Drain { worker: 0 }]);
+        let possible = all.filter(|action| is_possible(*action, status.state, &live));
         status.actions = possible.map(|action| action.name().to_string()).collect();
         status
     }
@@ -102,6 +106,11 @@ impl Site {
         let mut live = lock(&self.live);
         if !is_possible(action, state, &live) {
             return Err(NotTaken::NotPossible);
+        }
+        if let Action::Drain { worker } = action
+            && !live.sight.iter().flat_map(|sight| &sight.workers).any(|other| other.worker == worker)
+        {
+            return Err(NotTaken::NoSuchWorker);
         }
         self.actions.try_send(action).map_err(|_| NotTaken::NotHeard)?;
         live.is_stopping |= action == Action::Stop;

@@ -197,8 +197,17 @@ async fn other_pages_and_other_names_get_nothing() {
         let reply = send(served.address, "POST", "/api/actions", &own, &body).await;
         assert_eq!(reply.status, status, "{action} {}", reply.text);
     }
+    for (body, status) in [
+        (r#"{"action":"drain","worker":1}"#, 202),
+        (r#"{"action":"drain","worker":99}"#, 409),
+        (r#"{"action":"drain"}"#, 400),
+    ] {
+        let reply = send(served.address, "POST", "/api/actions", &own, body).await;
+        assert_eq!(reply.status, status, "{body} {}", reply.text);
+    }
     assert_eq!(served.actions.recv().await, Some(Action::Pause));
     assert_eq!(served.actions.recv().await, Some(Action::Save));
+    assert_eq!(served.actions.recv().await, Some(Action::Drain { worker: 1 }));
     assert_eq!(send(served.address, "POST", "/api/actions", &own, stop).await.status, 202);
     assert_eq!(served.actions.recv().await, Some(Action::Stop));
     assert_eq!(send(served.address, "POST", "/api/actions", &own, stop).await.status, 409);

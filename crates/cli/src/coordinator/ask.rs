@@ -26,6 +26,7 @@ pub(super) fn run(arguments: &AskArguments) -> Result<Ending> {
         Wish::Continue => Action::Continue,
         Wish::Save => Action::Save,
         Wish::Stop => Action::Stop,
+        Wish::Drain => Action::Drain { worker: arguments.worker.context("which worker? give --worker")? },
     };
     answer(&act(url.trim(), token.as_ref(), action)?);
     Ok(Ending::Done)

@@ -565,10 +565,21 @@ function drawWorkers() {
       make("td", { class: "number", "data-label": "images/s" }, number(speed)),
       make("td", {}, ...(seconds ? splitOf(seconds) : ["–"])),
       make("td", { class: "number", "data-label": "step" }, seconds ? milliseconds(seconds.step) : "–"),
-      make("td", { class: late, "data-label": "last sign of life" }, `${age(worker.silent_ms)} ago`));
+      make("td", { class: late, "data-label": "last sign of life" }, `${age(worker.silent_ms)} ago`),
+      make("td", {}, drainButton(worker.worker)));
   });
+  // Rows are made anew each second; whoever is about to press a button stays on it.
+  const focused = document.activeElement?.dataset?.worker;
   $("workers-table").tBodies[0].replaceChildren(...rows);
+  if (focused) $("workers-table").querySelector(`[data-worker="${focused}"]`)?.focus();
   $("workers-table").hidden = !workers.length;
+}
+
+function drainButton(worker) {
+  const { question, label } = $("workers-table").tBodies[0].dataset;
+  const button = make("button", { type: "button", "data-action": "drain", "data-worker": worker, "data-question": question, "aria-label": `${label} worker ${worker}` }, label);
+  button.disabled = !connected || !status.actions.includes("drain");
+  return button;
 }
 
 function shardsOf({ first_shard: first, shard_count: count }, shards) {
@@ -682,24 +693,25 @@ $("more").addEventListener("click", () => { momentsShown += 50; drawStory(); });
 
 // ---- Actions ---------------------------------------------------------------------------------------------------
 
-for (const button of document.querySelectorAll("[data-action]")) {
-  button.addEventListener("click", () => {
-    const dialog = $("confirm");
-    say($("confirm-title"), `${button.textContent} the run?`);
-    say($("confirm-question"), button.dataset.question);
-    say($("confirm-yes"), button.textContent);
-    dialog.returnValue = "";
-    dialog.onclose = () => { if (dialog.returnValue === "yes") act(button.dataset.action); };
-    dialog.showModal();
-  });
-}
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest("[data-action]");
+  if (!button) return;
+  const { action, worker, question } = button.dataset;
+  const dialog = $("confirm");
+  say($("confirm-title"), `${button.textContent} ${worker ? `worker ${worker}` : "the run"}?`);
+  say($("confirm-question"), question);
+  say($("confirm-yes"), button.textContent);
+  dialog.returnValue = "";
+  dialog.onclose = () => { if (dialog.returnValue === "yes") act(worker ? { action, worker: Number(worker) } : { action }); };
+  dialog.showModal();
+});
 
-async function act(action) {
+async function act(request) {
   try {
     const response = await fetch("/api/actions", {
       method: "POST",
       headers: { "content-type": "application/json", "x-simsiam-secret": meta("secret") },
-      body: JSON.stringify({ action }),
+      body: JSON.stringify(request),
     });
     say($("answer"), await response.text());
   } catch {

@@ -123,7 +123,7 @@ fn tile(id: &str, name: &str) -> Markup {
 fn actions() -> Markup {
     html! {
         div.actions role="group" aria-label="Actions" {
-            @for action in Action::ALL {
+            @for action in Action::OF_THE_RUN {
                 @let words = action.words();
                 button type="button" data-action=(action.name()) data-question=(words.question) disabled { (words.label) }
             }
@@ -182,8 +182,9 @@ fn workers() -> Markup {
         }
         div.scroll tabindex="0" role="region" aria-label="Workers" {
             table #workers-table {
-                thead { tr { th { "worker" } th { "shards" } th.number { "images/s" } th { "where a step's time goes" } th.number { "step" } th.number { "last sign of life" } } }
-                tbody {}
+                thead { tr { th { "worker" } th { "shards" } th.number { "images/s" } th { "where a step's time goes" } th.number { "step" } th.number { "last sign of life" } th { span.hide { "actions" } } } }
+                // Rows are made by the script, with a button each.
+                tbody data-question=(Action::Drain { worker: 0 }.words().question) data-label=(Action::Drain { worker: 0 }.words().label) {}
             }
         }
     }
