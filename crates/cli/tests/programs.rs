@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[path = "programs/clock.rs"]
+mod clock;
 #[path = "programs/dashboard.rs"]
 mod dashboard;
 #[path = "programs/departure.rs"]
