@@ -20,6 +20,7 @@ pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
 pub use pauses::Pauses;
 pub use token::{TOKEN_VARIABLE, Token, TokenError};
+pub use tonic::transport::Endpoint;
 
 /// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation
 /// can follow another, and every message names its run; since 3 every call shows the run's token, workers prove to

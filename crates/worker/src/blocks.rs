@@ -25,14 +25,14 @@ impl FetchBlock for RemoteBlocks {
     }
 }
 
-async fn receive(mut link: Link, shard: u32, block: u32, bytes: usize) -> Result<Vec<u8>, tonic::Status> {
+async fn receive(link: Link, shard: u32, block: u32, bytes: usize) -> Result<Vec<u8>, tonic::Status> {
     let request = v1::FetchBlocksRequest {
         worker_id: link.worker.0,
         run_id: link.run_id.clone(),
         shard,
         blocks: vec![block],
     };
-    let mut parts = link.client.fetch_blocks(request).await?.into_inner();
+    let mut parts = link.line.client().fetch_blocks(request).await?.into_inner();
     let mut content = Vec::with_capacity(bytes);
     while let Some(part) = parts.message().await? {
         content.extend_from_slice(&part.data);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use collective::{Interrupt, Key, Standstill};
 use dataset::{BlockCache, Manifest};
 use protocol::v1::order::Order;
-use protocol::{Access, Client, PROTOCOL_VERSION, Pauses, WorkerId, v1};
+use protocol::{Access, PROTOCOL_VERSION, Pauses, WorkerId, v1};
 use recipe::Recipe;
 use simsiam::Device;
 use tokio::runtime::Handle;
@@ -22,7 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use crate::WorkerError;
-use crate::link::{Attendance, Link};
+use crate::line::Line;
+use crate::link::{Attendance, Link, was_garbled};
 use crate::reports::Reports;
 use crate::training_thread::{Command, TrainingThread};
 use crate::transport::Transport;
@@ -78,9 +79,9 @@ pub struct Settings {
 /// If the training thread panics, with its panic.
 pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let deadline = Instant::now() + settings.connect_limit;
-    let mut client = protocol::connect(&settings.coordinator, &settings.access, deadline).await?;
+    let line = Line::connect(&settings.coordinator, &settings.access, deadline).await?;
     let request = request(&settings);
-    let joined = join(&mut client, &request, deadline).await?;
+    let joined = join(&line, &request, deadline).await?;
     let worker = WorkerId(joined.worker_id);
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
@@ -89,7 +90,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
     let reports = Reports::new(worker, run_id.clone());
     let attendance = watch::Sender::new(None);
     let link = Link {
-        client: client.clone(),
+        line: line.clone(),
         worker,
         run_id,
         runtime: Handle::current(),
@@ -110,7 +111,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
         .expect("the system has room for one more thread");
     let present = Present::default();
     let control = Control {
-        client,
+        line,
         request,
         reports,
         attendance,
@@ -145,14 +146,14 @@ fn request(settings: &Settings) -> v1::JoinRequest {
 
 /// Joins a run, and asks again until `deadline` while there is no place, or nobody to answer.
 async fn join(
-    client: &mut Client,
+    line: &Line,
     request: &v1::JoinRequest,
     deadline: Instant,
 ) -> Result<v1::JoinReply, WorkerError> {
     let mut pauses = Pauses::up_to(LONGEST_PAUSE);
     let mut last_answer = None;
     loop {
-        let status = match timeout_at(deadline, join_once(client, request)).await {
+        let status = match timeout_at(deadline, join_once(line, request)).await {
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(status)) => status,
             // What was answered before says more than that the last attempt was cut short.
@@ -167,10 +168,18 @@ async fn join(
     }
 }
 
-async fn join_once(client: &mut Client, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
-    let mut reply = client.join(request.clone()).await?.into_inner();
-    reply.check()?;
-    Ok(reply)
+/// Joins, or says why not. Where the answer makes no sense, the next attempt has a connection of its own.
+async fn join_once(line: &Line, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+    let attempt = async {
+        let mut reply = line.client().join(request.clone()).await?.into_inner();
+        reply.check()?;
+        Ok(reply)
+    };
+    attempt.await.inspect_err(|status| {
+        if was_garbled(status) {
+            line.redial();
+        }
+    })
 }
 
 /// Whether asking again would get the same answer.
@@ -186,13 +195,9 @@ fn is_final(status: &Status) -> bool {
 }
 
 /// Listens for the orders of a coordinator that knows of `committed_step` steps.
-async fn attend(
-    client: &mut Client,
-    reports: &Reports,
-    committed_step: u64,
-) -> Result<Streaming<v1::Order>, Status> {
+async fn attend(line: &Line, reports: &Reports, committed_step: u64) -> Result<Streaming<v1::Order>, Status> {
     let stream = ReceiverStream::new(reports.attend(committed_step));
-    Ok(client.attend(stream).await?.into_inner())
+    Ok(line.client().attend(stream).await?.into_inner())
 }
 
 /// Parses what the coordinator answered, once and completely.
@@ -232,7 +237,7 @@ type ThreadEnd = oneshot::Receiver<thread::Result<Result<(), WorkerError>>>;
 
 /// The asynchronous half, once it has joined.
 struct Control {
-    client: Client,
+    line: Line,
     /// How it joins again.
     request: v1::JoinRequest,
     reports: Reports,
@@ -264,7 +269,7 @@ impl Control {
         committed_step: u64,
         mut drain: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), WorkerError> {
-        let attending = attend(&mut self.client, &self.reports, committed_step);
+        let attending = attend(&self.line, &self.reports, committed_step);
         let mut parting = match timeout(ANSWER_LIMIT, attending).await {
             Ok(Ok(orders)) => self.follow(orders, drain.as_mut()).await,
             Ok(Err(status)) if is_final(&status) => Parting::Ended(Err(refused(&status))),
@@ -332,8 +337,8 @@ impl Control {
             "the coordinator is lost ({reason}); this worker goes on, and looks for it for {limit_s} s"
         );
         self.attendance.send_replace(None);
-        let (client, request, reports) = (self.client.clone(), self.request.clone(), self.reports.clone());
-        let mut search = pin!(search(client, request, reports, reason, self.absence_limit));
+        let (line, request, reports) = (self.line.clone(), self.request.clone(), self.reports.clone());
+        let mut search = pin!(search(line, request, reports, reason, self.absence_limit));
         loop {
             tokio::select! {
                 orders = &mut search => return match orders {
@@ -426,7 +431,7 @@ fn thread_end(
 
 /// Asks for the coordinator until it answers, at most for `limit`. The name that it has is looked up each time.
 async fn search(
-    mut client: Client,
+    line: Line,
     request: v1::JoinRequest,
     reports: Reports,
     reason: &str,
@@ -446,8 +451,8 @@ async fn search(
         }
         sleep_until(next).await;
         let attempt = async {
-            let joined = join_once(&mut client, &request).await?;
-            attend(&mut client, &reports, joined.committed_step).await
+            let joined = join_once(&line, &request).await?;
+            attend(&line, &reports, joined.committed_step).await
         };
         problem = match timeout(ANSWER_LIMIT, attempt).await {
             Ok(Ok(orders)) => return Ok(orders),

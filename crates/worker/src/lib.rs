@@ -12,6 +12,7 @@ mod blame;
 mod blocks;
 mod control;
 mod error;
+mod line;
 mod link;
 mod publish;
 mod replay;

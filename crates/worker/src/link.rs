@@ -5,11 +5,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{Client, WorkerId};
+use protocol::WorkerId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Status};
+
+use crate::line::Line;
 
 /// How long after a call that broke off the loss of the coordinator is noticed, if it is lost: all calls share its
 /// connection.
@@ -21,10 +23,10 @@ const ATTEMPTS: u32 = 3;
 /// Whether there is a coordinator: the number of times that one was found, `None` while it is looked for.
 pub(crate) type Attendance = Option<u64>;
 
-/// A worker's connection to its coordinator. Clones share it.
+/// The calls of a worker to its coordinator. Clones share their connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
-    pub(crate) client: Client,
+    pub(crate) line: Line,
     pub(crate) worker: WorkerId,
     /// 16 bytes, part of every request.
     pub(crate) run_id: Bytes,
@@ -58,7 +60,8 @@ impl Link {
             let before = *self.attendance.borrow();
             match within(limit, call()).await {
                 Err(status) if was_garbled(&status) && attempts < ATTEMPTS => {
-                    tracing::warn!("a call is made again: {}", status.message());
+                    tracing::warn!("a call is made again, over a new connection: {}", status.message());
+                    self.line.redial();
                     attempts += 1;
                 }
                 Err(status) if broke_off(&status) && self.is_found_again(before).await => {
@@ -110,7 +113,7 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>
 
 /// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC. An
 /// answer that ends before its status, on a connection that stays, is `UNKNOWN` without a cause.
-fn was_garbled(status: &Status) -> bool {
+pub(crate) fn was_garbled(status: &Status) -> bool {
     matches!(status.code(), Code::DataLoss | Code::Internal)
         || (status.code() == Code::Unknown && status.source().is_none())
 }
@@ -128,10 +131,9 @@ mod tests {
     #[tokio::test]
     async fn what_was_garbled_is_asked_again_and_what_was_refused_is_not() {
         let access = Access { token: Token::random().unwrap(), tls: None };
-        let channel = protocol::endpoint("127.0.0.1:1", &access).unwrap().connect_lazy();
         let (_found, attendance) = watch::channel(Some(1));
         let link = Link {
-            client: protocol::client(channel, &access),
+            line: Line::to("127.0.0.1:1", &access).unwrap(),
             worker: WorkerId(1),
             run_id: Bytes::new(),
             runtime: Handle::current(),

@@ -107,7 +107,7 @@ impl Publisher {
             let files = written.await.expect("a state can always be written into memory");
             // Copies of them are views of the same files.
             let parts = parts(&link, generation, step, files);
-            let send = || publish(link.client.clone(), parts.clone());
+            let send = || publish(link.line.client(), parts.clone());
             link.outlast(PUBLISH_LIMIT, send).await
         });
         Upload { step, task }

@@ -49,7 +49,7 @@ fn most_bytes(layout: &Layout) -> usize {
 }
 
 async fn receive(
-    mut link: Link,
+    link: Link,
     name: &str,
     most_bytes: usize,
 ) -> Result<HashMap<String, Vec<u8>>, tonic::Status> {
@@ -58,7 +58,7 @@ async fn receive(
         run_id: link.run_id.clone(),
         checkpoint: name.to_string(),
     };
-    let mut parts = link.client.fetch_checkpoint(request).await?.into_inner();
+    let mut parts = link.line.client().fetch_checkpoint(request).await?.into_inner();
     let mut files: HashMap<String, Vec<u8>> = HashMap::new();
     let mut bytes = 0;
     while let Some(part) = parts.message().await? {
