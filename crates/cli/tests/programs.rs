@@ -94,7 +94,11 @@ impl Place {
     }
 
     fn state_hash(&self, name: &str) -> String {
-        let progress = self.run(name).join("checkpoints").join(LAST).join("progress.json");
+        self.state_hash_at(name, LAST)
+    }
+
+    fn state_hash_at(&self, name: &str, checkpoint: &str) -> String {
+        let progress = self.run(name).join("checkpoints").join(checkpoint).join("progress.json");
         let progress: serde_json::Value = serde_json::from_slice(&fs::read(progress).unwrap()).unwrap();
         progress["state_hash"].as_str().unwrap().to_string()
     }

@@ -103,14 +103,13 @@ impl Site {
     /// Asks the run for something.
     pub(crate) fn ask(&self, action: Action) -> Result<(), NotTaken> {
         let state = self.status().state;
+        let is_known = |worker| self.record().timeline.has_worker(worker);
+        if matches!(action, Action::Drain { worker } if !is_known(worker)) {
+            return Err(NotTaken::NoSuchWorker);
+        }
         let mut live = lock(&self.live);
         if !is_possible(action, state, &live) {
             return Err(NotTaken::NotPossible);
-        }
-        if let Action::Drain { worker } = action
-            && !live.sight.iter().flat_map(|sight| &sight.workers).any(|other| other.worker == worker)
-        {
-            return Err(NotTaken::NoSuchWorker);
         }
         self.actions.try_send(action).map_err(|_| NotTaken::NotHeard)?;
         live.is_stopping |= action == Action::Stop;

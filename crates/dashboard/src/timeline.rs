@@ -230,6 +230,11 @@ impl Timeline {
         );
     }
 
+    /// Whether a worker takes part, as far as the journal has been read.
+    pub(crate) fn has_worker(&self, worker: u64) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
     fn name(&self, worker: u64) -> String {
         match self.workers.get(&worker) {
             Some(description) => format!("worker {worker} ({description})"),

@@ -16,7 +16,8 @@ fn a_run_is_seen_by_its_folder_and_stopped_from_its_dashboard() {
         assert_eq!(output.status.code(), Some(0), "{}", words(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let told = wait_for(|| Some(status(&[])).filter(|told| told.contains("2 of 2 workers")));
+    // The workers are looked at once a second.
+    let told = wait_for(|| Some(status(&[])).filter(|told| told.contains("shards 0 to 1")));
     for phrase in
         ["run seen: training, step ", " of 8000 ", "shards 0 to 1", "the page of this run: http://127.0.0.1:"]
     {
