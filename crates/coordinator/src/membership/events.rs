@@ -7,6 +7,7 @@ use std::time::Duration;
 use protocol::{Generation, Rank, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use super::Lease;
 use crate::journal::Record;
 
 /// Where a run stands.
@@ -342,6 +343,13 @@ pub struct Place {
     pub first_shard: u32,
     /// How many follow each other from there.
     pub shard_count: u32,
+}
+
+impl Place {
+    /// Its shards.
+    pub(super) fn lease(&self) -> Lease {
+        Lease { first_shard: self.first_shard, shard_count: self.shard_count }
+    }
 }
 
 fn as_number<S: serde::Serializer>(worker: &WorkerId, serializer: S) -> Result<S::Ok, S::Error> {

@@ -25,7 +25,7 @@ use protocol::{Generation, Rank, WorkerId};
 
 use super::{
     Action, Complaint, Holding, Member, Membership, OnFailure, Order, Outcome, Phase, Place, Replicas, Stage,
-    Stragglers, agreement, lease, told,
+    agreement, lease_by_pace, told,
 };
 use crate::journal::Record;
 
@@ -216,14 +216,21 @@ impl Membership {
         (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
-        (self.replicas, self.stragglers) = (Replicas::default(), Stragglers::default());
+        for (worker, pace) in std::mem::take(&mut self.stragglers).paces() {
+            if let Some(member) = self.members.get_mut(&worker) {
+                member.seconds_per_shard = Some(pace);
+            }
+        }
+        self.replicas = Replicas::default();
         self.ranks = self.idle().map(|(worker, _)| worker).collect();
-        let leases = lease(self.settings.shards, self.ranks.len() as u32);
+        let pace = |worker| self.members.get(worker).and_then(|member: &Member| member.seconds_per_shard);
+        let paces: Vec<Option<f64>> = self.ranks.iter().map(pace).collect();
+        let leases = lease_by_pace(self.settings.shards, &paces);
         let mut places = Vec::new();
         for (&worker, lease) in self.ranks.iter().zip(leases) {
             let Some(member) = self.members.get_mut(&worker) else { continue };
             (member.stage, member.generation) = (Stage::Assembling, self.generation);
-            member.standstill = Duration::ZERO;
+            (member.standstill, member.lease) = (Duration::ZERO, lease);
             places.push(Place {
                 worker,
                 collective_address: member.candidate.collective_address.clone(),

@@ -1,7 +1,11 @@
 //! Who gets which shards.
 
+/// How much longer the slowest rank must take with even leases than with those that follow the ranks' paces, for these to
+/// be dealt: shards that move are fetched, and a pace is never the same twice.
+const WORTH_MOVING: f64 = 1.25;
+
 /// Shards that follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Lease {
     /// The first of them.
     pub first_shard: u32,
@@ -23,6 +27,40 @@ pub fn lease(shards: u32, workers: u32) -> Vec<Lease> {
         .collect()
 }
 
+/// Deals `shards` to ranks of which some are known to be slow, given as seconds for a shard: so that the slowest one is
+/// done as early as can be, if that is worth it, and else evenly. Whose pace is not known counts as fast as the middle one of
+/// the others. There is at least one rank, and at most as many as shards.
+pub(super) fn lease_by_pace(shards: u32, paces: &[Option<f64>]) -> Vec<Lease> {
+    let even = lease(shards, paces.len() as u32);
+    let usable = |pace: &f64| pace.is_finite() && *pace > 0.0;
+    let mut known: Vec<f64> = paces.iter().flatten().copied().filter(usable).collect();
+    known.sort_by(f64::total_cmp);
+    let Some(&usual) = known.get(known.len() / 2) else { return even };
+    let paces: Vec<f64> = paces.iter().map(|pace| pace.filter(usable).unwrap_or(usual)).collect();
+    let mut counts = vec![1; paces.len()];
+    for _ in paces.len()..shards as usize {
+        let with_one_more = |rank: &usize| f64::from(counts[*rank] + 1) * paces[*rank];
+        let soonest = (0..paces.len()).min_by(|a, b| with_one_more(a).total_cmp(&with_one_more(b)));
+        counts[soonest.expect("there is a rank")] += 1;
+    }
+    let longest = |counts: &mut dyn Iterator<Item = u32>| {
+        counts.zip(&paces).map(|(count, pace)| f64::from(count) * pace).fold(0.0, f64::max)
+    };
+    let by_pace = longest(&mut counts.iter().copied());
+    if longest(&mut even.iter().map(|lease| lease.shard_count)) < WORTH_MOVING * by_pace {
+        return even;
+    }
+    let mut first_shard = 0;
+    counts
+        .into_iter()
+        .map(|shard_count| {
+            let lease = Lease { first_shard, shard_count };
+            first_shard += shard_count;
+            lease
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,7 +76,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_slow_worker_gets_fewer_shards_if_that_is_worth_it() {
+        for (shards, paces, expected) in [
+            (8, &[Some(1.0), Some(1.0), Some(3.0)][..], &[3, 4, 1][..]),
+            (8, &[Some(3.0), Some(1.0)], &[2, 6]),
+            // A newcomer counts as one of the others.
+            (8, &[Some(1.0), None, Some(4.0), Some(1.0)], &[2, 3, 1, 2]),
+            // What a busy machine makes of equal workers.
+            (8, &[Some(1.0), Some(1.2), Some(1.1), Some(0.9)], &[2, 2, 2, 2]),
+            // With a shard each there is nothing to move.
+            (4, &[Some(1.0), Some(9.0), Some(1.0), Some(1.0)], &[1, 1, 1, 1]),
+            (8, &[None, None, None], &[3, 3, 2]),
+            (8, &[Some(f64::NAN), Some(0.0), Some(-1.0)], &[3, 3, 2]),
+        ] {
+            let counts: Vec<u32> =
+                lease_by_pace(shards, paces).iter().map(|lease| lease.shard_count).collect();
+            assert_eq!(counts, expected, "{paces:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn whatever_the_paces_every_shard_has_one_owner(
+            more_shards in 0u32..500,
+            paces in proptest::collection::vec(proptest::option::of(proptest::num::f64::ANY), 1..40),
+        ) {
+            let shards = paces.len() as u32 + more_shards;
+            let leases = lease_by_pace(shards, &paces);
+            prop_assert_eq!(leases.len(), paces.len());
+            let mut next = 0;
+            for lease in leases {
+                prop_assert_eq!(lease.first_shard, next);
+                prop_assert!(lease.shard_count > 0);
+                next += lease.shard_count;
+            }
+            prop_assert_eq!(next, shards);
+        }
+
         #[test]
         fn every_shard_has_one_owner(shards in 1u32..5000, workers in 1u32..100) {
             let leases = lease(shards, workers);

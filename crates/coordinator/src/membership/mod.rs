@@ -46,6 +46,7 @@ pub use events::{
     Action, Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Outcome, Part, Parts, Phase,
     Place, Position, Request, StepReport, StepSeconds,
 };
+use lease::lease_by_pace;
 pub use lease::{Lease, lease};
 pub use past::Past;
 pub use settings::{
@@ -117,11 +118,24 @@ struct Member {
     standstill: Duration,
     /// Whether it wants to leave the run.
     is_leaving: bool,
+    /// Its shards in the generation that it was last ordered into.
+    lease: Lease,
+    /// What it takes for a shard, as far as that is known.
+    seconds_per_shard: Option<f64>,
 }
 
 impl Member {
     fn new(candidate: Candidate, stage: Stage, generation: Generation, now: Duration) -> Member {
-        Member { candidate, stage, heard_at: now, generation, standstill: Duration::ZERO, is_leaving: false }
+        Member {
+            candidate,
+            stage,
+            heard_at: now,
+            generation,
+            standstill: Duration::ZERO,
+            is_leaving: false,
+            lease: Lease::default(),
+            seconds_per_shard: None,
+        }
     }
 }
 
@@ -174,7 +188,9 @@ impl Membership {
             .iter()
             .map(|(&worker, candidate)| {
                 let generation = if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
-                (worker, Member::new(candidate.clone(), Stage::Away, generation, now))
+                let rank = past.ranks.iter().position(|rank| *rank == worker);
+                let lease = rank.and_then(|rank| past.leases.get(rank)).copied().unwrap_or_default();
+                (worker, Member { lease, ..Member::new(candidate.clone(), Stage::Away, generation, now) })
             })
             .collect();
         let has_begun = !past.ranks.is_empty();
@@ -396,10 +412,9 @@ impl Membership {
 
     /// Says so if the others wait for this worker.
     fn straggles(&mut self, worker: WorkerId, report: &StepReport) -> Option<Action> {
-        let rank = self.ranks.iter().position(|rank| *rank == worker)?;
-        let lease = lease(self.settings.shards, self.ranks.len() as u32)[rank];
-        let times_slower = self.stragglers.judge(worker, &report.seconds, lease.shard_count)?;
-        let description = self.members.get(&worker)?.candidate.description.clone();
+        let member = self.members.get(&worker)?;
+        let times_slower = self.stragglers.judge(worker, &report.seconds, member.lease.shard_count)?;
+        let description = member.candidate.description.clone();
         let (worker, step) = (worker.0, report.step);
         Some(Action::Record(Record::Straggler { worker, description, times_slower, step }))
     }

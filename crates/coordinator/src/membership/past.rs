@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::{Generation, WorkerId};
 
-use super::Candidate;
+use super::{Candidate, Lease, Place};
 use crate::journal::Record;
 
 /// What is left of a run whose coordinator is gone. Of one that ended in order, that is only what was counted.
@@ -18,6 +18,8 @@ pub struct Past {
     pub members: BTreeMap<WorkerId, Candidate>,
     /// The workers of the last generation, in order of rank, while anyone is left; some of them may be lost.
     pub ranks: Vec<WorkerId>,
+    /// Their shards.
+    pub leases: Vec<Lease>,
     /// Whether that generation was told to start.
     pub has_started: bool,
     /// Steps that were told. The journal does not know them; `metrics.jsonl` does.
@@ -80,6 +82,7 @@ impl Past {
             Record::Generation { generation, places } => {
                 self.generation = Generation(*generation);
                 self.ranks = places.iter().map(|place| place.worker).collect();
+                self.leases = places.iter().map(Place::lease).collect();
                 self.has_started = false;
             }
             Record::Started { .. } => self.has_started = true,
@@ -107,6 +110,7 @@ impl Past {
         self.members.retain(|_, candidate| candidate.outlives_coordinator);
         if self.members.is_empty() {
             self.ranks.clear();
+            self.leases.clear();
             self.has_started = false;
         }
     }

@@ -86,6 +86,25 @@ fn survivors_take_over_the_shards_of_a_lost_worker() {
 }
 
 #[test]
+fn who_is_slow_gets_fewer_shards_in_the_next_generation() {
+    let mut course = Course::training(shrinking(3));
+    for step in 1..=25 {
+        for (worker, seconds) in [(1, 0.3), (2, 0.9), (3, 0.2)] {
+            let seconds = StepSeconds { forward: seconds, ..StepSeconds::default() };
+            let report = StepReport { seconds, ..report(1, step) };
+            course.step(Event::StepDone { worker: WorkerId(worker), report });
+        }
+    }
+    // They had 3, 3 and 2 shards.
+    course.loses(3);
+    course.halted(1, 25);
+    assert_eq!(assemblies(&course.halted(2, 25)), [(1, 2, 25, 6), (2, 2, 25, 2)]);
+    // It is known also in a generation that breaks before anyone has been watched for long.
+    course.loses(1);
+    assert_eq!(assemblies(&course.halted(2, 25)), [(2, 3, 25, 8)]);
+}
+
+#[test]
 fn peers_may_notice_before_the_coordinator_does() {
     let mut course = Course::training(shrinking(3));
     let complaint = Some(Complaint { reason: "rank 1 broke off".to_string(), suspect: Some(WorkerId(2)) });

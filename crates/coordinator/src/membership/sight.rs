@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Membership, Phase, Stage, lease};
+use super::{Lease, Membership, Phase, Stage};
 use crate::pace::Pace;
 
 /// The run at one moment: what neither the journal nor the metrics tell.
@@ -64,15 +64,9 @@ pub enum Doing {
 impl Membership {
     /// The run at `now`, without the workers' pace.
     pub(crate) fn sight(&self, now: Duration) -> Sight {
-        let leases = match self.ranks.len() {
-            0 => Vec::new(),
-            count => lease(self.settings.shards, count as u32),
-        };
         let workers = self.members.iter().map(|(&worker, member)| {
             let rank = self.ranks.iter().position(|other| *other == worker);
-            let lease = rank.and_then(|rank| leases.get(rank)).copied();
-            let Lease { first_shard, shard_count } =
-                lease.unwrap_or(Lease { first_shard: 0, shard_count: 0 });
+            let Lease { first_shard, shard_count } = rank.map_or_else(Lease::default, |_| member.lease);
             WorkerSight {
                 worker: worker.0,
                 rank: rank.map(|rank| rank as u32),

@@ -25,6 +25,12 @@ pub(super) struct Stragglers {
 }
 
 impl Stragglers {
+    /// Seconds for a shard of each worker that was watched for long enough.
+    pub(super) fn paces(&self) -> impl Iterator<Item = (WorkerId, f64)> {
+        let watched = self.seconds.iter().filter(|(_, window)| window.len() == WINDOW_STEPS);
+        watched.filter_map(|(&worker, window)| Some((worker, median(window.iter().copied())?)))
+    }
+
     /// Takes a worker's times for a step of `shards` shards. How many times slower than the median of its peers it is,
     /// if that is too much and was not said yet.
     pub(super) fn judge(&mut self, worker: WorkerId, seconds: &StepSeconds, shards: u32) -> Option<f64> {
