@@ -181,6 +181,10 @@ pub(crate) fn refuse_too_many(
     Err(DatasetError::content(folder, expected, found, "remove or replace the broken files"))
 }
 
+/// How much memory one picture may take. That is 178 million pixels, more than cameras make; a file of a hundred bytes can
+/// say that it has a thousand times as many.
+const DECODED_BYTES: u64 = 512 << 20;
+
 /// One picture as a square of RGB bytes, row after row. The error is a reason for people.
 pub(crate) fn decode(path: &Path, image_px: u32) -> Result<Vec<u8>, String> {
     // By content, as pictures often have the wrong extension.
@@ -189,6 +193,13 @@ pub(crate) fn decode(path: &Path, image_px: u32) -> Result<Vec<u8>, String> {
         .map_err(|error| error.to_string())?
         .into_decoder()
         .map_err(|error| error.to_string())?;
+    let bytes = decoder.total_bytes();
+    if bytes > DECODED_BYTES {
+        let (width, height) = decoder.dimensions();
+        return Err(format!(
+            "it says that it has {width} x {height} pixels, which are {bytes} bytes, more than {DECODED_BYTES}"
+        ));
+    }
     // A camera that was turned says so in the file; one that says nothing readable was not.
     let orientation = decoder.orientation();
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
@@ -245,6 +256,23 @@ mod tests {
     fn a_picture_of_the_right_size_is_not_touched() {
         let picture = RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8, y as u8, 7]));
         assert_eq!(square(picture.clone(), 8).unwrap(), picture.into_raw());
+    }
+
+    #[test]
+    fn a_small_file_of_a_huge_picture_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        RgbImage::new(2, 2).save(&path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The width, and the checksum of the header that holds it.
+        bytes[16..20].copy_from_slice(&0x00ff_ffff_u32.to_be_bytes());
+        bytes[20..24].copy_from_slice(&0x0000_ffff_u32.to_be_bytes());
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let reason = decode(&path, 8).unwrap_err();
+        assert!(reason.contains("16777215 x 65535 pixels"), "{reason}");
     }
 
     #[test]
