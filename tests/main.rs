@@ -5,5 +5,6 @@
 
 mod borders;
 mod cluster;
+mod decoders;
 mod learning;
 mod sameness;

@@ -34,6 +34,8 @@ mod run_directory;
 mod service;
 mod supervisor;
 mod tensorboard;
+#[doc(hidden)]
+pub mod untrusted;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};

@@ -83,12 +83,15 @@ fn disturbed_run(place: &Place, run: &str, dice: &mut Dice, tally: &mut Tally) {
         if !wait_for_steps_or_end(place, run, &mut split, steps) {
             break;
         }
-        let name = match dice.below(8) {
-            0..3 => kill_a_worker(place, run, dice),
-            3 => split.restart_coordinator(),
-            4 => strike(split.control(), Fault::Reset, "coordinator's network, reset"),
-            5 => strike(split.control(), Fault::Blackhole, "coordinator's network, hole"),
-            6 => strike(split.data(), Fault::Reset, "gradients' network, reset"),
+        let name = match dice.below(12) {
+            0..3 => signal_a_worker(place, run, dice, Signal::KILL, "worker, killed"),
+            3..5 => signal_a_worker(place, run, dice, Signal::TERM, "worker, told to leave"),
+            5 => signal_a_worker(place, run, dice, Signal::STOP, "worker, stopped until the next step"),
+            6 => split.restart_coordinator(),
+            7 => strike(split.control(), Fault::Reset, "coordinator's network, reset"),
+            8 => strike(split.control(), Fault::Blackhole, "coordinator's network, hole"),
+            9 => strike(split.data(), Fault::Reset, "gradients' network, reset"),
+            10 => strike(split.data(), Fault::Blackhole, "gradients' network, hole"),
             _ => strike(split.data(), Fault::Corrupt, "gradients' network, changed"),
         };
         *tally.faults.entry(name).or_default() += 1;
@@ -97,11 +100,16 @@ fn disturbed_run(place: &Place, run: &str, dice: &mut Dice, tally: &mut Tally) {
             break;
         }
         tally.recoveries_s.push(begin.elapsed().as_secs_f64());
+        // Whoever was stopped wakes, and finds its place gone.
+        for worker in living(place, run) {
+            let _ = kill_process(worker, Signal::CONT);
+        }
     }
     split.end();
     tally.steps += committed(place, run);
-    // Each generation after the first computes the step in hand again.
-    tally.recomputed += count(place, run, "started").saturating_sub(1) as u64;
+    // Each generation after the first computes the step in hand again, but where one left in order.
+    let again = count(place, run, "started").saturating_sub(1 + count(place, run, "left"));
+    tally.recomputed += again as u64;
 }
 
 fn committed(place: &Place, run: &str) -> usize {
@@ -122,14 +130,24 @@ fn strike(proxy: &super::proxy::Proxy, fault: Fault, name: &'static str) -> &'st
     name
 }
 
-/// Of those that are in the journal, the one that joined last is sure to live or to have been killed just now.
-fn kill_a_worker(place: &Place, run: &str, dice: &mut Dice) -> &'static str {
+/// Workers that have joined, and whose processes live.
+fn living(place: &Place, run: &str) -> Vec<Pid> {
     let journal = fs::read_to_string(place.run(run).join("journal.jsonl")).unwrap_or_default();
-    let living: Vec<Pid> =
-        journal.lines().filter_map(joined_process).filter(|process| !has_ended(*process)).collect();
+    journal.lines().filter_map(joined_process).filter(|process| !has_ended(*process)).collect()
+}
+
+/// To one of them.
+fn signal_a_worker(
+    place: &Place,
+    run: &str,
+    dice: &mut Dice,
+    signal: Signal,
+    name: &'static str,
+) -> &'static str {
+    let living = living(place, run);
     if let Some(victim) = living.get(dice.below(living.len().max(1))) {
         // It may end just now by itself.
-        let _ = kill_process(*victim, Signal::KILL);
+        let _ = kill_process(*victim, signal);
     }
-    "worker, killed"
+    name
 }

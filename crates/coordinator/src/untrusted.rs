@@ -1,0 +1,23 @@
+//! Where bytes from outside come in, for the tests that send others than those which are expected.
+
+use protocol::{WorkerId, v1};
+
+use crate::{RunDirectory, RunDirectoryError, wire};
+
+/// Reads a report as the service does, whoever made it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn report(report: v1::Report) -> Result<(), tonic::Status> {
+    let worker = WorkerId(report.worker_id);
+    report.event.map_or(Ok(()), |event| wire::event(worker, event).map(drop))
+}
+
+/// Reads `metrics.jsonl` as a coordinator does that takes charge of the run after this step, and takes back what comes after.
+///
+/// # Errors
+/// Those of the disk, or a file that is none.
+pub fn metrics(run: &mut RunDirectory, step: u64) -> Result<(), RunDirectoryError> {
+    run.told()?;
+    run.forget_metrics_after(step)
+}
