@@ -18,6 +18,13 @@ pub(crate) struct Live {
     pub(crate) is_stopping: bool,
 }
 
+impl Live {
+    /// Whether a worker takes part, as far as that was told.
+    pub(crate) fn has_worker(&self, worker: u64) -> bool {
+        self.sight.iter().flat_map(|sight| &sight.workers).any(|other| other.worker == worker)
+    }
+}
+
 /// What the control loop calls: see [`Observer::hear`].
 #[derive(Debug, Clone)]
 pub struct Observer(pub(crate) Arc<Mutex<Live>>);

@@ -103,13 +103,15 @@ impl Site {
     /// Asks the run for something.
     pub(crate) fn ask(&self, action: Action) -> Result<(), NotTaken> {
         let state = self.status().state;
-        let is_known = |worker| self.record().timeline.has_worker(worker);
-        if matches!(action, Action::Drain { worker } if !is_known(worker)) {
-            return Err(NotTaken::NoSuchWorker);
-        }
+        // One that has just come is in the journal, before it is seen.
+        let is_in_journal = |worker| self.record().timeline.has_worker(worker);
+        let is_told = matches!(action, Action::Drain { worker } if is_in_journal(worker));
         let mut live = lock(&self.live);
         if !is_possible(action, state, &live) {
             return Err(NotTaken::NotPossible);
+        }
+        if matches!(action, Action::Drain { worker } if !is_told && !live.has_worker(worker)) {
+            return Err(NotTaken::NoSuchWorker);
         }
         self.actions.try_send(action).map_err(|_| NotTaken::NotHeard)?;
         live.is_stopping |= action == Action::Stop;

@@ -79,10 +79,10 @@ mod tests {
     #[test]
     fn a_slow_worker_gets_fewer_shards_if_that_is_worth_it() {
         for (shards, paces, expected) in [
-            (8, &[Some(1.0), Some(1.0), Some(3.0)][..], &[3, 4, 1][..]),
+            (8, &[Some(1.0), Some(1.0), Some(3.0)][..], &[4, 3, 1][..]),
             (8, &[Some(3.0), Some(1.0)], &[2, 6]),
             // A newcomer counts as one of the others.
-            (8, &[Some(1.0), None, Some(4.0), Some(1.0)], &[2, 3, 1, 2]),
+            (8, &[Some(1.0), None, Some(4.0), Some(1.0)], &[3, 2, 1, 2]),
             // What a busy machine makes of equal workers.
             (8, &[Some(1.0), Some(1.2), Some(1.1), Some(0.9)], &[2, 2, 2, 2]),
             // With a shard each there is nothing to move.
