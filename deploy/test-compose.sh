@@ -3,7 +3,7 @@
 # same. Needs the programs in target/release, root, and a Docker Engine; without one it says that it skipped.
 #
 #   deploy/test-compose.sh                  # four workers, one of them killed; an evaluation: two minutes
-#   deploy/test-compose.sh disconnect pause join restart coordinator disk    # other mishaps, one run each
+#   deploy/test-compose.sh rolling disconnect pause join restart coordinator disk    # other mishaps, one run each
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -68,6 +68,7 @@ wait_until() {
 has_steps() { [ "$(steps)" -ge "$1" ]; }
 has_ended() { [ "$(docker inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container coordinator_1)")" = "exited $1" ]; }
 has_card() { [ -n "$(show 'evaluations/knn-step-000160-*.json')" ]; }
+has_left() { [ "$(show journal.jsonl | grep -c '"left"')" -ge "$1" ]; }
 says() { docker logs "$(container coordinator_1)" 2>&1 | grep -q "$1"; }
 begin() { compose up --detach >"$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; return 1; }; }
 
@@ -87,6 +88,15 @@ join() {
     docker rm --force "$(container worker_4)" >/dev/null
     wait_until has_steps 60
     begin
+}
+# Each worker in turn is told to end, and started again: none of them is lost.
+rolling() {
+    local worker
+    for worker in 1 2 3 4; do
+        docker restart "$(container "worker_$worker")" >/dev/null
+        wait_until has_left "$worker"
+    done
+    [ "$(show journal.jsonl | grep -c '"lost"')" = 0 ] || { echo "a worker was lost, and did not leave"; return 1; }
 }
 restart() {
     compose stop >/dev/null 2>&1

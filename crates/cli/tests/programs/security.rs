@@ -30,7 +30,12 @@ fn a_run_with_token_and_certificates_lets_in_who_has_both() {
 
     let worker = |arguments: &[&str]| {
         let join = ["--join", &address, "--no-local-files"];
-        place.command(env!("CARGO_BIN_EXE_worker"), &[&join, arguments].concat()).output().unwrap()
+        // A connection that breaks may be whole the next time, so it is tried for as long.
+        let patience = ["--connect-timeout-s", "8"];
+        place
+            .command(env!("CARGO_BIN_EXE_worker"), &[&join[..], &patience, arguments].concat())
+            .output()
+            .unwrap()
     };
     let (token, shown) = (
         ["--token-file", "token.txt"],
