@@ -68,6 +68,10 @@ impl Membership {
             if self.is_ended() {
                 break;
             }
+            // The loss of one of them may have let another go, who wanted to leave.
+            if !self.knows(worker) {
+                continue;
+            }
             if !self.recovers() && self.phase != Phase::Gathering {
                 let failure = format!("{} was lost: {reason}", self.describe(worker));
                 actions.extend(self.fail_for(&failure));
