@@ -64,7 +64,8 @@ impl Membership {
         for report in steps {
             actions.extend(self.step_done(worker, report, now));
         }
-        let (stage, missed) = self.take_up(generation, part, held_step);
+        let is_present = generation == self.generation && self.ranks.contains(&worker);
+        let (stage, missed) = self.take_up(generation, is_present, part, held_step);
         actions.extend(missed.into_iter().map(|order| Action::Send { worker, order }));
         let has_left = matches!(stage, Stage::Idle(_)) && self.ranks.contains(&worker);
         if let Some(member) = self.members.get_mut(&worker) {
@@ -82,9 +83,15 @@ impl Membership {
         actions
     }
 
-    /// How far a worker is that says that it has this `part` in `generation`, and what it was to be told meanwhile.
-    fn take_up(&self, generation: Generation, part: Part, held_step: Option<u64>) -> (Stage, Vec<Order>) {
-        let is_present = generation == self.generation;
+    /// How far a worker is that says that it has this `part` in `generation`, which `is_present` if that is the last one and
+    /// it has a place there; and what it was to be told meanwhile.
+    fn take_up(
+        &self,
+        generation: Generation,
+        is_present: bool,
+        part: Part,
+        held_step: Option<u64>,
+    ) -> (Stage, Vec<Order>) {
         let start = Order::Start { generation };
         match (part, self.phase) {
             (Part::None, _) => (Stage::Idle(held_step), Vec::new()),
