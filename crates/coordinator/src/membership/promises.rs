@@ -260,7 +260,8 @@ impl Witness {
             assert!(is_out, "worker {member} was still in generation {}", self.generation);
         }
         self.held = std::mem::take(&mut self.left);
-        self.claims.clear();
+        // Who came back from another one and has no place yet is still to say how it left that.
+        self.claims.retain(|worker, _| places.iter().all(|place| place.worker != *worker));
         self.has_started = false;
         self.members = places.iter().map(|place| (place.worker, u64::MAX)).collect();
         assert!(
