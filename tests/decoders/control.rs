@@ -1,32 +1,33 @@
-//! What the control plane, the images and the gradients read: each function gets bytes as they may come, says whether they
-//! were taken, and asserts what must hold of them then.
+//! What the control plane reads: each function gets bytes as they may come, says whether they were taken, and asserts what
+//! must hold of them then.
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::ops::Range;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
-use collective::{Collective, CollectiveError, Group, Key, Limits, Medium, assemble};
-use coordinator::RunDirectory;
 use coordinator::checkpoint::CheckpointDirectory;
-use dataset::{Images, Manifest, Pictures};
+use coordinator::membership::{Candidate, Event, Membership, Position, Settings};
+use coordinator::{OnFailure, Past, Phase, Request, RunDirectory, Timeouts};
+use dataset::Manifest;
 use prost::Message;
-use protocol::{Token, v1};
+use protocol::{Token, WorkerId, v1};
 use recipe::{QUICKSTART, Recipe, RecipeError};
 
 /// Says whether bytes were taken.
 pub(crate) type Decode = fn(&[u8]) -> bool;
 
-/// All of them by name, with how many mutations of a file a test tries: fewer where each takes long.
-pub(crate) const DECODERS: &[(&str, Decode, u64)] = &[
+/// A name, which is also that of a folder of the corpus, and how many mutations of each of its files a test tries: fewer
+/// where one takes long.
+pub(crate) type Named = (&'static str, Decode, u64);
+
+/// Those of this file.
+pub(crate) const DECODERS: &[Named] = &[
     ("recipe", recipe, 400),
     ("change", change, 400),
     ("manifest", manifest, 400),
     ("report", report, 1000),
+    ("course", course, 400),
     ("order", order, 1000),
     ("join", join, 1000),
     ("part", part, 1000),
@@ -34,9 +35,7 @@ pub(crate) const DECODERS: &[(&str, Decode, u64)] = &[
     ("journal", journal, 200),
     ("metrics", metrics, 200),
     ("checkpoint", checkpoint, 200),
-    ("picture", picture, 200),
-    ("pack", pack, 30),
-    ("gradients", gradients, 30),
+    ("publish", publish, 100),
 ];
 
 fn text(bytes: &[u8]) -> &str {
@@ -45,7 +44,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// Runs `work` in a folder of this thread's, which is empty before.
-fn in_folder(work: impl FnOnce(&Path) -> bool) -> bool {
+pub(crate) fn in_folder(work: impl FnOnce(&Path) -> bool) -> bool {
     thread_local!(static FOLDER: RefCell<Option<tempfile::TempDir>> = const { RefCell::new(None) });
     FOLDER.with_borrow_mut(|kept| {
         // In memory, where the system has a place for that.
@@ -92,6 +91,62 @@ fn report(bytes: &[u8]) -> bool {
     coordinator::untrusted::report(report).is_ok()
 }
 
+/// What two workers report, one after the other, each a second later. Whatever it is, every wait ends.
+fn course(bytes: &[u8]) -> bool {
+    let (mut rest, mut now, mut is_any) = (bytes, Duration::ZERO, false);
+    let mut membership = Membership::new(&Past::default(), settings(), now).unwrap();
+    newcomers(&mut membership, now);
+    while let Ok(report) = v1::Report::decode_length_delimited(&mut rest) {
+        let Ok(Some(event)) = coordinator::untrusted::report(report) else { continue };
+        now += Duration::from_secs(1);
+        membership.step(event, now);
+        is_any = true;
+    }
+    ends(membership, now);
+    is_any
+}
+
+/// Of a run of two workers and three steps.
+fn settings() -> Settings {
+    Settings {
+        workers: 2,
+        max_workers: 4,
+        mixes_arithmetic: false,
+        workers_are_local: false,
+        on_failure: OnFailure::Shrink,
+        min_workers: 1,
+        shards: 4,
+        total_steps: 3,
+        first_step: 0,
+        checkpoint: None,
+        timeouts: Timeouts::default(),
+    }
+}
+
+fn newcomers(membership: &mut Membership, now: Duration) {
+    for incarnation in [6, 7] {
+        let candidate = Candidate {
+            returning: None,
+            incarnation,
+            outlives_coordinator: true,
+            collective_address: format!("10.0.0.{incarnation}:7000"),
+            description: String::new(),
+            arithmetic: String::new(),
+        };
+        membership.step(Event::Joined(candidate), now);
+    }
+}
+
+/// A pause lasts until a person ends it. All else ends by itself: each tick takes at least one silent worker, then the run.
+fn ends(mut membership: Membership, mut now: Duration) {
+    membership.step(Event::Requested(Request::Continue), now);
+    for _ in 0..2 * membership.workers() + 12 {
+        now += Duration::from_secs(3600);
+        membership.step(Event::Tick, now);
+    }
+    assert!(matches!(membership.phase(), Phase::Finished | Phase::Failed), "still {:?}", membership.phase());
+}
+
 /// From the coordinator.
 fn order(bytes: &[u8]) -> bool {
     let Ok(mut order) = v1::Order::decode(bytes) else { return false };
@@ -136,7 +191,7 @@ fn token(bytes: &[u8]) -> bool {
     }
 }
 
-/// `journal.jsonl`, as the next coordinator reads it.
+/// `journal.jsonl`, as the next coordinator reads it, which then waits for those who are left, and for others.
 fn journal(bytes: &[u8]) -> bool {
     in_folder(|folder| {
         fs::write(folder.join("recipe.toml"), QUICKSTART).unwrap();
@@ -144,14 +199,33 @@ fn journal(bytes: &[u8]) -> bool {
         let Ok(run) = RunDirectory::open(folder) else { return false };
         let past = run.past();
         assert!(past.members.keys().all(|worker| worker.0 <= past.workers_admitted));
+        resume(past);
         true
     })
+}
+
+fn resume(past: &Past) {
+    let mut membership = Membership::new(past, settings(), Duration::ZERO).unwrap();
+    let attends = |worker| Event::Attending { worker, position: Position::default() };
+    for (&worker, candidate) in &past.members {
+        membership
+            .step(Event::Joined(Candidate { returning: Some(worker), ..candidate.clone() }), Duration::ZERO);
+        membership.step(attends(worker), Duration::ZERO);
+    }
+    newcomers(&mut membership, Duration::ZERO);
+    for worker in 1..=2 {
+        membership.step(attends(WorkerId(past.workers_admitted.saturating_add(worker))), Duration::ZERO);
+    }
+    ends(membership, Duration::ZERO);
 }
 
 /// `metrics.jsonl`, as the next coordinator and whoever watches read it.
 fn metrics(bytes: &[u8]) -> bool {
     in_folder(|folder| {
-        fs::write(folder.join("recipe.toml"), QUICKSTART).unwrap();
+        // How many images there are is in no recipe of this kind.
+        let elsewhere = ["data={source=\"cifar10\",path=\"nowhere\"}".to_owned()];
+        let recipe = Recipe::from_toml(QUICKSTART, &elsewhere).unwrap();
+        fs::write(folder.join("recipe.toml"), recipe.to_toml()).unwrap();
         let created =
             r#"{"event":"created","run_id":"00000000000000000000000000000001","program_version":"1"}"#;
         fs::write(folder.join("journal.jsonl"), format!("{created}\n")).unwrap();
@@ -159,6 +233,29 @@ fn metrics(bytes: &[u8]) -> bool {
         let is_seen = dashboard::read_status(folder, None).is_ok();
         let mut run = RunDirectory::open(folder).unwrap();
         coordinator::untrusted::metrics(&mut run, 3).is_ok() && is_seen
+    })
+}
+
+/// Parts of a checkpoint, one after the other, as a worker sends them: it is there as a whole, or nothing of it is.
+fn publish(bytes: &[u8]) -> bool {
+    in_folder(|folder| {
+        let path = folder.join("run");
+        let run = RunDirectory::create(&path, &Recipe::from_toml(QUICKSTART, &[]).unwrap(), "1").unwrap();
+        let mut partial = run.checkpoints().begin(3).unwrap();
+        let mut rest = bytes;
+        let mut are_taken = true;
+        while are_taken && let Ok(part) = v1::FilePart::decode_length_delimited(&mut rest) {
+            are_taken = partial.write(&part.file, &part.data).is_ok();
+        }
+        let is_published = if are_taken {
+            run.checkpoints().publish(partial, 2).is_ok()
+        } else {
+            drop(partial);
+            false
+        };
+        assert_eq!(run.checkpoints().find("step-000003").unwrap().is_some(), is_published);
+        assert_eq!(fs::read_dir(path.join("checkpoints")).unwrap().count(), usize::from(is_published));
+        is_published
     })
 }
 
@@ -172,138 +269,4 @@ fn checkpoint(bytes: &[u8]) -> bool {
         assert!(checkpoint.manifest().files.keys().all(|name| !name.contains('/')));
         checkpoint.name().starts_with("step-")
     })
-}
-
-/// A picture that claims to be a JPEG, and one that claims to be a PNG.
-fn picture(bytes: &[u8]) -> bool {
-    in_folder(|folder| {
-        for name in ["a.jpg", "b.png"] {
-            fs::write(folder.join(name), bytes).unwrap();
-        }
-        let mut pictures = Pictures::open(folder).unwrap();
-        let decoded = pictures.decode(0..pictures.count(), 8).unwrap_or_default();
-        assert!(decoded.iter().all(|(_, record)| record.len() == 3 * 8 * 8));
-        !decoded.is_empty()
-    })
-}
-
-/// A file of packed pictures: either it is the one that was made, or it is made anew.
-fn pack(bytes: &[u8]) -> bool {
-    in_folder(|folder| {
-        let (images, cache) = (folder.join("images"), folder.join("cache"));
-        fs::create_dir(&images).unwrap();
-        fs::write(images.join("a.png"), PNG).unwrap();
-        let recipe = Recipe::from_toml(
-            QUICKSTART,
-            &["data={source=\"folder\",path=\"images\",image_px=8}".to_owned(), "views.crop_px=8".to_owned()],
-        );
-        let mut data = recipe.unwrap().data;
-        if let recipe::Data::Folder { path, .. } = &mut data {
-            path.clone_from(&images);
-        }
-        let expected = Images::open(&data, &cache).unwrap().record(0).to_vec();
-        damage(&cache, bytes);
-        let again = Images::open(&data, &cache);
-        again.is_ok_and(|images| {
-            assert_eq!(images.record(0), expected);
-            true
-        })
-    })
-}
-
-/// Writes `bytes` over the end of every file below `folder`.
-fn damage(folder: &Path, bytes: &[u8]) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            damage(&path, bytes);
-        } else {
-            let mut content = fs::read(&path).unwrap();
-            let kept = content.len().saturating_sub(bytes.len());
-            content.truncate(kept);
-            content.extend_from_slice(bytes);
-            fs::write(&path, content).unwrap();
-        }
-    }
-}
-
-/// Two pixels by two.
-const PNG: &[u8] = include_bytes!("../fuzz/corpus/picture/small.png");
-
-/// What one worker sends to another, changed on its way: the sum is the right one, or there is none. The input is a list of
-/// changes, each of a place (two bytes) and of what the byte there is combined with.
-fn gradients(bytes: &[u8]) -> bool {
-    let changes: Vec<(usize, u8)> = bytes
-        .chunks_exact(3)
-        .take(32)
-        .map(|change| (usize::from(u16::from_le_bytes([change[0], change[1]])), change[2]))
-        .collect();
-    let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
-    let (listeners, through) = ([listen(), listen()], listen());
-    let target = listeners[0].local_addr().unwrap();
-    let addresses = [&through, &listeners[1]].map(|listener| listener.local_addr().unwrap().to_string());
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let Ok((from, _)) = through.accept() else { return };
-            let Ok(to) = TcpStream::connect(target) else { return };
-            let (mut back_from, mut back_to) = (to.try_clone().unwrap(), from.try_clone().unwrap());
-            let back = thread::spawn(move || pass(&mut back_from, &mut back_to, &[]));
-            pass(&mut &from, &mut &to, &changes);
-            // Ends the other way, too.
-            let _ = to.shutdown(Shutdown::Both);
-            let _ = back.join();
-        });
-        let ranks = [0, 1].map(|rank| {
-            let (listener, addresses) = (&listeners[rank], &addresses);
-            scope.spawn(move || fold(rank, listener, addresses))
-        });
-        let mut are_summed = true;
-        for rank in ranks {
-            let sum = rank.join().unwrap().ok();
-            are_summed &= sum.is_some();
-            let are_right =
-                |sum: Vec<f32>| sum.iter().zip(0u8..).all(|(sum, place)| *sum == 3.0 * f32::from(place));
-            assert!(sum.is_none_or(are_right));
-        }
-        // The proxy ends with the connection that it waits for, also if nobody came.
-        let _ = TcpStream::connect(through.local_addr().unwrap());
-        are_summed
-    })
-}
-
-/// Floats in each worker's bucket.
-const LEN: usize = 64;
-
-fn fold(rank: usize, listener: &TcpListener, addresses: &[String]) -> Result<Vec<f32>, CollectiveError> {
-    let leases: Vec<Range<u32>> = vec![0..1, 1..2];
-    let group = Group::new([1; 16], 1, rank, leases, 2).unwrap();
-    let limit = Duration::from_millis(100);
-    let limits = Limits { bucket_len: LEN, connect_deadline: limit, step_deadline: limit };
-    let key = Key::new([2; 32]);
-    let mut collective: Collective = assemble(listener, &key, group, addresses, limits, Medium::Tcp)?;
-    let sums = collective.sums();
-    sums.clear();
-    while let Some(shard) = sums.next_shard() {
-        for (place, float) in (0u8..).zip(sums.next_bucket()) {
-            *float = f32::from(place) * (shard + 1) as f32;
-        }
-        sums.commit();
-    }
-    collective.fold(1).map(<[f32]>::to_vec)
-}
-
-/// Passes bytes on, with `changes` of some, until either side ends.
-fn pass(from: &mut impl Read, to: &mut impl Write, changes: &[(usize, u8)]) {
-    let (mut passed, mut buffer) = (0, [0; 4096]);
-    while let Ok(count) = from.read(&mut buffer) {
-        for (place, change) in changes {
-            if (passed..passed + count).contains(place) {
-                buffer[place - passed] ^= change;
-            }
-        }
-        passed += count;
-        if count == 0 || to.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-    }
 }

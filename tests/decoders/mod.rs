@@ -1,16 +1,24 @@
 //! Whatever bytes come from a network or lie on a disk, nobody panics over them, and nobody takes wrong ones for right.
 //!
-//! [`control`] has a function for each kind of bytes, [`weights`] those that need the network of tensors. Here each is given
-//! the files of its corpus, and mutations of them that look random and are the same each time. `tests/fuzz` gives the same
-//! functions to cargo-fuzz, which looks for others for as long as one likes; what it finds goes into the corpus.
+//! [`control`], [`images`], [`gradients`], [`dashboard`] and [`pickles`] have a function for each kind of bytes, [`weights`] those
+//! that need the network of tensors. Here each is given the files of its corpus, and mutations of them that look random and are the same
+//! each time. `tests/fuzz` gives the same functions to cargo-fuzz, which looks for others for as long as one likes; what it
+//! finds goes into the corpus. `TARGET=import SIMSIAM_MUTATIONS=100` tries one decoder alone, and a hundred times as many.
 
 mod control;
+mod dashboard;
+mod gradients;
+mod images;
+mod pickles;
 mod samples;
 mod weights;
 
+use std::cell::Cell;
 use std::fs;
-use std::panic::catch_unwind;
+use std::ops::Range;
+use std::panic::{catch_unwind, set_hook, take_hook};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// Files of other tests that belong to the corpus of `import`.
 const FOREIGN_WEIGHTS: &str = "crates/evaluation/tests/fixtures/foreign";
@@ -23,23 +31,70 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+thread_local! {
+    /// Whether anything panicked in this thread, also if somebody caught it, as servers do.
+    static HAS_PANICKED: Cell<bool> = const { Cell::new(false) };
+}
+
 #[test]
-fn no_bytes_are_worth_a_panic() {
+fn the_control_plane_takes_any_bytes() {
+    try_all(control::DECODERS);
+}
+
+#[test]
+fn images_are_read_from_any_bytes() {
+    try_all(images::DECODERS);
+}
+
+#[test]
+fn workers_take_any_bytes_of_each_other() {
+    try_all(gradients::DECODERS);
+}
+
+#[test]
+fn the_dashboard_takes_any_bytes() {
+    try_all(dashboard::DECODERS);
+}
+
+#[test]
+fn evaluation_reads_any_bytes() {
+    try_all(weights::DECODERS);
+    try_all(pickles::DECODERS);
+}
+
+fn try_all(decoders: &[control::Named]) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = take_hook();
+        set_hook(Box::new(move |panic| {
+            HAS_PANICKED.set(true);
+            before(panic);
+        }));
+    });
+    let only = std::env::var("TARGET").ok();
+    let asked_for = decoders.iter().filter(|(name, ..)| only.as_ref().is_none_or(|only| only == name));
+    let failures: Vec<String> = asked_for.flat_map(failures_of).collect();
+    assert!(failures.is_empty(), "target, file, mutation and the bytes that were too much:\n{failures:#?}");
+}
+
+/// What was too much for one decoder, of its corpus and of what is made from it.
+fn failures_of((name, decode, mutations): &control::Named) -> Vec<String> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut failures = Vec::new();
-    for (name, decode, mutations) in control::DECODERS.iter().chain(weights::DECODERS) {
-        let mut paths = files(&repository.join("tests/fuzz/corpus").join(name));
-        if *name == "import" {
-            paths.extend(files(&repository.join(FOREIGN_WEIGHTS)));
-        }
-        let corpus: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
-        let is_taken = corpus.iter().any(|bytes| decode(bytes));
-        assert!(is_taken, "nothing of the corpus of {name} is taken, so nothing is tried");
-        for (path, original) in paths.iter().zip(&corpus) {
-            for number in 0..=*mutations {
-                // The first is the file itself.
-                let bytes = mutated(original, &corpus, number);
-                if catch_unwind(|| decode(&bytes)).is_err() {
+    let mut paths = files(&repository.join("tests/fuzz/corpus").join(name));
+    if *name == "import" {
+        paths.extend(files(&repository.join(FOREIGN_WEIGHTS)));
+    }
+    let corpus: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+    let times = std::env::var("SIMSIAM_MUTATIONS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    let (mut is_taken, mut failures) = (false, Vec::new());
+    for (path, original) in paths.iter().zip(&corpus) {
+        for number in 0..=mutations * times {
+            // The first is the file itself.
+            let bytes = mutated(original, &corpus, number);
+            HAS_PANICKED.set(false);
+            match catch_unwind(|| decode(&bytes)) {
+                Ok(taken) if !HAS_PANICKED.get() => is_taken |= taken && number == 0,
+                _ => {
                     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{number}"));
                     fs::write(&kept, bytes).unwrap();
                     failures.push(format!("{name} {} {number}: {}", path.display(), kept.display()));
@@ -47,7 +102,11 @@ fn no_bytes_are_worth_a_panic() {
             }
         }
     }
-    assert!(failures.is_empty(), "target, file, mutation and the bytes that were too much:\n{failures:#?}");
+    assert!(
+        is_taken || !failures.is_empty(),
+        "nothing of the corpus of {name} is taken, so nothing is tried"
+    );
+    failures
 }
 
 /// Numbers that look random.
@@ -76,6 +135,8 @@ const AWKWARD: &[&[u8]] = &[
     b"18446744073709551615",
     b"-1",
     b"1e999",
+    b"1e308",
+    b"-5e-324",
     b"nan",
     b"null",
     b"[[[[[[[[",
@@ -98,7 +159,7 @@ fn mutated(original: &[u8], corpus: &[Vec<u8>], number: u64) -> Vec<u8> {
     for _ in 0..changes {
         let (from, to) = (dice.below(bytes.len() + 1), dice.below(bytes.len() + 1));
         let range = from.min(to)..from.max(to).min(from.min(to) + 64);
-        match dice.below(8) {
+        match dice.below(10) {
             0..2 if !bytes.is_empty() => {
                 let place = dice.below(bytes.len());
                 bytes[place] ^= 1 << dice.below(8);
@@ -118,10 +179,26 @@ fn mutated(original: &[u8], corpus: &[Vec<u8>], number: u64) -> Vec<u8> {
                 bytes.truncate(from);
                 bytes.extend_from_slice(&other[dice.below(other.len() + 1)..]);
             }
-            _ => drop(bytes.splice(range, dice.one_of(AWKWARD).iter().copied())),
+            7 => drop(bytes.splice(range, dice.one_of(AWKWARD).iter().copied())),
+            8 => {
+                // A word in the place of another.
+                let other = &corpus[dice.below(corpus.len())];
+                let word = word_at(other, dice.below(other.len()));
+                bytes.splice(word_at(&bytes, from), other[word].iter().copied());
+            }
+            _ => drop(bytes.splice(word_at(&bytes, from), dice.one_of(AWKWARD).iter().copied())),
         }
     }
     bytes
+}
+
+/// Where the word or the number ends and begins that `place` lies in.
+fn word_at(bytes: &[u8], place: usize) -> Range<usize> {
+    let is_between = |byte: &u8| !byte.is_ascii_alphanumeric() && !b"._-+".contains(byte);
+    let place = place.min(bytes.len());
+    let start = bytes[..place].iter().rposition(is_between).map_or(0, |between| between + 1);
+    let end = bytes[place..].iter().position(is_between).map_or(bytes.len(), |between| place + between);
+    start..end
 }
 
 /// Writes the files of the corpus that are messages or a manifest, from which cargo-fuzz and the test above make others.

@@ -1,5 +1,7 @@
 //! What is sent and kept when all is well: the files of the corpus from which mutations are made.
 
+use std::io::Read;
+
 use bytes::Bytes;
 use dataset::{Deal, Images};
 use prost::Message;
@@ -26,6 +28,10 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         .chain(of("join", joins().into()))
         .chain(of("part", parts.into()))
         .chain(of("manifest", vec![manifest()]))
+        .chain(of("course", vec![course(), departure()]))
+        .chain(of("publish", vec![files()]))
+        .chain(of("archive", vec![archive()]))
+        .chain(of("cifar10", vec![[vec![3; 3073], vec![9; 3073]].concat()]))
         .collect()
 }
 
@@ -97,4 +103,67 @@ fn manifest() -> Vec<u8> {
     let images = Images::open(&recipe.data, cache.path()).unwrap();
     let deal = Deal::new(images.into(), recipe.training.shards, cache.path()).unwrap();
     deal.manifest().to_json().into_bytes()
+}
+
+/// One after the other, each with its length before it.
+fn told(reports: impl IntoIterator<Item = (u64, Event)>) -> Vec<u8> {
+    let report = |(worker_id, event)| v1::Report { worker_id, run_id: RUN_ID, event: Some(event), crc32c: 0 };
+    reports.into_iter().flat_map(|told| report(told).encode_length_delimited_to_vec()).collect()
+}
+
+/// The parts of a checkpoint.
+fn files() -> Vec<u8> {
+    let parts = [("model.safetensors", "wei"), ("model.safetensors", "ghts"), ("progress.json", "{}")];
+    let part = |(file, data): (&str, &'static str)| v1::FilePart::new(file.to_owned(), data.into());
+    parts.into_iter().flat_map(|told| part(told).encode_length_delimited_to_vec()).collect()
+}
+
+/// What two workers report of a whole run.
+fn course() -> Vec<u8> {
+    let (generation, state_hash, layout_hash) = (1, HASH, HASH);
+    let (assembled, finished) = (
+        v1::Assembled { generation, step: 0, state_hash: HASH, layout_hash },
+        v1::Finished { step: 3, state_hash, generation },
+    );
+    let made = |step| Event::StepDone(v1::StepDone { generation, step, loss: -0.5, ..Default::default() });
+    let each = [
+        Event::Attending(v1::Attending::default()),
+        Event::Assembled(assembled),
+        made(1),
+        made(2),
+        Event::Heartbeat(v1::Heartbeat { generation, standstill_ms: 9 }),
+        made(3),
+        Event::Finished(finished),
+    ];
+    told(each.into_iter().flat_map(|event| [(1, event.clone()), (2, event)]))
+}
+
+/// The second of two workers loses the first, which leaves.
+fn departure() -> Vec<u8> {
+    let assembled = v1::Assembled { generation: 1, step: 0, state_hash: HASH, layout_hash: HASH };
+    let halted =
+        v1::Halted { generation: 1, step: 1, holds_state: true, reason: "lost".into(), suspect_worker_id: 1 };
+    told([
+        (1, Event::Attending(v1::Attending::default())),
+        (2, Event::Attending(v1::Attending::default())),
+        (1, Event::Assembled(assembled.clone())),
+        (2, Event::Assembled(assembled)),
+        (1, Event::Leaving(v1::Leaving {})),
+        (2, Event::Halted(halted)),
+        (
+            1,
+            Event::Failed(v1::Failed { step: 1, reason: "full".into(), suspect_worker_id: 0, generation: 1 }),
+        ),
+    ])
+}
+
+/// The files that the decoder of archives expects, and one that it passes over.
+fn archive() -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [("./set/images.bin", 20), ("set/readme", 5), ("set/labels.bin", 3)] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes);
+        archive.append_data(&mut header, name, std::io::repeat(7).take(bytes)).unwrap();
+    }
+    archive.into_inner().unwrap()
 }

@@ -62,6 +62,16 @@ pub enum RunDirectoryError {
         /// What is there.
         found: String,
     },
+    /// The journal speaks of more generations or workers than there can have been.
+    #[error(
+        "{path}: expected numbers to which a run has counted, found {found}: the journal is damaged; correct that line"
+    )]
+    Numbers {
+        /// The journal.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
     /// The saved recipe is not one.
     #[error("{path}: {source}")]
     Recipe {
@@ -354,6 +364,9 @@ fn read_run_id(path: &Path) -> Result<[u8; 16], RunDirectoryError> {
     })
 }
 
+/// No run counts this far, so nobody who goes on from a journal's numbers comes to the end of what a number holds.
+const MOST_COUNTED: u64 = u64::MAX / 2;
+
 /// What the journal tells. A line that this version does not know is one that a later version knows what to do with.
 fn read_past(path: &Path) -> Result<Past, RunDirectoryError> {
     let text = fs::read(path).map_err(failed("read", path))?;
@@ -365,7 +378,14 @@ fn read_past(path: &Path) -> Result<Past, RunDirectoryError> {
                 .ok()
         })
         .collect();
-    Ok(Past::replay(&records))
+    let past = Past::replay(&records);
+    for (what, number) in [("generation", past.generation.0), ("worker", past.workers_admitted)] {
+        if number > MOST_COUNTED {
+            let found = format!("{what} {number}");
+            return Err(RunDirectoryError::Numbers { path: path.to_path_buf(), found });
+        }
+    }
+    Ok(past)
 }
 
 fn run_id_from(text: &str) -> Option<[u8; 16]> {
@@ -524,6 +544,20 @@ mod tests {
         check(RunDirectory::open(&run), "32 hexadecimal digits");
         fs::write(run.join(RECIPE), "seed = -1").unwrap();
         check(RunDirectory::open(&run), "recipe.toml");
+    }
+
+    #[test]
+    fn numbers_from_which_nobody_can_count_on_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        run.record(&Record::Generation { generation: u64::MAX, places: Vec::new() }).unwrap();
+        drop(run);
+        let error = RunDirectory::open(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("journal.jsonl") && error.contains("generation 18446744073709551615"),
+            "{error}"
+        );
     }
 
     #[test]

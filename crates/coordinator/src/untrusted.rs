@@ -2,15 +2,16 @@
 
 use protocol::{WorkerId, v1};
 
+use crate::membership::Event;
 use crate::{RunDirectory, RunDirectoryError, wire};
 
-/// Reads a report as the service does, whoever made it.
+/// Reads a report as the service does, whoever made it; `None` if it reports nothing.
 ///
 /// # Errors
 /// It cannot be read.
-pub fn report(report: v1::Report) -> Result<(), tonic::Status> {
+pub fn report(report: v1::Report) -> Result<Option<Event>, tonic::Status> {
     let worker = WorkerId(report.worker_id);
-    report.event.map_or(Ok(()), |event| wire::event(worker, event).map(drop))
+    report.event.map(|event| wire::event(worker, event)).transpose()
 }
 
 /// Reads `metrics.jsonl` as a coordinator does that takes charge of the run after this step, and takes back what comes after.

@@ -167,8 +167,11 @@ impl History {
         let (Some(first), Some(last)) = (within.first(), within.last()) else {
             return Found::Buckets(Vec::new());
         };
-        let steps = to.min(last.last) - from.max(first.first) + 1;
-        if self.width_log2 > 0 && within.len() < points && steps <= MOST_READ {
+        // Within one bucket, the last step that is asked for may come before the first.
+        let Some(more_steps) = to.min(last.last).checked_sub(from.max(first.first)) else {
+            return Found::Buckets(Vec::new());
+        };
+        if self.width_log2 > 0 && within.len() < points && more_steps < MOST_READ {
             return Found::InFile { offset: first.offset };
         }
         Found::Buckets(thin(within, points))
@@ -299,6 +302,7 @@ mod tests {
         let Found::InFile { offset } = history.find(123_400, 123_500, 500) else { panic!() };
         assert!(offset <= 123_400 && offset > 123_400 - 64);
         assert_eq!(buckets(history.find(total + 1, total + 9, 500)), []);
+        assert_eq!(buckets(history.find(5, 3, 500)), [], "the last comes before the first");
     }
 
     proptest! {

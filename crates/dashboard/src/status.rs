@@ -148,7 +148,8 @@ impl Status {
         let recent = Recent::of(record, training.batch);
         let step = last_step.as_ref().map_or(0, |last| last.step).max(sight.map_or(0, |sight| sight.step));
         let total_epochs = u64::from(training.epochs);
-        let total_steps = frame.total_steps.or_else(|| Some(record.steps_per_epoch? * total_epochs));
+        let total_steps =
+            frame.total_steps.or_else(|| Some(record.steps_per_epoch?.saturating_mul(total_epochs)));
         let state = State::of(record, live);
         let left = total_steps.map(|total| total.saturating_sub(step) as f64);
         let remaining_s =

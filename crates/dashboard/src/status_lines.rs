@@ -80,7 +80,8 @@ fn line_of(worker: &WorkerSight, status: &Status) -> String {
     let shards = match (worker.first_shard, worker.shard_count) {
         (_, 0) => "no shards".to_string(),
         (first, 1) => format!("shard {first}"),
-        (first, count) => format!("shards {first} to {}", first + count - 1),
+        // Whoever answers may say anything.
+        (first, count) => format!("shards {first} to {}", first.saturating_add(count - 1)),
     };
     let doing = serde_json::to_value(worker.doing).unwrap_or_default();
     let mut line = format!(

@@ -4,6 +4,14 @@
 
 #[path = "../../decoders/control.rs"]
 mod control;
+#[path = "../../decoders/dashboard.rs"]
+mod dashboard;
+#[path = "../../decoders/gradients.rs"]
+mod gradients;
+#[path = "../../decoders/images.rs"]
+mod images;
+#[path = "../../decoders/pickles.rs"]
+mod pickles;
 
 use std::sync::OnceLock;
 
@@ -14,8 +22,15 @@ fn decoder() -> control::Decode {
     static DECODER: OnceLock<control::Decode> = OnceLock::new();
     *DECODER.get_or_init(|| {
         let wanted = std::env::var("TARGET").unwrap_or_default();
-        let found = control::DECODERS.iter().find(|(name, ..)| *name == wanted);
-        found.expect("TARGET names no decoder of tests/decoders/control.rs").1
+        let all = [
+            control::DECODERS,
+            images::DECODERS,
+            gradients::DECODERS,
+            dashboard::DECODERS,
+            pickles::DECODERS,
+        ];
+        let found = all.into_iter().flatten().find(|(name, ..)| *name == wanted);
+        found.expect("TARGET names no decoder of tests/decoders").1
     })
 }
 

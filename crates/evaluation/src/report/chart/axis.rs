@@ -12,11 +12,12 @@ pub(super) struct Axis {
 impl Axis {
     /// From `min` to `max`, widened to whole ticks if `rounded`, with about `count` of them.
     pub(super) fn new(min: f64, max: f64, count: usize, rounded: bool) -> Axis {
-        // A stretch without length gets some, or every number would lie at its end.
-        let (min, max) = if max > min {
+        // A stretch without length gets some, or every number would lie at its end; and so does one that is too short or
+        // too long to be divided, as only a damaged file has it.
+        let (min, max) = if max > min && ((max - min) / 1e9).is_normal() {
             (min, max)
         } else {
-            let around = if min == 0.0 { 0.5 } else { min.abs() * 0.1 };
+            let around = if min.abs() < 1e-290 { 0.5 } else { min.abs() * 0.1 };
             (min - around, min + around)
         };
         let step = nice_step((max - min) / count.max(1) as f64);
@@ -114,6 +115,18 @@ mod tests {
             assert_eq!(axis.label(axis.ticks[0]), first);
             assert!(axis.min <= min && axis.max >= max);
             assert_eq!(axis.place(axis.max, 10.0, 20.0), 20.0);
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_run_has_get_a_few_ticks_too() {
+        let tiny = f64::from_bits(1);
+        for (min, max) in [(0.0, tiny), (tiny, tiny), (-tiny, 1e-300), (-1e308, 1.7e308), (1e308, 1e308)] {
+            for rounded in [false, true] {
+                let axis = Axis::new(min, max, 4, rounded);
+                assert!(axis.ticks.len() <= 8, "{min} to {max}: {} ticks", axis.ticks.len());
+                axis.ticks.iter().for_each(|tick| drop(axis.label(*tick)));
+            }
         }
     }
 

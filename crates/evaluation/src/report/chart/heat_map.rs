@@ -45,7 +45,7 @@ pub(in super::super) fn heat_map(scores: &Scores) -> Markup {
                 }
             }
             @for (truth, row) in scores.confusion.iter().enumerate() {
-                @let of = row.iter().sum::<u64>().max(1);
+                @let of = row.iter().fold(0_u64, |sum, count| sum.saturating_add(*count)).max(1);
                 @for (answer, count) in row.iter().enumerate() {
                     @let share = *count as f64 / of as f64;
                     g.cell.right[truth == answer].strong[share > 0.45] {

@@ -89,7 +89,8 @@ fn tiles(run: &RunFiles) -> Vec<Tile> {
     let tile = |name: &str, value: String, note: String| Tile { name: name.to_owned(), value, note };
     let mut tiles = Vec::new();
     if let Some(last) = run.steps.last() {
-        let total = run.steps_per_epoch().map(|steps| steps * u64::from(run.recipe.training.epochs));
+        let total =
+            run.steps_per_epoch().map(|steps| steps.saturating_mul(run.recipe.training.epochs.into()));
         let of = total.map_or(String::new(), |total| format!(" of {}", number(total as f64, 0)));
         let epoch = format!("epoch {} of {}", last.epoch, run.recipe.training.epochs);
         tiles.push(tile("steps", format!("{}{of}", number(last.step as f64, 0)), epoch));
