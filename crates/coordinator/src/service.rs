@@ -19,7 +19,7 @@ use crate::membership::{Candidate, Event};
 use crate::rate::Rate;
 use crate::{Blocks, reach, wire};
 
-/// Parts that wait for the network or the disk: enough to keep either busy, and no more than 8 MiB a stream.
+/// Parts that wait for the network or the disk: enough to keep either busy, and no more than 1 MiB a stream.
 const PARTS_UNDER_WAY: usize = 8;
 
 /// Orders that wait for one worker: those of three generations, more than are given while it says nothing.

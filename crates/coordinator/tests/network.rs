@@ -12,9 +12,9 @@ use std::time::Duration;
 use coordinator::checkpoint::CheckpointDirectory;
 use coordinator::{OnFailure, Outcome, Run};
 use fake::{Cluster, FakeWorker, TOTAL_STEPS, create, json_lines};
-use protocol::v1;
 use protocol::v1::order::Order;
 use protocol::v1::report::Event;
+use protocol::{PART_BYTES, v1};
 use proxy::{Fault, Plan, Proxy, Way};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
@@ -56,8 +56,8 @@ async fn a_checkpoint_that_arrives_changed_is_refused_and_sent_again() {
     let mut worker = cluster.training(1).await.remove(0);
     let _alive = beat(&worker, 1);
     worker.step_done(5).await;
-    // In the middle of two megabytes of weights.
-    proxy.plan(Plan { connection: None, way: Way::Up, after_bytes: 1_000_000, fault: Fault::Corrupt });
+    // In the middle of the weights, which are two parts long.
+    proxy.plan(Plan { connection: None, way: Way::Up, after_bytes: PART_BYTES, fault: Fault::Corrupt });
     let parts = worker.checkpoint(5);
     let refused = worker.publish(parts.clone()).await.unwrap_err();
     assert_eq!((refused.code(), proxy.happened()), (Code::DataLoss, 1), "{refused}");
@@ -68,7 +68,7 @@ async fn a_checkpoint_that_arrives_changed_is_refused_and_sent_again() {
     assert_eq!(worker.publish(parts).await.unwrap(), "step-000005");
     CheckpointDirectory::open(&checkpoints.join("step-000005")).unwrap();
     // And on the way back.
-    proxy.plan(Plan { connection: None, way: Way::Down, after_bytes: 1_000_000, fault: Fault::Corrupt });
+    proxy.plan(Plan { connection: None, way: Way::Down, after_bytes: PART_BYTES, fault: Fault::Corrupt });
     let changed = |parts: Vec<v1::FilePart>| parts.iter().filter(|part| part.check().is_err()).count();
     assert_eq!(changed(worker.fetch_checkpoint("step-000005").await.unwrap()), 1);
     assert_eq!(changed(worker.fetch_checkpoint("step-000005").await.unwrap()), 0);

@@ -8,15 +8,17 @@ use crate::access::{Client, ServerTls, ShowToken};
 use crate::v1::coordinator_client::CoordinatorClient;
 use crate::v1::coordinator_server::{Coordinator, CoordinatorServer};
 
-/// The most payload in one part of a block or a file: large enough that the framing costs nothing, small
-/// enough that a heartbeat on the same connection never waits long behind it.
-pub const PART_BYTES: usize = 1 << 20;
+/// The most payload in one part of a block or a file: large enough that the framing costs nothing, small enough that it
+/// stays in a core's cache from one copy to the next, and that a heartbeat on the same connection never waits long behind it.
+pub const PART_BYTES: usize = 128 << 10;
 
-/// The largest message that either side accepts: a full part with room to spare, and a recipe with the
-/// manifest of some fifty thousand blocks.
+/// The most of a message that either side sends in one piece: a whole part. The default of 16 KiB costs a third of the speed.
+const FRAME_BYTES: u32 = 2 * PART_BYTES as u32;
+
+/// The largest message that either side accepts: a recipe with the manifest of some fifty thousand blocks.
 pub const MESSAGE_BYTES: usize = 4 << 20;
 
-/// How much of one stream may be under way: 16 parts, more than any network between two workers holds.
+/// How much of one stream may be under way: 128 parts, more than any network between two workers holds.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
 /// How much of a connection may be under way, so that two streams can be full at once.
@@ -43,6 +45,7 @@ pub fn server(tls: Option<&ServerTls>) -> Result<Server, tonic::transport::Error
     };
     Ok(server
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT)))
@@ -59,6 +62,7 @@ pub(crate) fn endpoint(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)

@@ -78,6 +78,15 @@ impl Cluster {
         workers: u32,
         change: impl FnOnce(&mut Run),
     ) -> Cluster {
+        Cluster::start_serving(directory, workers, Arc::new(TwoBlocks), change).await
+    }
+
+    pub(crate) async fn start_serving(
+        directory: RunDirectory,
+        workers: u32,
+        blocks: Arc<dyn Blocks>,
+        change: impl FnOnce(&mut Run),
+    ) -> Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let mut run = Run {
@@ -105,7 +114,7 @@ impl Cluster {
                 let _ = sender.send(progress.clone());
             }
         };
-        let task = tokio::spawn(serve(listener, run, Arc::new(TwoBlocks), observer, requests));
+        let task = tokio::spawn(serve(listener, run, blocks, observer, requests));
         Cluster { address, task, requests: asking, progress }
     }
 
@@ -273,10 +282,18 @@ impl FakeWorker {
         shard: u32,
         blocks: Vec<u32>,
     ) -> Result<Vec<v1::BlockPart>, Status> {
+        collect(self.stream_blocks(shard, blocks).await?).await
+    }
+
+    pub(crate) async fn stream_blocks(
+        &mut self,
+        shard: u32,
+        blocks: Vec<u32>,
+    ) -> Result<Streaming<v1::BlockPart>, Status> {
         let worker_id = self.joined.worker_id;
         let run_id = self.joined.run_id.clone();
         let request = v1::FetchBlocksRequest { worker_id, run_id, shard, blocks };
-        collect(self.client.fetch_blocks(request).await?.into_inner()).await
+        Ok(self.client.fetch_blocks(request).await?.into_inner())
     }
 
     pub(crate) async fn fetch_checkpoint(&mut self, name: &str) -> Result<Vec<v1::FilePart>, Status> {
