@@ -83,6 +83,40 @@ async fn an_interrupted_run_ends_as_one_that_was_not() {
     assert_eq!(events.iter().filter(|event| *event == "opened").count(), 3, "{events:?}");
 }
 
+/// BatchNorm's statistics over the whole batch.
+const SYNC: &str = "training.batch_norm=sync";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_over_the_whole_batch_change_the_run_and_not_with_its_workers() {
+    let changes: Vec<&str> =
+        SHORT.iter().copied().chain([SYNC, "training.epochs=1", "optimizer.warmup_epochs=0"]).collect();
+    let last = "step-000025";
+    let alone = TestRun::new(quickstart(&changes));
+    let trained = alone.train(1, Wiring::Loopback, Disturbance::None).await;
+    assert!(matches!(trained.outcome, Outcome::Completed { step: 25, .. }), "{:?}", trained.outcome);
+    for (workers, wiring, disturbance) in [
+        (2, Wiring::Loopback, Disturbance::None),
+        (3, Wiring::Processes(Medium::Tcp), Disturbance::None),
+        (4, Wiring::Processes(Medium::SharedMemory), Disturbance::ShrinkAfter(12)),
+    ] {
+        let run = TestRun::new(quickstart(&changes));
+        let other = run.train(workers, wiring, disturbance).await;
+        assert_eq!(other.outcome, trained.outcome, "{workers} workers, {wiring:?}");
+        assert!(run.files(last) == alone.files(last), "{workers} workers, {wiring:?}");
+    }
+    // Without a cluster.
+    let mut state = Encoder::open(&alone.path(), Some("step-000020")).unwrap().state().clone();
+    let end = Encoder::open(&alone.path(), Some(last)).unwrap();
+    while state.step < end.state().step {
+        state = worker::replay(end.recipe(), &alone.images(), Device::flex(), state).unwrap().state;
+    }
+    assert!(state == *end.state());
+    // Otherwise nothing would be shown.
+    let per_shard =
+        TestRun::new(quickstart(&[SHORT, &["training.epochs=1", "optimizer.warmup_epochs=0"]].concat()));
+    assert_ne!(per_shard.train(1, Wiring::Loopback, Disturbance::None).await.outcome, trained.outcome);
+}
+
 fn column_of_events(run: &TestRun) -> Vec<String> {
     run.lines("journal.jsonl").iter().map(|line| line["event"].as_str().unwrap().to_string()).collect()
 }

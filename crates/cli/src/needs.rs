@@ -4,7 +4,7 @@ use std::path::Path;
 
 use collective::subtrees;
 use coordinator::lease;
-use recipe::Recipe;
+use recipe::{BatchNorm, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
 /// What the worker with the most shards needs, and the run directory. MB are millions of bytes.
@@ -16,7 +16,7 @@ pub(crate) struct Needs {
     pub(crate) shards: u32,
     /// Images of a shard in a step.
     pub(crate) images: usize,
-    /// Weights twice, gradients and momentum.
+    /// Weights and momentum, and for each shard that is computed at once the weights once more and their gradients.
     pub(crate) weights_mb: f64,
     pub(crate) bucket_mb: f64,
     pub(crate) buckets_held: u32,
@@ -40,6 +40,11 @@ impl Needs {
             .map(|lease| subtrees(lease.first_shard..lease.first_shard + lease.shard_count).len())
             .max()
             .unwrap_or(1);
+        // Side by side, each shard has a copy of the weights, its gradients and a bucket of its own.
+        let at_once = match recipe.training.batch_norm {
+            BatchNorm::Shard => 1,
+            BatchNorm::Sync => shards,
+        };
         let side = recipe.views.crop_px as usize;
         let images = recipe.shard_batch() as usize;
         Needs {
@@ -47,14 +52,16 @@ impl Needs {
             statistics: layout.statistic_count(),
             shards,
             images,
-            weights_mb: megabytes(4 * layout.parameter_count()),
+            weights_mb: megabytes((2 + 2 * at_once as usize) * layout.parameter_count()),
             bucket_mb,
             // The sums that are sent, one for each level below them while shards are added up, the next shard's
             // bucket, and the folded one.
-            buckets_held: sums as u32 + shards.ilog2() + 2,
+            buckets_held: sums as u32 + shards.ilog2() + 1 + at_once,
             // Those that wait for the step, one that is made, one that is in use.
             views_mb: megabytes(2 * images * 3 * side * side) * f64::from(shards + 2),
-            activations_mb: megabytes(SimSiam::activation_floats(&recipe.model, images, side)),
+            activations_mb: megabytes(
+                at_once as usize * SimSiam::activation_floats(&recipe.model, images, side),
+            ),
             // Each worker folds one slice of the bucket: it sends the others' slices of its sums, then its own to each.
             sent_mb: (sums + 1) as f64 * bucket_mb * f64::from(workers - 1) / f64::from(workers),
             checkpoint_mb: megabytes(2 * layout.parameter_count() + layout.statistic_count()),

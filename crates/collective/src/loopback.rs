@@ -109,7 +109,9 @@ impl Lobby {
         if let Some(theirs) = stands.filter(|theirs| *theirs > group.generation()) {
             return Err(CollectiveError::Superseded { ours: group.generation(), theirs });
         }
-        if stands != Some(group.generation()) {
+        // Once all are seated, the next who come assemble once more: a group may fold through several collectives.
+        let is_open = self.newest.as_ref().is_some_and(|assembly| assembly.seated.contains(&false));
+        if stands != Some(group.generation()) || !is_open {
             self.newest = Some(Assembly {
                 group: group.clone(),
                 bucket_len: limits.bucket_len,

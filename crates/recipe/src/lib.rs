@@ -68,9 +68,13 @@ pub struct Training {
     pub epochs: u32,
     /// Images per step, over all shards. Each gives two views.
     pub batch: u32,
-    /// The run's logical slices: each has its own samples, its part of every batch and its own BatchNorm
-    /// group. A power of two. The result depends on this number and not on the number of workers.
+    /// The run's logical slices: each has its own samples, its part of every batch and, unless
+    /// [`batch_norm`](Self::batch_norm) says otherwise, its own BatchNorm statistics. A power of two. The result depends
+    /// on this number and not on the number of workers.
     pub shards: u32,
+    /// Over which images BatchNorm takes its statistics while it trains.
+    #[serde(default)]
+    pub batch_norm: BatchNorm,
     /// The paper's one essential: no gradient through `z`. `false` is for watching the collapse.
     #[serde(default = "yes")]
     pub stop_gradient: bool,
@@ -84,6 +88,18 @@ pub struct Training {
     /// What happens once the network has collapsed, or cannot learn for another reason that is certain.
     #[serde(default)]
     pub on_collapse: OnCollapse,
+}
+
+/// Over which images BatchNorm takes the statistics of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchNorm {
+    /// Over those of one shard, as PyTorch's DistributedDataParallel does on as many GPUs.
+    #[default]
+    Shard,
+    /// Over the whole batch, as PyTorch's `SyncBatchNorm`, with which the official code trains. The workers meet twice
+    /// for every BatchNorm of a step, and all shards of a worker are in its memory at once.
+    Sync,
 }
 
 /// What happens once nothing good can come of a run any more. It is always said.
@@ -223,6 +239,7 @@ mod tests {
             (vec!["training.batch=100", "training.shards=8"], "does not divide"),
             (vec!["training.batch=8", "training.shards=8"], "at least 2"),
             (vec!["training.precision=fp8"], "fp8"),
+            (vec!["training.batch_norm=global"], "global"),
             (vec!["training.epochs=0"], "training.epochs"),
             (vec!["optimizer.momentum=1.5"], "optimizer.momentum"),
             (vec!["optimizer.base_learning_rate=-1.0"], "optimizer.base_learning_rate"),

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::kernels::{self, Normalised, Then};
+use crate::kernels::{self, AllShards, Everywhere, Normalised, Over, Then};
 use crate::parameters::{Initial, Parameters};
 
 /// A convolution without bias, padded so that stride 1 keeps the size.
@@ -90,13 +90,29 @@ pub enum Statistics<'a> {
 /// BatchNorm in the layout's order.
 pub struct BatchStatistics {
     parts: usize,
+    /// Those with whose batches this one is normalised.
+    shards: Option<AllShards>,
     recorded: Vec<Option<[Tensor<1>; 2]>>,
 }
 
 impl BatchStatistics {
     /// Of a batch in this many parts, each with statistics of its own.
     pub(crate) fn of(parts: usize) -> BatchStatistics {
-        BatchStatistics { parts, recorded: Vec::new() }
+        BatchStatistics { parts, shards: None, recorded: Vec::new() }
+    }
+
+    /// The same parts of all `shards`, if there are such.
+    pub(crate) fn over(self, shards: Option<AllShards>) -> BatchStatistics {
+        BatchStatistics { shards, ..self }
+    }
+
+    /// Over which rows a BatchNorm with this running mean takes its statistics.
+    fn rows(&self, running_mean: &Tensor<1>) -> Over {
+        let everywhere = self.shards.clone().map(|shards| {
+            let near = running_mean.to_data();
+            Everywhere { shards, near: near.as_slice().expect("statistics are f32").into() }
+        });
+        Over { groups: self.parts, everywhere }
     }
 
     fn record(&mut self, index: usize, mean: Tensor<1>, variance: Tensor<1>) {
@@ -166,8 +182,8 @@ impl BatchNorm {
                 kernels::batch_norm_running(x, [gamma, beta], running, then)
             }
             Statistics::Batch(statistics) => {
-                let Normalised { output, mean, variance } =
-                    kernels::batch_norm(x, gamma, beta, statistics.parts, then);
+                let rows = statistics.rows(&self.running_mean);
+                let Normalised { output, mean, variance } = kernels::batch_norm(x, gamma, beta, rows, then);
                 statistics.record(self.index, mean, variance);
                 output
             }

@@ -33,6 +33,7 @@ pub use burn::tensor::Device;
 pub use device::{DeviceError, DeviceName, arithmetic, gpu};
 pub use features::FrozenBackbone;
 pub use fine_tuning::{Diverged, FineTuner, FrozenClassifier, TuningRates};
+pub use kernels::{AllShards, ShardSum};
 pub use layers::{BatchStatistics, Statistics};
 pub use monitors::{Monitors, Parts};
 pub use parameters::{Entry, Layout};

@@ -11,7 +11,7 @@
 use burn::tensor::{DType, Tensor};
 
 use crate::heads::{Predictor, Projector};
-use crate::kernels;
+use crate::kernels::{self, AllShards};
 use crate::layers::{BatchStatistics, Statistics};
 use crate::parameters::{Parameters, outline};
 use crate::resnet::ResNet;
@@ -48,9 +48,9 @@ impl SimSiam {
     }
 
     /// Both views, `x1, x2: [n, 3, h, w]`, one below the other in `x`. They go through as one batch, which reads
-    /// every weight once, but each has its own batch statistics.
-    pub fn forward(&self, x: Tensor<4>) -> Encoded {
-        let mut statistics = BatchStatistics::of(2);
+    /// every weight once, but each has its own batch statistics: those of these images, or with `shards` of theirs, too.
+    pub fn forward(&self, x: Tensor<4>, shards: Option<AllShards>) -> Encoded {
+        let mut statistics = BatchStatistics::of(2).over(shards);
         let per_view = &mut Statistics::Batch(&mut statistics);
 
         let z = self.f(x, per_view); // [2n, d]

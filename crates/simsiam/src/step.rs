@@ -7,7 +7,7 @@ use recipe::Recipe;
 
 use crate::bucket::{BucketLayout, DeviceBucket, Folded, all_finite};
 use crate::flat::Flat;
-use crate::kernels::{self, Part};
+use crate::kernels::{self, AllShards, Part};
 use crate::monitors::Monitors;
 use crate::parameters::{Layout, Leaf, Parameters};
 use crate::replica::Replica;
@@ -31,10 +31,12 @@ pub struct Trainer {
     schedule: Schedule,
 }
 
-/// The network with one step's weights; serves any number of shards.
+/// The network with one step's weights; serves any number of shards, one after the other.
 pub struct Bound {
     network: SimSiam,
     leaves: Vec<Leaf>,
+    /// With whom the statistics of batches are shared.
+    shards: Option<AllShards>,
 }
 
 /// Where the time of one shard went. A GPU is told what to do long before it has done it: then `forward` is the time
@@ -161,7 +163,14 @@ impl Trainer {
         let (network, leaves) = bind(&self.recipe.model, &weights, &statistics, &self.device);
         let network =
             if self.recipe.training.stop_gradient { network } else { network.without_stop_gradient() };
-        Bound { network, leaves }
+        Bound { network, leaves, shards: None }
+    }
+
+    /// The most numbers that shards add up at once, where BatchNorm's statistics are over all of them: two for every
+    /// channel of either view.
+    pub fn longest_shard_sum(&self) -> usize {
+        let channels = self.layout.statistics.iter().map(|entry| entry.range.len());
+        2 * 2 * channels.max().unwrap_or(0)
     }
 
     /// Forward and backward of one shard: fills its `bucket` from its part of the batch. With `stop`, its worker wants
@@ -177,7 +186,7 @@ impl Trainer {
         stop: bool,
         bucket: &mut [f32],
     ) -> Result<PhaseSeconds, DeviceFailure> {
-        let (encoded, forward) = timed(|| bound.network.forward(views.0));
+        let (encoded, forward) = timed(|| bound.network.forward(views.0, bound.shards.clone()));
         let (collected, backward) = timed(|| {
             let (parts, mut sums) = (bound.backward(encoded), &mut bucket[..=self.bucket.loss]);
             if self.trains_on_device {
@@ -203,7 +212,7 @@ impl Trainer {
         views: Views,
         stop: bool,
     ) -> (DeviceBucket, PhaseSeconds) {
-        let (encoded, forward) = timed(|| bound.network.forward(views.0));
+        let (encoded, forward) = timed(|| bound.network.forward(views.0, bound.shards.clone()));
         let (bucket, backward) = timed(|| {
             let flags = self.bucket.values() - self.bucket.loss - 1;
             let bucket = kernels::gather(bound.backward(encoded), FIRST_VIEW, flags);
@@ -295,6 +304,14 @@ impl Trainer {
 }
 
 impl Bound {
+    /// The same for one shard, whose BatchNorms take the statistics of `shards`: each waits there until all have come. So
+    /// each of a worker's shards has a thread, and a network, of its own: burn holds a lock on what it has recorded of
+    /// one as long as a backward pass through it lasts.
+    #[must_use]
+    pub fn among(self, shards: AllShards) -> Bound {
+        Bound { shards: Some(shards), ..self }
+    }
+
     /// What a shard adds to the sums over shards, in the bucket's order: gradients and what rides along.
     fn backward(&self, encoded: Encoded) -> Vec<Part> {
         let Encoded { loss, z, statistics } = encoded;

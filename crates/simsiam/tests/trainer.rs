@@ -4,9 +4,14 @@
 
 mod device;
 
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+
 use device::device;
 use recipe::{Draws, Purpose, Recipe};
-use simsiam::{Bound, Commit, DeviceBucket, LearningRates, Parts, Replica, State, Trainer};
+use simsiam::{
+    AllShards, Bound, Commit, DeviceBucket, LearningRates, Parts, Replica, ShardSum, State, Trainer,
+};
 
 const RATES: LearningRates = LearningRates { encoder: 0.1, predictor: 0.1 };
 
@@ -59,6 +64,65 @@ fn one_network_serves_every_shard_of_a_step() {
         assert!(alone.iter().all(|value| value.is_finite()));
         assert!(bucket_of(&trainer, &shared, shard, noise(shard)) == alone, "shard {shard}");
     }
+}
+
+/// Adds up what the shards bring that come here, each on a thread.
+struct Meeting {
+    everyone: Barrier,
+    brought: Mutex<Vec<Vec<f32>>>,
+}
+
+impl ShardSum for Meeting {
+    fn sum(&self, shard: u32, values: &mut [f32]) {
+        self.brought.lock().unwrap()[shard as usize] = values.to_vec();
+        self.everyone.wait();
+        values.fill(0.0);
+        self.brought.lock().unwrap().iter().for_each(|brought| add(values, brought));
+        self.everyone.wait();
+    }
+}
+
+#[test]
+fn with_statistics_of_all_shards_they_make_the_gradient_of_one_that_has_the_whole_batch() {
+    let (split, whole) = (trainer(), trainer_with(&["training.shards=1"]));
+    let state = State::initial(split.layout(), 3);
+    // As after some training, so that every gradient is there and running means are not zero.
+    let state = State {
+        weights: state.weights.iter().map(|weight| if *weight == 0.0 { 0.5 } else { *weight }).collect(),
+        statistics: state.statistics.iter().map(|value| if *value == 0.0 { 0.1 } else { *value }).collect(),
+        ..state
+    };
+    let [first, second] = [noise(0), noise(1)];
+    let half = first.len() / 2;
+    let batch = [&first[..half], &second[..half], &first[half..], &second[half..]].concat();
+    let replica = whole.place(state.clone());
+    let expected = bucket_of(&whole, &whole.bind(&replica), 0, batch);
+
+    let replica = split.place(state);
+    let meeting = Arc::new(Meeting { everyone: Barrier::new(2), brought: Mutex::new(vec![vec![]; 2]) });
+    let bucket = |shard, is_among_all| {
+        let network = split.bind(&replica);
+        let network =
+            if is_among_all { network.among(AllShards::new(meeting.clone(), shard, 2)) } else { network };
+        bucket_of(&split, &network, shard, noise(shard))
+    };
+    // As far as it means the same in both: gradient, statistics, means of z, and not pairs of images, loss and flags.
+    let length = expected.len() - 4;
+    let difference = |is_among_all| {
+        let mut mean = thread::scope(|scope| {
+            let other = scope.spawn(|| bucket(1, is_among_all));
+            let mut sum = bucket(0, is_among_all);
+            add(&mut sum, &other.join().unwrap());
+            sum
+        });
+        mean.iter_mut().for_each(|value| *value /= 2.0);
+        let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        let apart: Vec<f32> =
+            mean.iter().zip(&expected).take(length).map(|(found, expected)| found - expected).collect();
+        norm(&apart) / norm(&expected[..length])
+    };
+    let (among_all, alone) = (difference(true), difference(false));
+    assert!(among_all < 1e-5 && alone > 1e-2, "{among_all:e} and {alone:e}");
 }
 
 #[test]

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use collective::SubtreeSums;
-use dataset::BlockStore;
-use recipe::Recipe;
-use simsiam::{Commit, Device, NonFinite, State, Trainer};
+use dataset::{BlockStore, DatasetError};
+use recipe::{BatchNorm, Recipe};
+use simsiam::{Bound, Commit, Device, NonFinite, State, Trainer};
 
 use crate::WorkerError;
 use crate::batches::{Batches, images_of};
+use crate::lockstep::Lockstep;
 
 /// A step, shard by shard and as a whole.
 #[derive(Debug)]
@@ -65,12 +66,9 @@ pub fn replay(
     let mut batches =
         Batches::start(recipe, Arc::clone(store), trainer.loader(), lease.clone(), step..step + 1);
     let mut replica = trainer.place(state);
-    let network = trainer.bind(&replica);
     let mut sums = SubtreeSums::new(lease.clone(), trainer.bucket().values());
     let mut shards = Vec::new();
-    for shard in lease {
-        let bucket = sums.next_bucket();
-        trainer.forward_backward(&network, shard, batches.next()?.views, false, bucket)?;
+    let mut add = |shard, bucket: &[f32]| {
         let alone = trainer.bucket().read(bucket);
         // As a mean over all shards it is that much smaller.
         let count = f64::from(recipe.training.shards);
@@ -81,7 +79,29 @@ pub fn replay(
             gradient_norm: alone.gradient_norm() * count,
             non_finite: trainer.non_finite_parts(bucket),
         });
+        sums.next_bucket().copy_from_slice(bucket);
         sums.commit();
+    };
+    let compute = |network: &Bound, shard, views| {
+        let mut bucket = vec![0.0; trainer.bucket().values()];
+        trainer.forward_backward(network, shard, views, false, &mut bucket).map(|_| bucket)
+    };
+    match recipe.training.batch_norm {
+        BatchNorm::Shard => {
+            let network = trainer.bind(&replica);
+            for shard in lease {
+                add(shard, &compute(&network, shard, batches.next()?.views)?);
+            }
+        }
+        BatchNorm::Sync => {
+            let views: Result<Vec<_>, DatasetError> =
+                lease.clone().map(|shard| Ok((shard, batches.next()?.views))).collect();
+            let lockstep = Arc::new(Lockstep::alone(recipe.training.shards, trainer.longest_shard_sum()));
+            let buckets = lockstep.compute(&trainer, &replica, views?, compute);
+            for (shard, bucket) in lease.zip(buckets) {
+                add(shard, &bucket?);
+            }
+        }
     }
     let (_, sum) = sums.nodes().next().expect("all shards of a run are one subtree");
     let folded = trainer.bucket().read(sum);

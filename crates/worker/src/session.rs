@@ -7,12 +7,13 @@ use std::time::Duration;
 use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits, Standstill};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
-use recipe::Recipe;
+use recipe::{BatchNorm, Recipe};
 use simsiam::{Device, Folded, NonFinite, Trainer};
 
 use crate::WorkerError;
 use crate::batches::{Batches, ShardBatch, images_of};
 use crate::blame::{Blame, Culprit};
+use crate::lockstep::Lockstep;
 use crate::sums::{FoldError, Sums};
 use crate::transport::Transport;
 
@@ -27,6 +28,8 @@ pub(crate) struct Session {
     store: Arc<BlockStore>,
     batches: Batches,
     sums: Sums,
+    /// Where the shards meet in every BatchNorm, if they do.
+    lockstep: Option<Arc<Lockstep>>,
     interrupt: Interrupt,
 }
 
@@ -72,10 +75,19 @@ impl Session {
             connect_deadline: Duration::from_millis(order.deadline_ms),
             step_deadline: run.step_limit,
         };
+        let failed = |source| collective_error(&members, source);
+        let lockstep = match run.recipe.training.batch_norm {
+            BatchNorm::Shard => None,
+            BatchNorm::Sync => {
+                let limits = Limits { bucket_len: run.trainer.longest_shard_sum(), ..limits };
+                let collective = run.transport.assemble_on_hosts(run.key, group.clone(), &addresses, limits);
+                let lockstep = Lockstep::begin(collective.map_err(failed)?, lease.clone(), group.shards());
+                Some(Arc::new(lockstep.map_err(failed)?))
+            }
+        };
         let gpu = simsiam::gpu(run.device).map(|(index, uuid)| Gpu { index, uuid });
         let assembled = run.transport.assemble(run.key, group, &addresses, limits, gpu);
-        let assembled = assembled.map_err(|source| collective_error(&members, source))?;
-        let sums = Sums::new(assembled, run.trainer, lease);
+        let sums = Sums::new(assembled.map_err(failed)?, run.trainer, lease);
         let (generation, workers) = (order.generation, members.len());
         tracing::info!(generation, workers, "gradients go through {}", sums.medium());
         batches.wait_for_first()?;
@@ -88,6 +100,7 @@ impl Session {
             store: Arc::clone(run.store),
             batches,
             sums,
+            lockstep,
             interrupt,
         })
     }
@@ -125,7 +138,17 @@ impl Session {
 
     /// What a generation ends with when that was ordered.
     pub(crate) fn halted(&self) -> WorkerError {
-        collective_error(&self.members, CollectiveError::Interrupted { generation: self.generation })
+        self.collective_error(CollectiveError::Interrupted { generation: self.generation })
+    }
+
+    /// What a failure means that the workers have together.
+    pub(crate) fn collective_error(&self, source: CollectiveError) -> WorkerError {
+        collective_error(&self.members, source)
+    }
+
+    /// Where this worker's shards, and those of the others, meet in every BatchNorm, if they do.
+    pub(crate) fn lockstep(&self) -> Option<&Arc<Lockstep>> {
+        self.lockstep.as_ref()
     }
 
     /// Where the buckets of this worker's shards are added up.

@@ -1,9 +1,12 @@
 //! Where the buckets of a worker's shards are added up.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use collective::{Assembled, Collective, CollectiveError, Node};
-use simsiam::{Bound, DeviceBucket, DeviceFailure, Folded, PhaseSeconds, Trainer, Views};
+use simsiam::{Bound, DeviceBucket, DeviceFailure, Folded, PhaseSeconds, Replica, Trainer, Views};
+
+use crate::lockstep::Lockstep;
 
 /// The sums of a worker's shards, on their way to the sum over all.
 pub(crate) enum Sums {
@@ -81,6 +84,49 @@ impl Sums {
         let (bucket, seconds) = trainer.forward_backward_on_device(network, shard, views, stop);
         sums.push(bucket);
         Ok(seconds)
+    }
+
+    /// Computes the buckets of all shards, in order and side by side, and adds them. The seconds are those of the slowest.
+    pub(crate) fn add_side_by_side(
+        &mut self,
+        trainer: &Trainer,
+        replica: &Replica,
+        lockstep: &Arc<Lockstep>,
+        shards: Vec<(u32, Views)>,
+        stop: bool,
+    ) -> Result<PhaseSeconds, DeviceFailure> {
+        let mut slowest = PhaseSeconds::default();
+        let mut note = |seconds: PhaseSeconds| {
+            slowest.forward = slowest.forward.max(seconds.forward);
+            slowest.backward = slowest.backward.max(seconds.backward);
+        };
+        let sums = match self {
+            Sums::OnHost(collective) => {
+                let computed = lockstep.compute(trainer, replica, shards, |network, shard, views| {
+                    let mut bucket = vec![0.0; trainer.bucket().values()];
+                    let seconds = trainer.forward_backward(network, shard, views, stop, &mut bucket)?;
+                    Ok((bucket, seconds))
+                });
+                for computed in computed {
+                    let (bucket, seconds) = computed?;
+                    note(seconds);
+                    collective.sums().next_bucket().copy_from_slice(&bucket);
+                    collective.sums().commit();
+                }
+                return Ok(slowest);
+            }
+            Sums::OnDevice(sums) => sums,
+            #[cfg(feature = "cuda")]
+            Sums::BetweenGpus(sums, _) => sums,
+        };
+        let computed = lockstep.compute(trainer, replica, shards, |network, shard, views| {
+            trainer.forward_backward_on_device(network, shard, views, stop)
+        });
+        for (bucket, seconds) in computed {
+            note(seconds);
+            sums.push(bucket);
+        }
+        Ok(slowest)
     }
 
     /// The sum over all shards of the run, once those of this worker are complete.

@@ -11,6 +11,7 @@ use crate::WorkerError;
 use crate::publish::Publisher;
 use crate::reports::{self, Reports};
 use crate::session::Session;
+use crate::shards;
 use crate::training_thread::{Command, unexpected};
 
 /// After how many steps the workers compare the hashes of their states, which must be the same. Hashing takes as long
@@ -43,14 +44,7 @@ pub(crate) fn train(
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
         let step = replica.step();
-        let network = trainer.bind(replica);
-        session.sums().clear();
-        while let Some(shard) = session.sums().next_shard() {
-            let batch = timed(&mut done.data_seconds, || session.next_batch(step, shard))?;
-            let seconds = session.sums().add(trainer, &network, batch.views, *stopping)?;
-            done.forward_seconds += seconds.forward;
-            done.backward_seconds += seconds.backward;
-        }
+        shards::compute(trainer, replica, session, *stopping, &mut done)?;
 
         // The sum over all shards, with the same bits on every worker: from here on all decide alike.
         let folded = timed(&mut done.all_reduce_seconds, || session.fold(trainer, step))?;
@@ -128,7 +122,8 @@ fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) ->
     }
 }
 
-fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
+/// What `work` gives, and in `seconds` how long it took, too.
+pub(crate) fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
     let result = work();
     *seconds += begin.elapsed().as_secs_f64();

@@ -3,7 +3,7 @@
 use std::net::{TcpListener, ToSocketAddrs};
 
 use collective::loopback::Hub;
-use collective::{Assembled, CollectiveError, Gpu, Group, Key, Limits, Medium};
+use collective::{Assembled, Collective, CollectiveError, Gpu, Group, Key, Limits, Medium};
 
 use crate::WorkerError;
 
@@ -82,6 +82,23 @@ impl Transport {
                 collective::assemble_with_gpu(listener, key, group, addresses, limits, *medium, gpu)
             }
             Transport::Loopback(hub) => hub.assemble(group, limits).map(Assembled::Hosts),
+        }
+    }
+
+    /// The same for numbers that lie in the host's memory, whatever the buckets lie in.
+    pub(crate) fn assemble_on_hosts(
+        &self,
+        key: &Key,
+        group: Group,
+        addresses: &[String],
+        limits: Limits,
+    ) -> Result<Collective, CollectiveError> {
+        match self {
+            Transport::Processes { listener, medium, .. } => {
+                let medium = if *medium == Medium::Nccl { Medium::Auto } else { *medium };
+                collective::assemble(listener, key, group, addresses, limits, medium)
+            }
+            Transport::Loopback(hub) => hub.assemble(group, limits),
         }
     }
 }

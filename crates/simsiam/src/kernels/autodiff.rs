@@ -11,7 +11,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::Kernels;
+use super::{Kernels, Over};
 
 /// The forward passes with what they keep, and the backward passes that need it.
 pub(super) trait Differentiable: Kernels {
@@ -49,7 +49,7 @@ pub(super) trait Differentiable: Kernels {
         gamma: &FloatTensor<Self>,
         beta: &FloatTensor<Self>,
         shortcut: Option<FloatTensor<Self>>,
-        groups: usize,
+        over: &Over,
         rectify: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, Self::Moments);
 
@@ -77,7 +77,7 @@ pub(super) struct Normalisation<B: Differentiable> {
     pub(super) gamma: FloatTensor<B>,
     pub(super) beta: FloatTensor<B>,
     pub(super) moments: B::Moments,
-    pub(super) groups: usize,
+    pub(super) over: Over,
     pub(super) rectify: bool,
 }
 
@@ -106,16 +106,16 @@ impl<B: Differentiable, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         x: Tracked<B, C>,
         gamma: Tracked<B, C>,
         beta: Tracked<B, C>,
-        groups: usize,
+        over: Over,
         rectify: bool,
     ) -> (Tracked<B, C>, Tracked<B, C>, Tracked<B, C>) {
         let nodes = [x.node(), gamma.node(), beta.node()];
         let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-        let (y, x, moments) = B::batch_norm_forward(x.into_primitive(), &gamma, &beta, None, groups, rectify);
+        let (y, x, moments) = B::batch_norm_forward(x.into_primitive(), &gamma, &beta, None, &over, rectify);
         let [mean, variance] = B::statistics(&moments).map(Self::from_inner);
         let y = match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                prepared.finish(Normalisation { x, gamma, beta, moments, groups, rectify }, y)
+                prepared.finish(Normalisation { x, gamma, beta, moments, over, rectify }, y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         };
@@ -127,17 +127,16 @@ impl<B: Differentiable, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         gamma: Tracked<B, C>,
         beta: Tracked<B, C>,
         shortcut: Tracked<B, C>,
-        groups: usize,
+        over: Over,
     ) -> (Tracked<B, C>, Tracked<B, C>, Tracked<B, C>) {
         let nodes = [x.node(), gamma.node(), beta.node(), shortcut.node()];
         let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
         let shortcut = Some(shortcut.into_primitive());
-        let (y, x, moments) =
-            B::batch_norm_forward(x.into_primitive(), &gamma, &beta, shortcut, groups, true);
+        let (y, x, moments) = B::batch_norm_forward(x.into_primitive(), &gamma, &beta, shortcut, &over, true);
         let [mean, variance] = B::statistics(&moments).map(Self::from_inner);
         let y = match BatchNormWithShortcut.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                let saved = Normalisation { x, gamma, beta, moments, groups, rectify: true };
+                let saved = Normalisation { x, gamma, beta, moments, over, rectify: true };
                 prepared.finish((saved, y.clone()), y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(y),

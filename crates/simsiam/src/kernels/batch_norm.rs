@@ -6,6 +6,8 @@
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+use super::all_shards::Everywhere;
+
 /// Numbers in a block: it is read twice, the second time from the second-level cache.
 const BLOCK_VALUES: usize = 1 << 15;
 
@@ -233,6 +235,7 @@ pub(crate) struct Saved<'a> {
     pub(crate) moments: &'a Moments,
     pub(crate) shape: Shape,
     pub(crate) rectify: bool,
+    pub(crate) everywhere: Option<&'a Everywhere>,
 }
 
 /// Gradients of `gamma` and of `beta`.
@@ -250,16 +253,20 @@ pub(crate) fn gradient(saved: &Saved, gradient: &mut [f32]) -> ParameterGradient
         Affine::above_zero(saved.moments.mean.len())
     };
     let (arch, shape, length) = (Arch::new(), saved.shape, saved.shape.block_length());
-    let mut parameters = ParameterGradients::zeros(shape.channels);
-    for (index, dy) in gradient.chunks_exact_mut(shape.group_length()).enumerate() {
+    let mut totals = Vec::new();
+    for (index, dy) in gradient.chunks_exact(shape.group_length()).enumerate() {
         let group = Group::new(saved, &affine, index);
         let mut sums = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
         sums.par_chunks_mut(2 * shape.channels)
             .zip(group.x.par_chunks(length).zip(dy.par_chunks(length)))
             .for_each(|(sums, (x, dy))| arch.dispatch(BlockSums { group: &group, x, dy, sums }));
-        let line = group.input_gradient(&sums, &mut parameters);
+        totals.extend(group_totals(&sums, shape.channels));
+    }
+    let (parameters, lines) = saved.input_gradient(totals);
+    for ((index, dy), line) in gradient.chunks_exact_mut(shape.group_length()).enumerate().zip(&lines) {
+        let group = Group::new(saved, &affine, index);
         dy.par_chunks_mut(length).zip(group.x.par_chunks(length)).for_each(|(gradient, x)| {
-            arch.dispatch(BlockGradient { group: &group, line: &line, x, gradient });
+            arch.dispatch(BlockGradient { group: &group, line, x, gradient });
         });
     }
     parameters
@@ -275,10 +282,8 @@ pub(crate) fn gradient_and_shortcut(
 ) -> ParameterGradients {
     let affine = Affine::above_zero(saved.moments.mean.len());
     let (arch, shape, length) = (Arch::new(), saved.shape, saved.shape.block_length());
-    let mut parameters = ParameterGradients::zeros(shape.channels);
-    let groups =
-        gradient.chunks_exact_mut(shape.group_length()).zip(dx.chunks_exact_mut(shape.group_length()));
-    for (index, (dy, dx)) in groups.enumerate() {
+    let mut totals = Vec::new();
+    for (index, dy) in gradient.chunks_exact_mut(shape.group_length()).enumerate() {
         let group = Group::new(saved, &affine, index);
         let y = &y[index * shape.group_length()..][..shape.group_length()];
         let mut sums = vec![0.0; dy.len().div_ceil(length) * 2 * shape.channels];
@@ -288,14 +293,66 @@ pub(crate) fn gradient_and_shortcut(
                 arch.dispatch(Rectify { y, dy });
                 arch.dispatch(BlockSums { group: &group, x, dy, sums });
             });
-        let line = group.input_gradient(&sums, &mut parameters);
+        totals.extend(group_totals(&sums, shape.channels));
+    }
+    let (parameters, lines) = saved.input_gradient(totals);
+    let groups = gradient.chunks_exact(shape.group_length()).zip(dx.chunks_exact_mut(shape.group_length()));
+    for ((index, (dy, dx)), line) in groups.enumerate().zip(&lines) {
+        let group = Group::new(saved, &affine, index);
         let blocks = dx.par_chunks_mut(length).zip(dy.par_chunks(length).zip(group.x.par_chunks(length)));
         blocks.for_each(|(gradient, (dy, x))| {
             gradient.copy_from_slice(dy);
-            arch.dispatch(BlockGradient { group: &group, line: &line, x, gradient });
+            arch.dispatch(BlockGradient { group: &group, line, x, gradient });
         });
     }
     parameters
+}
+
+/// A group's sums of `dy` and of `dy (x - mean)`, `[2, channels]`, from those of its blocks.
+fn group_totals(sums: &[f32], channels: usize) -> impl Iterator<Item = f64> {
+    let total = move |place| sums.chunks_exact(2 * channels).map(|part| f64::from(part[place])).sum::<f64>();
+    (0..2 * channels).map(total)
+}
+
+impl Saved<'_> {
+    /// From the groups' sums, `[groups, 2, channels]`: the parameters' gradients, and for each group `x`'s as a function of
+    /// `dy` and `x`.
+    fn input_gradient(&self, mut totals: Vec<f64>) -> (ParameterGradients, Vec<Line>) {
+        let channels = self.shape.channels;
+        let mut parameters = ParameterGradients::zeros(channels);
+        for (totals, deviation) in
+            totals.chunks_exact(2 * channels).zip(self.moments.inverse_deviation.chunks_exact(channels))
+        {
+            let (sum, product) = totals.split_at(channels);
+            for channel in 0..channels {
+                parameters.beta[channel] += sum[channel] as f32;
+                parameters.gamma[channel] += (product[channel] * f64::from(deviation[channel])) as f32;
+            }
+        }
+        if let Some(everywhere) = self.everywhere {
+            let mut means: Vec<f32> = totals.iter().map(|total| *total as f32).collect();
+            everywhere.shards.mean(&mut means);
+            totals = means.into_iter().map(f64::from).collect();
+        }
+        let statistics = self.moments.mean.iter().zip(&self.moments.inverse_deviation).collect::<Vec<_>>();
+        let lines = totals.chunks_exact(2 * channels).zip(statistics.chunks_exact(channels));
+        let lines = lines.map(|(totals, statistics)| {
+            let (sum, product) = totals.split_at(channels);
+            let count = self.shape.rows as f64;
+            let mut line = Line::default();
+            for (channel, (mean, deviation)) in statistics.iter().enumerate() {
+                let (mean, deviation) = (f64::from(**mean), f64::from(**deviation));
+                let scale = f64::from(self.gamma[channel]) * deviation;
+                let slope = -scale * deviation * deviation * product[channel] / count;
+                line.of_dy.push(scale as f32);
+                line.of_x.push(slope as f32);
+                line.constant.push((-scale * sum[channel] / count - slope * mean) as f32);
+            }
+            line
+        });
+        let lines = lines.collect();
+        (parameters, lines)
+    }
 }
 
 struct Rectify<'a> {
@@ -318,8 +375,6 @@ impl NullaryFnOnce for Rectify<'_> {
 struct Group<'a> {
     x: &'a [f32],
     mean: &'a [f32],
-    inverse_deviation: &'a [f32],
-    gamma: &'a [f32],
     /// `x · scale + shift` is the output, as far as its sign goes.
     scale: &'a [f32],
     shift: &'a [f32],
@@ -331,34 +386,9 @@ impl<'a> Group<'a> {
         Group {
             x: &saved.x[index * saved.shape.group_length()..][..saved.shape.group_length()],
             mean: &saved.moments.mean[channels.clone()],
-            inverse_deviation: &saved.moments.inverse_deviation[channels.clone()],
-            gamma: saved.gamma,
             scale: &affine.scale[channels.clone()],
             shift: &affine.shift[channels],
         }
-    }
-
-    /// From the blocks' sums: the parameters' gradients, and `x`'s as a function of `dy` and `x`.
-    fn input_gradient(&self, sums: &[f32], parameters: &mut ParameterGradients) -> Line {
-        let channels = self.mean.len();
-        let count = (self.x.len() / channels) as f64;
-        let mut line = Line::default();
-        for channel in 0..channels {
-            let total = |place: usize| {
-                sums.chunks_exact(2 * channels).map(|part| f64::from(part[place])).sum::<f64>()
-            };
-            let (sum, product) = (total(channel), total(channels + channel));
-            let (mean, deviation) =
-                (f64::from(self.mean[channel]), f64::from(self.inverse_deviation[channel]));
-            parameters.beta[channel] += sum as f32;
-            parameters.gamma[channel] += (product * deviation) as f32;
-            let scale = f64::from(self.gamma[channel]) * deviation;
-            let slope = -scale * deviation * deviation * product / count;
-            line.of_dy.push(scale as f32);
-            line.of_x.push(slope as f32);
-            line.constant.push((-scale * sum / count - slope * mean) as f32);
-        }
-        line
     }
 }
 

@@ -10,7 +10,7 @@ use super::autodiff::{Differentiable, Normalisation, NormalisationGradients};
 use super::batch_norm::{self, Affine, Moments, ParameterGradients};
 use super::buffer::Buffer;
 use super::convolution::{self, Image};
-use super::{EvaluationKernels, Kernels, pool};
+use super::{EvaluationKernels, Kernels, Over, pool};
 
 impl Kernels for Flex {
     fn convolution(x: FlexTensor, weight: FlexTensor, stride: usize) -> FlexTensor {
@@ -26,10 +26,10 @@ impl Kernels for Flex {
         x: FlexTensor,
         gamma: FlexTensor,
         beta: FlexTensor,
-        groups: usize,
+        over: Over,
         rectify: bool,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, None, groups, rectify);
+        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, None, &over, rectify);
         (y, vector(&moments.mean), vector(&moments.unbiased_variance))
     }
 
@@ -38,9 +38,9 @@ impl Kernels for Flex {
         gamma: FlexTensor,
         beta: FlexTensor,
         shortcut: FlexTensor,
-        groups: usize,
+        over: Over,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, Some(shortcut), groups, true);
+        let (y, moments) = batch_norm_forward(&contiguous(x), &gamma, &beta, Some(shortcut), &over, true);
         (y, vector(&moments.mean), vector(&moments.unbiased_variance))
     }
 
@@ -85,11 +85,11 @@ impl Differentiable for Flex {
         gamma: &FlexTensor,
         beta: &FlexTensor,
         shortcut: Option<FlexTensor>,
-        groups: usize,
+        over: &Over,
         rectify: bool,
     ) -> (FlexTensor, FlexTensor, Arc<Moments>) {
         let x = contiguous(x);
-        let (y, moments) = batch_norm_forward(&x, gamma, beta, shortcut, groups, rectify);
+        let (y, moments) = batch_norm_forward(&x, gamma, beta, shortcut, over, rectify);
         (y, x, Arc::new(moments))
     }
 
@@ -108,8 +108,9 @@ impl Differentiable for Flex {
             gamma,
             beta: values(&saved.beta),
             moments: &saved.moments,
-            shape: batch_norm::Shape::of(x.len(), gamma.len(), saved.groups),
+            shape: batch_norm::Shape::of(x.len(), gamma.len(), saved.over.groups),
             rectify: saved.rectify,
+            everywhere: saved.over.everywhere.as_ref(),
         };
         // Overwritten by the gradient before the ReLU, which is the shortcut's, or without one by that of `x`.
         let mut gradient = owned(dy);
@@ -173,11 +174,14 @@ fn batch_norm_forward(
     gamma: &FlexTensor,
     beta: &FlexTensor,
     shortcut: Option<FlexTensor>,
-    groups: usize,
+    over: &Over,
     rectify: bool,
 ) -> (FlexTensor, Moments) {
-    let shape = batch_norm::Shape::of(values(x).len(), gamma.shape()[0], groups);
-    let moments = batch_norm::moments(values(x), shape);
+    let shape = batch_norm::Shape::of(values(x).len(), gamma.shape()[0], over.groups);
+    let mut moments = batch_norm::moments(values(x), shape);
+    if let Some(everywhere) = &over.everywhere {
+        everywhere.moments(&mut moments, shape.rows);
+    }
     let affine = Affine::new(&moments.mean, &moments.inverse_deviation, values(gamma), values(beta));
     let shortcut = shortcut.map(contiguous);
     let y = filled(x.shape(), |y| {

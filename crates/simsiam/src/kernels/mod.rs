@@ -7,6 +7,7 @@
 //!
 //! The activations' type decides: weights are multiplied in it, normalisation and its statistics are in `f32`.
 
+mod all_shards;
 mod autodiff;
 mod batch_norm;
 mod buffer;
@@ -21,6 +22,8 @@ mod twin;
 
 use std::ops::Range;
 
+pub use all_shards::{AllShards, ShardSum};
+pub(crate) use all_shards::{Everywhere, Over};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -37,7 +40,7 @@ pub(crate) trait Kernels: Backend {
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        groups: usize,
+        over: Over,
         rectify: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
@@ -47,7 +50,7 @@ pub(crate) trait Kernels: Backend {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         shortcut: FloatTensor<Self>,
-        groups: usize,
+        over: Over,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`max_pool`].
@@ -111,6 +114,15 @@ pub(crate) enum Then<const D: usize> {
     AddAndRectify(Tensor<D>),
 }
 
+impl<const D: usize> Then<D> {
+    fn map(self, change: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Then<D> {
+        match self {
+            Then::AddAndRectify(shortcut) => Then::AddAndRectify(change(shortcut)),
+            other => other,
+        }
+    }
+}
+
 /// BatchNorm's output and what it saw, group after group: `mean, variance: [groups x channels]`.
 pub(crate) struct Normalised<const D: usize> {
     pub(crate) output: Tensor<D>,
@@ -140,23 +152,29 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     y.reshape([n, output])
 }
 
-/// BatchNorm of `x: [n, ..., channels]` with the statistics of each of `groups` equal parts of the batch.
+/// BatchNorm of `x: [n, ..., channels]` with the statistics of the batch.
 pub(crate) fn batch_norm<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
     beta: Tensor<1>,
-    groups: usize,
+    over: Over,
     then: Then<D>,
 ) -> Normalised<D> {
+    if !has_kernels(&x) && over.everywhere.is_none() {
+        return twin::batch_norm(x, &gamma, &beta, over.groups, then);
+    }
     if !has_kernels(&x) {
-        return twin::batch_norm(x, &gamma, &beta, groups, then);
+        // The statistics of other shards are for the kernels only, which take `f32` on the CPU.
+        let (dtype, then) = (x.dtype(), then.map(|shortcut| shortcut.cast(DType::F32)));
+        let normalised = batch_norm(x.cast(DType::F32), gamma, beta, over, then);
+        return Normalised { output: normalised.output.cast(dtype), ..normalised };
     }
     let (x, gamma, beta) = (x.into_dispatch(), gamma.into_dispatch(), beta.into_dispatch());
     let (output, mean, variance) = match then {
-        Then::Nothing => <Dispatch as Kernels>::batch_norm(x, gamma, beta, groups, false),
-        Then::Rectify => <Dispatch as Kernels>::batch_norm(x, gamma, beta, groups, true),
+        Then::Nothing => <Dispatch as Kernels>::batch_norm(x, gamma, beta, over, false),
+        Then::Rectify => <Dispatch as Kernels>::batch_norm(x, gamma, beta, over, true),
         Then::AddAndRectify(shortcut) => {
-            <Dispatch as Kernels>::batch_norm_with_shortcut(x, gamma, beta, shortcut.into_dispatch(), groups)
+            <Dispatch as Kernels>::batch_norm_with_shortcut(x, gamma, beta, shortcut.into_dispatch(), over)
         }
     };
     Normalised {

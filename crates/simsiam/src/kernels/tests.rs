@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use recipe::{Draws, Purpose};
 
-use super::{Normalised, Part, Then, is_flex, twin};
+use super::{Normalised, Over, Part, Then, is_flex, twin};
 use crate::DeviceName;
 
 /// Relative to the tensor's norm: sums of some hundred products in f32, in another order.
@@ -16,6 +16,11 @@ const BF16_TOLERANCE: f64 = 2e-2;
 fn device() -> Device {
     let name = std::env::var("SIMSIAM_DEVICE").map_or(DeviceName::Cpu, |name| name.parse().unwrap());
     name.open(&std::env::temp_dir()).unwrap()
+}
+
+/// Statistics of this batch only.
+fn alone(groups: usize) -> Over {
+    Over { groups, everywhere: None }
 }
 
 /// Images, height, width, channels, output channels, kernel, stride.
@@ -82,7 +87,9 @@ fn batch_norms_match_their_twin() {
             check(
                 &format!("batch norm {case:?} rectify {rectify}"),
                 leaves(),
-                |[x, gamma, beta]| joined(super::batch_norm(x, flat(gamma), flat(beta), groups, then())),
+                |[x, gamma, beta]| {
+                    joined(super::batch_norm(x, flat(gamma), flat(beta), alone(groups), then()))
+                },
                 |[x, gamma, beta]| joined(twin::batch_norm(x, &flat(gamma), &flat(beta), groups, then())),
             );
         }
@@ -93,7 +100,7 @@ fn batch_norms_match_their_twin() {
             with_shortcut,
             |[x, gamma, beta, shortcut]| {
                 let then = Then::AddAndRectify(shortcut);
-                joined(super::batch_norm(x, flat(gamma), flat(beta), groups, then))
+                joined(super::batch_norm(x, flat(gamma), flat(beta), alone(groups), then))
             },
             |[x, gamma, beta, shortcut]| {
                 let then = Then::AddAndRectify(shortcut);
@@ -212,11 +219,11 @@ fn a_network_has_the_same_bits_on_any_number_of_threads() {
                 let beta = |gamma: &Tensor<1>| gamma.clone() * 0.1;
                 let x = super::convolution(x, stem, 2);
                 let gamma = flat(gamma);
-                let x = super::batch_norm(x, gamma.clone(), beta(&gamma), 2, Then::Rectify).output;
+                let x = super::batch_norm(x, gamma.clone(), beta(&gamma), alone(2), Then::Rectify).output;
                 let x = super::convolution(super::max_pool(x), weight, 2);
                 let gamma = flat(gamma2);
                 let shortcut = Then::AddAndRectify(x.clone() * 0.5);
-                joined(super::batch_norm(x, gamma.clone(), beta(&gamma), 2, shortcut))
+                joined(super::batch_norm(x, gamma.clone(), beta(&gamma), alone(2), shortcut))
             })
             .into_iter()
             .map(|tensor| {
@@ -236,7 +243,7 @@ fn what_is_not_a_number_stays_so() {
     let ones = || Tensor::<1>::ones([2], &device);
     for y in [
         super::max_pool(x.clone()),
-        super::batch_norm(x.clone(), ones(), ones(), 1, Then::Rectify).output,
+        super::batch_norm(x.clone(), ones(), ones(), alone(1), Then::Rectify).output,
         super::batch_norm_running(x.clone(), [ones(), ones()], [ones(), ones()], Then::AddAndRectify(x)),
     ] {
         assert!(y.into_data().try_into_vec::<f32>().unwrap().iter().all(|value| value.is_nan()));

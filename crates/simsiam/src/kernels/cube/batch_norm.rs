@@ -11,9 +11,10 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{elem_type, floats, like, widest_vector};
+use super::launch::{elem_type, floats, from_host, like, to_host, widest_vector};
 use crate::kernels::autodiff::{Normalisation, NormalisationGradients};
-use crate::kernels::batch_norm::EPSILON;
+use crate::kernels::batch_norm::{self as host, EPSILON};
+use crate::kernels::{Everywhere, Over};
 
 /// Units of a cube that passes over activations.
 const UNITS: usize = 256;
@@ -396,8 +397,9 @@ pub(crate) struct Moments {
     pub(super) unbiased_variance: CubeTensor,
 }
 
-/// The statistics of each of `groups` equal parts of `x: [n, ..., channels]`, which is contiguous.
-pub(super) fn batch_moments(x: &CubeTensor, channels: usize, groups: usize) -> Moments {
+/// The statistics of `x: [n, ..., channels]`, which is contiguous.
+pub(super) fn batch_moments(x: &CubeTensor, channels: usize, over: &Over) -> Moments {
+    let groups = over.groups;
     let grid = Grid::of(x, channels, groups);
     let sums = floats(x, [groups * grid.chunks() * 2 * channels]);
     let dtype = elem_type(x);
@@ -435,6 +437,22 @@ pub(super) fn batch_moments(x: &CubeTensor, channels: usize, groups: usize) -> M
             dtype,
         );
     }
+    let moments = Moments { mean, inverse_deviation, unbiased_variance };
+    match &over.everywhere {
+        Some(everywhere) => moments_everywhere(&moments, everywhere, grid.rows),
+        None => moments,
+    }
+}
+
+/// The statistics of all shards' rows, by way of the host, which has their sum.
+fn moments_everywhere(moments: &Moments, everywhere: &Everywhere, rows: usize) -> Moments {
+    let (mean, unbiased_variance) = (to_host(&moments.mean), to_host(&moments.unbiased_variance));
+    let inverse_deviation = vec![0.0; mean.len()];
+    let mut on_host = host::Moments { mean, inverse_deviation, unbiased_variance };
+    everywhere.moments(&mut on_host, rows);
+    let [mean, inverse_deviation, unbiased_variance] =
+        [on_host.mean, on_host.inverse_deviation, on_host.unbiased_variance]
+            .map(|values| from_host(values, &moments.mean));
     Moments { mean, inverse_deviation, unbiased_variance }
 }
 
@@ -481,11 +499,16 @@ pub(super) fn gradients(
     y: Option<&CubeTensor>,
     dy: CubeTensor,
 ) -> NormalisationGradients<CubeBackend> {
-    let Normalisation { x, gamma, beta, moments, groups, rectify } = saved;
-    let grid = Grid::of(x, gamma.shape().num_elements(), *groups);
+    let Normalisation { x, gamma, beta, moments, over, rectify } = saved;
+    let grid = Grid::of(x, gamma.shape().num_elements(), over.groups);
     let then = After::of(y.is_some(), *rectify);
     let (masked, sums) = gradient_sums(saved, grid, then, y, into_contiguous(dy));
-    let [group_sums, gamma_gradient, beta_gradient] = sums_of_groups(x, grid, sums);
+    let [mut group_sums, gamma_gradient, beta_gradient] = sums_of_groups(x, grid, sums);
+    if let Some(everywhere) = &over.everywhere {
+        let mut means = to_host(&group_sums);
+        everywhere.shards.mean(&mut means);
+        group_sums = from_host(means, &group_sums);
+    }
     let dx = like(x);
     // SAFETY: every activation has the shape of `x`; statistics and sums have a place for every group and column.
     unsafe {

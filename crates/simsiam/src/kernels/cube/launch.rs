@@ -1,9 +1,12 @@
 //! What every launch of a kernel needs.
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Shape};
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape, TensorData};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::future::block_on;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -35,6 +38,18 @@ pub(super) fn like(x: &CubeTensor) -> CubeTensor {
 /// A contiguous tensor of `x`'s type, to be written.
 pub(super) fn with_shape(x: &CubeTensor, shape: Shape) -> CubeTensor {
     empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, x.dtype)
+}
+
+/// The `f32` numbers of `x`, once they are there.
+pub(super) fn to_host(x: &CubeTensor) -> Vec<f32> {
+    let data = block_on(CubeBackend::float_into_data(x.clone())).expect("a GPU that fails ends its worker");
+    data.into_vec().expect("the tensor is of f32")
+}
+
+/// These numbers beside `x`.
+pub(super) fn from_host(values: Vec<f32>, x: &CubeTensor) -> CubeTensor {
+    let length = values.len();
+    CubeBackend::float_from_data(TensorData::new(values, [length]), &x.device)
 }
 
 /// `f32` numbers beside `x`, to be written.

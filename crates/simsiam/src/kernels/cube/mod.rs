@@ -23,7 +23,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::autodiff::{Differentiable, Normalisation, NormalisationGradients};
 use super::batch_norm::EPSILON;
-use super::{EvaluationKernels, GpuKernels, Kernels};
+use super::{EvaluationKernels, GpuKernels, Kernels, Over};
 
 impl Kernels for CubeBackend {
     fn convolution(x: CubeTensor, weight: CubeTensor, stride: usize) -> CubeTensor {
@@ -34,10 +34,10 @@ impl Kernels for CubeBackend {
         x: CubeTensor,
         gamma: CubeTensor,
         beta: CubeTensor,
-        groups: usize,
+        over: Over,
         rectify: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let (y, _, moments) = Self::batch_norm_forward(x, &gamma, &beta, None, groups, rectify);
+        let (y, _, moments) = Self::batch_norm_forward(x, &gamma, &beta, None, &over, rectify);
         (y, moments.mean, moments.unbiased_variance)
     }
 
@@ -46,9 +46,9 @@ impl Kernels for CubeBackend {
         gamma: CubeTensor,
         beta: CubeTensor,
         shortcut: CubeTensor,
-        groups: usize,
+        over: Over,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let (y, _, moments) = Self::batch_norm_forward(x, &gamma, &beta, Some(shortcut), groups, true);
+        let (y, _, moments) = Self::batch_norm_forward(x, &gamma, &beta, Some(shortcut), &over, true);
         (y, moments.mean, moments.unbiased_variance)
     }
 
@@ -189,13 +189,13 @@ impl Differentiable for CubeBackend {
         gamma: &CubeTensor,
         beta: &CubeTensor,
         shortcut: Option<CubeTensor>,
-        groups: usize,
+        over: &Over,
         rectify: bool,
     ) -> (CubeTensor, CubeTensor, batch_norm::Moments) {
         let x = into_contiguous(x);
-        let moments = batch_norm::batch_moments(&x, gamma.shape().num_elements(), groups);
+        let moments = batch_norm::batch_moments(&x, gamma.shape().num_elements(), over);
         let statistics = [&moments.mean, &moments.inverse_deviation];
-        let y = batch_norm::normalise(&x, [gamma, beta], statistics, shortcut, groups, rectify);
+        let y = batch_norm::normalise(&x, [gamma, beta], statistics, shortcut, over.groups, rectify);
         (y, x, moments)
     }
 
