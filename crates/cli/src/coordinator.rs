@@ -4,6 +4,7 @@ mod ask;
 mod certs;
 mod check;
 mod fetch;
+mod forecast;
 mod manual;
 mod status;
 mod token;
@@ -238,6 +239,12 @@ struct CheckArguments {
     /// Folder that would hold the run
     #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
     out: PathBuf,
+    /// Make some steps on the device, and say how long the run takes here and with 8, 64 and 512 workers over several
+    /// kinds of network
+    #[arg(long)]
+    forecast: bool,
+    #[command(flatten)]
+    device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }

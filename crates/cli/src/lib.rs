@@ -16,6 +16,7 @@ mod deal;
 mod device;
 mod display;
 mod exit;
+mod forecast;
 mod interfaces;
 mod logging;
 mod medium;

@@ -6,6 +6,7 @@ use recipe::{Data, Recipe};
 use simsiam::Schedule;
 
 use super::CheckArguments;
+use super::forecast::forecast;
 use crate::exit::{Ending, answer};
 use crate::needs::{Needs, shortages};
 use crate::start;
@@ -24,6 +25,11 @@ pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
     answer(&recipe.to_toml());
     answer(&schedule(&recipe, images));
     answer(&costs(&recipe, arguments.workers));
+    if arguments.forecast {
+        let cache_dir = arguments.cache.folder();
+        let images = dataset::Images::open(&recipe.data, &cache_dir)?;
+        answer(&forecast(&recipe, &images, arguments.device.open(&cache_dir)?)?);
+    }
     for shortage in shortages(&recipe, arguments.workers, &arguments.out) {
         answer(&format!("# warning: {shortage}"));
     }
