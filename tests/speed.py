@@ -31,7 +31,7 @@ BATCH, GLOBAL_BATCH = 32, 64
 
 
 def step_here():
-    text = bench("simsiam", "step", "step")
+    text = bench("step", "step")
     return {f"training step, {side} px, images/s": rate(text, f"resnet18/step/{side}") for side in SIZES_PX}
 
 
@@ -40,7 +40,7 @@ def step_torch():
 
 
 def features_here():
-    text = bench("simsiam", "step", "features")
+    text = bench("step", "features")
     return {f"features, {side} px, images/s": rate(text, f"resnet18/features/{side}") for side in SIZES_PX}
 
 
@@ -51,7 +51,7 @@ def features_torch():
 def memory_here():
     found = {}
     for side in SIZES_PX:
-        program = bench_program("simsiam", "step")
+        program = bench_program("step")
         found[f"peak memory of the step, {side} px, MiB"] = peak_mib([program, "--bench", f"step/{side}"])
     return found
 
@@ -62,7 +62,7 @@ def memory_torch():
 
 
 def views_here():
-    return {"views of 96 px by one core, views/s": rate(bench("dataset", "view", ""), "view/96 px")}
+    return {"views of 96 px by one core, views/s": rate(bench("view", ""), "view/96 px")}
 
 
 def views_albumentations():
@@ -74,7 +74,7 @@ def views_torchvision():
 
 
 def all_reduce_here(medium):
-    text = bench("collective", "all_reduce", "")
+    text = bench("all_reduce", "")
     found = {}
     for line in text.splitlines():
         parts = re.match(r"(shared memory|TCP)\s+world (\d) +([\d.]+) MB +median +([\d.]+) ms", line)
@@ -121,22 +121,22 @@ MEASURES = {
 # Our programs.
 
 
-def bench_program(package, name):
-    command = ["cargo", "bench", "--locked", "--no-run", "--message-format=json", "-p", package, "--bench", name]
+def bench_program(name):
+    command = ["cargo", "bench", "--workspace", "--locked", "--no-run", "--message-format=json", "--bench", name]
     messages = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     programs = [json.loads(line).get("executable") for line in messages.splitlines() if '"executable":"' in line]
     return programs[-1]
 
 
-def bench(package, name, filter_):
-    command = [bench_program(package, name), "--bench"] + ([filter_] if filter_ else [])
+def bench(name, filter_):
+    command = [bench_program(name), "--bench"] + ([filter_] if filter_ else [])
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def rate(text, name):
     """Criterion's middle estimate of elements a second."""
     part = text[text.index(name) :]
-    found = re.search(r"thrpt:\s+\[[\d.]+ K?elem/s ([\d.]+) (K?)elem/s", part)
+    found = re.search(r"thrpt:\s+\[[\d.]+\s+K?elem/s\s+([\d.]+)\s+(K?)elem/s", part)
     return float(found[1]) * (1000 if found[2] else 1)
 
 
