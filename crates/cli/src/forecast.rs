@@ -66,11 +66,12 @@ impl Link {
         let others = f64::from(workers - 1);
         // Every slice but one's own leaves once as a part of a sum, and once as the sum.
         let sent = 2.0 * bucket_bytes * others / f64::from(workers);
-        match self.way {
-            Way::Slices if workers == 1 => 0.0,
-            Way::Slices => 2.0 * self.latency + sent / self.bytes_per_second + sent / HOST_BYTES_PER_SECOND,
-            Way::Ring => 2.0 * others * self.latency + sent / self.bytes_per_second,
-        }
+        let (phases, bytes_per_second) = match self.way {
+            // Chunks are added up and passed on while others are under way.
+            Way::Slices => (2.0_f64.min(2.0 * others), self.bytes_per_second.min(HOST_BYTES_PER_SECOND)),
+            Way::Ring => (2.0 * others, self.bytes_per_second),
+        };
+        phases * self.latency + sent / bytes_per_second
     }
 }
 
@@ -104,7 +105,7 @@ mod tests {
             let of = |workers| link.all_reduce_seconds(BUCKET, workers);
             assert!(of(2) < of(8) && of(8) < of(64) && of(64) < of(512), "{}", link.name);
         }
-        // 1 Gbit/s, 8 workers: 131 MB each way.
+        // 131 MB each way at a gigabit.
         let slow = HOST_LINKS[3].all_reduce_seconds(BUCKET, 8);
         assert!((1.1..1.2).contains(&slow), "{slow}");
         // Two workers on one host over TCP: 20 ms were measured.

@@ -1,5 +1,5 @@
 //! Blocks of images over gRPC on loopback, as workers without files of their own get them: GB/s of one connection, and of
-//! four at once. `cargo bench -p coordinator --bench blocks`
+//! four at once. `cargo bench --workspace --bench blocks`
 //!
 //! What is asked of the images, a copy from mapped files, is here a copy from memory; both sides share this process, so
 //! that each has one of two cores.

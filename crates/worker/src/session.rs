@@ -76,6 +76,8 @@ impl Session {
             step_deadline: run.step_limit,
         };
         let failed = |source| collective_error(&members, source);
+        // Assembled first: it has begun only once all are there, so that nobody takes one collective's callers for the
+        // other's.
         let lockstep = match run.recipe.training.batch_norm {
             BatchNorm::Shard => None,
             BatchNorm::Sync => {

@@ -160,10 +160,10 @@ pub(crate) fn batch_norm<const D: usize>(
     over: Over,
     then: Then<D>,
 ) -> Normalised<D> {
-    if !has_kernels(&x) && over.everywhere.is_none() {
-        return twin::batch_norm(x, &gamma, &beta, over.groups, then);
-    }
     if !has_kernels(&x) {
+        if over.everywhere.is_none() {
+            return twin::batch_norm(x, &gamma, &beta, over.groups, then);
+        }
         // The statistics of other shards are for the kernels only, which take `f32` on the CPU.
         let (dtype, then) = (x.dtype(), then.map(|shortcut| shortcut.cast(DType::F32)));
         let normalised = batch_norm(x.cast(DType::F32), gamma, beta, over, then);
