@@ -5,6 +5,7 @@
 #   FOLDER/gpu.sh check          there, where a GPU is; needs its driver, NVRTC and the CUDA headers, no Rust
 #   FOLDER/gpu.sh time           there: a table of milliseconds and images/s; beside PyTorch with PEER='python3 step.py'
 #   FOLDER/gpu.sh train DATA     there: CIFAR-10 by the paper's recipe, EPOCHS epochs, and what its features are worth
+#   FOLDER/gpu.sh compare DATA   there: the same in PyTorch, if there is one
 #
 # DEVICE=cpu checks the same on the CPU, to try the script itself.
 set -euo pipefail
@@ -34,7 +35,7 @@ build() {
         strip -o "$folder/$program" "target/release/$program"
     done
     cp -r crates/simsiam/tests/fixtures "$folder/fixtures"
-    cp tests/gpu.sh "$folder/gpu.sh"
+    cp tests/gpu.sh tests/torch_cifar10.py "$folder/"
     echo "built: $folder; take it to the GPU and say $folder/gpu.sh check"
 }
 
@@ -44,6 +45,8 @@ check() {
         echo "== $program on $SIMSIAM_DEVICE"
         "./$program" --test-threads=1 --quiet ${FILTER:+"$FILTER"}
     done
+    echo "== networks of full size on $SIMSIAM_DEVICE and on the CPU"
+    ./parity --test-threads=1 --quiet --ignored --nocapture
     echo "== the quickstart, one worker"
     ./coordinator --workers 1 --device "$SIMSIAM_DEVICE" --out "$(mktemp -d)"
 }
@@ -82,6 +85,10 @@ train() {
     ./evaluate linear "$run" --device "$SIMSIAM_DEVICE"
 }
 
+compare() {
+    python3 torch_cifar10.py "$1" "${EPOCHS:-800}"
+}
+
 case ${1:-} in
 build)
     build "${2:?a folder to build into}"
@@ -94,8 +101,9 @@ case ${1:-} in
 check) check ;;
 time) time_steps ;;
 train) train "${2:?the folder of the images}" ;;
+compare) compare "${2:?the folder of the images}" ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

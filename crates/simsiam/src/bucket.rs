@@ -106,6 +106,8 @@ impl BucketLayout {
     /// # Errors
     /// [`DeviceFailure`]: whatever went wrong since the step before shows only now.
     pub fn read_on_device(&self, sum: DeviceBucket) -> Result<Folded<'_>, DeviceFailure> {
+        // Of the whole bucket, as the gradient is not read.
+        kernels::ensure_written(&sum.0).map_err(DeviceFailure::new)?;
         let squares = kernels::square_sums(sum.0.clone(), self.gradient.end);
         let riders = sum.0.clone().slice(self.gradient.end..self.values());
         let mut small = vec![0.0; riders.dims()[0] + squares.dims()[0]];
@@ -114,7 +116,9 @@ impl BucketLayout {
         let square_sum = Some(squares.into_iter().map(f64::from).sum());
         // Its tail is no gradient, and nobody who takes stretches of it looks there.
         let gradient = Flat::OnDevice(sum.0);
-        Ok(Folded { layout: self, gradient, riders: Cow::Owned(small), square_sum })
+        let folded = Folded { layout: self, gradient, riders: Cow::Owned(small), square_sum };
+        folded.was_computed().map_err(DeviceFailure::new)?;
+        Ok(folded)
     }
 }
 
@@ -174,6 +178,21 @@ impl Folded<'_> {
             })
             .sum();
         sum_of_std / dim * dim.sqrt()
+    }
+
+    /// Whether z has the length that it was scaled to. A device that has no memory for a tensor may leave out what was to be
+    /// computed, and not say so before the next step; what then lies in memory is not of length 1.
+    fn was_computed(&self) -> Result<(), String> {
+        let squares = self.riders(self.layout.z_square_mean.clone());
+        let length: f64 = squares.iter().map(|&square| f64::from(square)).sum::<f64>() / self.shards();
+        // What is not a number is looked for elsewhere, and named.
+        if length.is_finite() && (length - 1.0).abs() > 0.01 {
+            return Err(format!(
+                "the squares of the normalised z add up to {length:.3} instead of 1, so a part of the step was not \
+                 computed, or z is zero for every image"
+            ));
+        }
+        Ok(())
     }
 
     /// In how many directions the normalised z spread: see [`Monitors`](crate::Monitors).

@@ -99,7 +99,6 @@ fn told_skipped(steps: u32) -> String {
 )]
 pub struct DeviceFailure(String);
 
-#[cfg(feature = "cuda")]
 impl DeviceFailure {
     pub(crate) fn new(problem: String) -> DeviceFailure {
         DeviceFailure(problem)

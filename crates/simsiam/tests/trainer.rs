@@ -242,6 +242,17 @@ fn a_healthy_step_moves_every_part_of_the_network() {
 }
 
 #[test]
+fn a_step_of_which_a_part_was_not_computed_is_none() {
+    let trainer = trainer().with_state_on_device();
+    let network = trainer.bind(&trainer.place(State::initial(trainer.layout(), 3)));
+    let views = trainer.loader().load(noise(0));
+    let (one_shard, _) = trainer.forward_backward_on_device(&network, 0, views, false);
+    // Half of what two shards would have added up to.
+    let failure = trainer.bucket().read_on_device(one_shard).err().unwrap().to_string();
+    assert!(failure.contains("0.500 instead of 1") && failure.contains("raise training.shards"), "{failure}");
+}
+
+#[test]
 fn what_stays_in_the_devices_memory_comes_to_the_same() {
     let on_host = trainer();
     let on_device = trainer().with_state_on_device();

@@ -285,6 +285,20 @@ pub(crate) fn square_sums(values: Tensor<1>, length: usize) -> Tensor<1> {
     values.slice(0..length).square().sum()
 }
 
+/// Whether everything that was to write these numbers was done.
+///
+/// # Errors
+/// What was not done, in the device's words.
+pub(crate) fn ensure_written(values: &Tensor<1>) -> Result<(), String> {
+    #[cfg(feature = "cuda")]
+    if !is_flex(&values.device()) {
+        return cube::flat::ensure_written(values);
+    }
+    // The CPU does what it is told at once, or panics.
+    let _ = values;
+    Ok(())
+}
+
 /// A stretch of a vector, without copying it where that can be.
 pub(crate) fn stretch(values: Tensor<1>, range: Range<usize>) -> Tensor<1> {
     #[cfg(feature = "cuda")]

@@ -197,8 +197,8 @@ fn multiply_in(tile: Tile, x: &CubeTensor, weight: &CubeTensor, product: &Produc
     parameters.push(vec![0; (MAX_TAPS - taps.len()) * 3]);
 
     let y = with_shape(x, y);
-    let [across, down] = tile.count(rows, out);
-    CONVOLUTION.launch(&tile.defines(x), [across, down, phases], &[x, weight, &y], parameters);
+    let tiles = tile.count(rows, out).iter().product();
+    CONVOLUTION.launch(&tile.defines(x), [tiles, 1, phases], &[x, weight, &y], parameters);
     y
 }
 

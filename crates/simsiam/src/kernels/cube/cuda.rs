@@ -33,6 +33,11 @@ impl Source {
         buffers: &[&CubeTensor],
         parameters: Parameters,
     ) {
+        // What CUDA allows, whatever the GPU: a larger grid would not be launched, and what it was to write would stay as
+        // it was.
+        const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
+        let fits = blocks.iter().zip(MOST_BLOCKS).all(|(count, most)| *count <= most);
+        assert!(fits, "a grid of {blocks:?} blocks is more than {MOST_BLOCKS:?}: raise training.shards");
         let client = buffers[0].client.clone();
         let [x, y, z] = blocks.map(|count| count as u32);
         let bindings = buffers.iter().map(|tensor| tensor.handle.clone().binding()).collect();

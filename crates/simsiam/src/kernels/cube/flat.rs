@@ -176,9 +176,20 @@ pub(crate) fn stretch(values: Tensor<1>, range: std::ops::Range<usize>) -> Tenso
     tensor(stretch)
 }
 
+/// Whether everything that was to write these numbers was done, as far as it is known by now. Asked of whole vectors: of a
+/// stretch of one, cubecl 0.11.3 does not always tell.
+///
+/// # Errors
+/// What was not done, in its words.
+pub(crate) fn ensure_written(values: &Tensor<1>) -> Result<(), String> {
+    let values = primitive(values.clone());
+    values.client.check([&values.handle]).map_err(|error| format!("{error:?}"))
+}
+
 /// Tells `work` where the numbers of a vector lie, once they are all written. Nothing else touches them before it
 /// returns.
 pub(crate) fn at_rest<T>(values: Tensor<1>, work: impl FnOnce(u64) -> T) -> Result<T, String> {
+    ensure_written(&values)?;
     let values = primitive(values);
     block_on(values.client.sync()).map_err(|error| format!("{error:?}"))?;
     let resource = values.client.get_resource::<<CudaRuntime as Runtime>::Server>(values.handle.clone());

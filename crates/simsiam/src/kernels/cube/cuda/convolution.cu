@@ -57,7 +57,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Parameters &p = parameters;
     const Phase &phase = p.phases[blockIdx.z];
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
+    // All tiles along one axis, columns first: along the others a grid has no room for those of a large batch.
+    const int tiles_across = (p.output_channels + COLUMNS - 1) / COLUMNS;
+    const int first_row = blockIdx.x / tiles_across * ROWS, first_column = blockIdx.x % tiles_across * COLUMNS;
     const int rows = p.images * p.grid_pixels.divisor;
 
     // What this thread copies: one chunk of every 32nd row of both tiles. Rows outside get an image that is nowhere.
