@@ -2,6 +2,7 @@
 
 use coordinator::{Outcome, StepMetrics};
 use evaluation::{Encoder, Input, Job, Measurement, Votes};
+use recipe::Recipe;
 use worker::Device;
 
 use crate::cluster::{self, Disturbance, TestRun, Wiring, quickstart};
@@ -76,4 +77,35 @@ async fn without_stop_gradient_it_collapses() {
     assert!(unhealthy[0]["step"] == 0 && unhealthy[0].to_string().contains("stop_gradient is false"));
     assert!(unhealthy[1]["step"].as_u64() < Some(40), "{unhealthy:?}");
     assert!(unhealthy[1].to_string().contains("stop-gradient is missing"), "{unhealthy:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_steps_are_too_large_goes_back_and_its_recipe_says_so() {
+    let too_large = [
+        "optimizer.learning_rate_changes=[{after_step=16,factor=20}]",
+        "training.on_collapse=rollback",
+        "training.epochs=20",
+        "checkpoint.every_steps=10",
+        "checkpoint.keep=9",
+    ];
+    let changes: Vec<&str> = CHANGES.iter().chain(&too_large).copied().collect();
+    let run = TestRun::new(quickstart(&changes));
+    run.train(2, Wiring::Loopback, Disturbance::None).await;
+
+    let journal = run.lines("journal.jsonl");
+    let rollbacks = journal.iter().filter(|line| line["event"] == "rolled_back").count();
+    assert!(rollbacks > 0, "{journal:?}");
+    let text = std::fs::read_to_string(run.path().join("recipe.toml")).unwrap();
+    let recipe = Recipe::from_toml(&text, &["training.on_collapse=warn".to_string()]).unwrap();
+    assert_eq!(recipe.optimizer.learning_rate_changes.len(), 1 + rollbacks, "{text}");
+
+    // Begun anew with that recipe, and by another number of workers, it makes the same steps.
+    let anew = TestRun::new(recipe);
+    anew.train(1, Wiring::Loopback, Disturbance::None).await;
+    let losses = |run: &TestRun| -> Vec<(u64, String)> {
+        let steps = run.lines("metrics.jsonl");
+        steps.iter().map(|line| (line["step"].as_u64().unwrap(), line["loss"].to_string())).collect()
+    };
+    let (found, expected) = (losses(&run), losses(&anew));
+    assert!(found.len() > 20 && found[..] == expected[..found.len()], "{found:?}\n{expected:?}");
 }

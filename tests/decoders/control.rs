@@ -119,6 +119,7 @@ fn settings() -> Settings {
         total_steps: 3,
         first_step: 0,
         checkpoint: None,
+        learning_rate_changes: Vec::new(),
         timeouts: Timeouts::default(),
     }
 }

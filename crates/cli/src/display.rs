@@ -191,6 +191,9 @@ fn noted(record: &Record, workers: u32, expected: u32) -> Option<String> {
             "the others wait for worker {worker} ({description}): it takes {times_slower:.1} times as long for a shard"
         ),
         Record::Unhealthy { finding, .. } => format!("warning: {finding}"),
+        Record::RolledBack { step, .. } => {
+            format!("goes back to step {step}, and on with half the learning rates; recipe.toml says so")
+        }
         Record::Paused { step } => format!("paused after step {step}"),
         Record::Continued { step } => format!("goes on after step {step}"),
         Record::StopRequested { step } => {

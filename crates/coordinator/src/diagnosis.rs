@@ -21,6 +21,9 @@ const SINKING_LEVEL: f64 = 0.6;
 /// healthy runs come down to two or three; without the stop-gradient it is 1.2 within twenty steps.
 const FEWEST_DIMENSIONS: f64 = 1.5;
 
+/// With so many a run that went wrong later was well on its way.
+const HEALTHY_DIMENSIONS: f64 = 1.5 * FEWEST_DIMENSIONS;
+
 /// A step of this share of the weights leaves little of what was learned. Healthy ones are below a twentieth.
 const LARGEST_UPDATE_RATIO: f64 = 0.3;
 
@@ -52,6 +55,8 @@ pub(crate) struct Finding {
     pub(crate) sentence: String,
     /// Whether nothing good can come of this run any more.
     pub(crate) is_fatal: bool,
+    /// Whether it might not have come to this with smaller steps.
+    pub(crate) is_mended_by_smaller_steps: bool,
 }
 
 /// What is known of a run's health so far.
@@ -226,8 +231,18 @@ impl Diagnosis {
 
     /// A thing is told once.
     fn tell(&mut self, ailment: Ailment, is_fatal: bool, sentence: String) -> Option<Finding> {
-        self.told.insert(ailment).then_some(Finding { sentence, is_fatal })
+        let is_collapse = matches!(ailment, Ailment::Collapsed | Ailment::FewDimensions);
+        let is_mended_by_smaller_steps = is_collapse && self.stop_gradient;
+        self.told.insert(ailment).then_some(Finding { sentence, is_fatal, is_mended_by_smaller_steps })
     }
+}
+
+/// Whether a run was healthy after the last of steps with these collapse levels, when z was last seen to point in so many
+/// directions, if it was looked at.
+pub(crate) fn was_healthy(levels: &[f64], dimensions: Option<f64>) -> bool {
+    let last = &levels[levels.len().saturating_sub(WINDOW_STEPS)..];
+    let is_spread = last.iter().sum::<f64>() >= SINKING_LEVEL * last.len() as f64;
+    is_spread && dimensions.is_none_or(|dimensions| dimensions >= HEALTHY_DIMENSIONS)
 }
 
 fn push(window: &mut VecDeque<f64>, value: f64) {
@@ -290,6 +305,32 @@ mod tests {
 
     fn inside(report: &mut StepReport, change: impl Fn(&mut Monitors)) {
         report.monitors.iter_mut().for_each(change);
+    }
+
+    #[test]
+    fn a_collapse_is_mended_by_smaller_steps_if_anything_can_learn() {
+        for (set, expected) in [(&[][..], true), (&["training.stop_gradient=false"], false)] {
+            let collapsed = told(set, |report| report.collapse_level = 0.1);
+            let few = told(set, |report| inside(report, |monitors| monitors.effective_dimensions = 1.2));
+            for findings in [collapsed, few] {
+                let mended = findings.last().map(|finding| finding.is_mended_by_smaller_steps);
+                assert_eq!(mended, Some(expected), "{findings:?}");
+            }
+        }
+        let zero = told(&[], |report| report.learning_rate = 0.0);
+        assert!(zero.iter().all(|finding| finding.is_fatal && !finding.is_mended_by_smaller_steps));
+        for (levels, dimensions, expected) in [
+            (vec![], None, true),
+            (vec![0.9; 20], None, true),
+            (vec![0.9; 20], Some(2.5), true),
+            (vec![0.9; 20], Some(2.0), false),
+            (vec![0.5; 5], Some(9.0), false),
+            ([vec![0.9; 20], vec![0.5; 6]].concat(), None, true),
+            ([vec![0.9; 20], vec![0.4; 9]].concat(), None, false),
+            (vec![f64::NAN; 10], None, false),
+        ] {
+            assert_eq!(was_healthy(&levels, dimensions), expected, "{levels:?} {dimensions:?}");
+        }
     }
 
     #[test]

@@ -136,6 +136,16 @@ pub enum Record {
         /// Whether the run stops for it.
         stops: bool,
     },
+    /// The run went back to an earlier state, and makes the steps after it again with other learning rates: its recipe
+    /// says which.
+    RolledBack {
+        /// What workers hold of this generation, or of one before it, is not the run's any more.
+        generation: u64,
+        /// The checkpoint that it goes on from; `None` at the beginning.
+        checkpoint: Option<String>,
+        /// Steps committed there.
+        step: u64,
+    },
     /// A person wants no more steps for now.
     Paused {
         /// Steps committed by then.
@@ -161,7 +171,10 @@ impl Record {
     /// else is missing, it treats as something that has not happened, which costs a place or a generation and no step.
     pub(crate) fn can_wait(&self) -> bool {
         match self {
-            Record::Created(_) | Record::Opened { .. } | Record::Generation { .. } => false,
+            Record::Created(_)
+            | Record::Opened { .. }
+            | Record::Generation { .. }
+            | Record::RolledBack { .. } => false,
             Record::Joined { .. }
             | Record::Returned { .. }
             | Record::Detached { .. }

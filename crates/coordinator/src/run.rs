@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::{MESSAGE_BYTES, ServerTls, Token, WorkerId};
-use recipe::OnCollapse;
+use recipe::{LearningRateChange, OnCollapse};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -20,8 +20,8 @@ use crate::guard::Guard;
 use crate::incoming::{self, Listener};
 use crate::journal::Record;
 use crate::membership::{
-    Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Settings, SettingsError, StepReport,
-    Timeouts,
+    Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Rollback, Settings, SettingsError,
+    StepReport, Timeouts,
 };
 use crate::pace::Paces;
 use crate::progress::{Progress, StepMetrics};
@@ -39,6 +39,11 @@ const SIGHT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Inputs that wait for the control loop; the handlers wait once they are this many.
 const INPUTS_UNDER_WAY: usize = 256;
+
+/// How often a run goes back before it is given up, and what its learning rates are multiplied by each time: an eighth
+/// is left in the end, and what still collapses then has another cause.
+const MOST_ROLLBACKS: usize = 3;
+const ROLLBACK_FACTOR: f64 = 0.5;
 
 /// How long dismissed workers have to go. They have nothing left to do but to close their connections.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -209,6 +214,13 @@ impl Server {
     }
 }
 
+/// What is done about a run of which nothing good can come any more.
+#[derive(Debug, Clone, PartialEq)]
+enum Remedy {
+    Stop,
+    Rollback(Rollback),
+}
+
 struct Control<O> {
     membership: Membership,
     directory: RunDirectory,
@@ -216,8 +228,8 @@ struct Control<O> {
     local_workers: Option<LocalWorkers>,
     evaluations: Option<Evaluations>,
     diagnosis: Diagnosis,
-    /// Whether the run is to stop, because nothing good can come of it any more.
-    is_hopeless: bool,
+    /// What is to be done because nothing good can come of the run as it is.
+    remedy: Option<Remedy>,
     observer: O,
     /// For what is found out beside the control loop.
     inputs: mpsc::Sender<Input>,
@@ -262,6 +274,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             total_steps: run.total_steps,
             first_step,
             checkpoint: checkpoint.clone(),
+            learning_rate_changes: run.directory.recipe().optimizer.learning_rate_changes.clone(),
             timeouts: run.timeouts,
         };
         let diagnosis = Diagnosis::new(run.directory.recipe(), run.total_steps);
@@ -272,7 +285,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             local_workers: run.local_workers,
             evaluations: run.evaluations,
             diagnosis,
-            is_hopeless: false,
+            remedy: None,
             observer,
             inputs,
             paces: Paces::default(),
@@ -357,9 +370,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             if let Some(outcome) = self.outcome.take() {
                 return Ok(outcome);
             }
-            if std::mem::take(&mut self.is_hopeless) {
-                self.act(Event::Requested(Request::Stop))?;
-                continue;
+            match self.remedy.take() {
+                Some(Remedy::Stop) => drop(self.act(Event::Requested(Request::Stop))?),
+                Some(Remedy::Rollback(rollback)) => self.roll_back(rollback)?,
+                None => {}
             }
             tokio::select! {
                 // What comes seldom first, and the same each time, so that a simulated course can be repeated.
@@ -520,11 +534,49 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     /// Writes down what ails the network. What is fatal stops the run if its recipe says so.
     fn tell_findings(&mut self, step: u64, findings: Vec<Finding>) -> Result<(), CoordinatorError> {
-        for Finding { sentence, is_fatal } in findings {
-            let stops = is_fatal && self.directory.recipe().training.on_collapse == OnCollapse::Stop;
-            self.is_hopeless |= stops;
-            self.record(&Record::Unhealthy { step, finding: sentence, stops })?;
+        for finding in findings {
+            let remedy = self.remedy(&finding)?;
+            let stops = remedy == Some(Remedy::Stop);
+            // A stop helps against everything.
+            self.remedy = if stops { remedy } else { self.remedy.take().or(remedy) };
+            self.record(&Record::Unhealthy { step, finding: finding.sentence, stops })?;
         }
+        Ok(())
+    }
+
+    /// What the recipe wants done about a finding.
+    fn remedy(&self, finding: &Finding) -> Result<Option<Remedy>, CoordinatorError> {
+        let recipe = self.directory.recipe();
+        let changes = &recipe.optimizer.learning_rate_changes;
+        let stop = || Ok(finding.is_fatal.then_some(Remedy::Stop));
+        match recipe.training.on_collapse {
+            OnCollapse::Warn => return Ok(None),
+            OnCollapse::Stop => return stop(),
+            OnCollapse::Rollback if !finding.is_mended_by_smaller_steps => return stop(),
+            OnCollapse::Rollback if changes.len() >= MOST_ROLLBACKS => return Ok(Some(Remedy::Stop)),
+            OnCollapse::Rollback if !self.membership.can_roll_back() => return Ok(None),
+            OnCollapse::Rollback => {}
+        }
+        let healthy = self.directory.last_healthy()?;
+        Ok(Some(healthy.map_or(Remedy::Stop, |(checkpoint, step)| {
+            let change = LearningRateChange { after_step: step, factor: ROLLBACK_FACTOR };
+            let learning_rate_changes = changes.iter().copied().chain([change]).collect();
+            Remedy::Rollback(Rollback { checkpoint, step, learning_rate_changes })
+        })))
+    }
+
+    /// Goes back to an earlier state, and on from there with smaller steps.
+    fn roll_back(&mut self, rollback: Rollback) -> Result<(), CoordinatorError> {
+        let step = rollback.step;
+        // First of all the journal has it, and the workers hear it: should this coordinator not live to do the rest, the
+        // next one finds a run that collapses again.
+        let change = *rollback.learning_rate_changes.last().expect("a rollback comes with a change");
+        self.act(Event::RolledBack(rollback))?;
+        // Nobody who saved a step of the old course gets it in.
+        self.awaited_steps.clear();
+        self.directory.roll_back(step, change)?;
+        self.curves = self.directory.begin_curves(step)?;
+        self.diagnosis = Diagnosis::new(self.directory.recipe(), self.total_steps);
         Ok(())
     }
 

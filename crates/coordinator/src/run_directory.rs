@@ -1,6 +1,6 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, Write};
@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use recipe::{Recipe, RecipeError};
+use recipe::{LearningRateChange, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
@@ -282,6 +282,18 @@ impl RunDirectory {
         self.metrics = append_to(&path)?;
         Ok(())
     }
+}
+
+/// What a line of `metrics.jsonl` tells of the network's health.
+#[derive(Deserialize)]
+struct Health {
+    collapse_level: Option<f64>,
+    monitors: Option<Dimensions>,
+}
+
+#[derive(Deserialize)]
+struct Dimensions {
+    effective_dimensions: f64,
 }
 
 /// What `metrics.jsonl` tells.
@@ -580,6 +592,37 @@ mod tests {
         run.metric(&Metric { step: 4 });
         let text = fs::read_to_string(path.join(METRICS)).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n");
+    }
+
+    #[test]
+    fn a_run_goes_back_to_where_it_was_healthy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let mut run = create(&path).unwrap();
+        for step in 1..=60u64 {
+            let collapse_level = if step > 50 { 0.1 } else { 0.9 };
+            let dimensions = if step > 30 { 1.6 } else { 9.0 };
+            let monitors =
+                (step % 10 == 0).then(|| serde_json::json!({ "effective_dimensions": dimensions }));
+            let metric =
+                serde_json::json!({ "step": step, "collapse_level": collapse_level, "monitors": monitors });
+            run.metric(&metric);
+        }
+        assert_eq!(run.last_healthy().unwrap(), Some((None, 0)));
+        for step in [20, 40, 60] {
+            let mut partial = run.checkpoints.begin(step).unwrap();
+            partial.write("progress.json", b"{}").unwrap();
+            run.checkpoints.publish(partial, 3).unwrap();
+        }
+        assert_eq!(run.last_healthy().unwrap(), Some((Some("step-000020".to_string()), 20)));
+        let change = LearningRateChange { after_step: 20, factor: 0.5 };
+        run.roll_back(20, change).unwrap();
+        drop(run);
+
+        let run = RunDirectory::open(&path).unwrap();
+        assert_eq!(run.recipe().optimizer.learning_rate_changes, [change]);
+        assert_eq!(run.told().unwrap().last_step, 20);
+        assert_eq!(run.checkpoints.latest_valid().unwrap().unwrap().step(), 20);
     }
 
     #[test]

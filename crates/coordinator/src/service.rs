@@ -304,7 +304,7 @@ impl Coordinator for Service {
         let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
         let published = on_disk(move || checkpoints.publish(partial, keep)).await?;
         let checkpoint = published.name();
-        let event = Event::Published { checkpoint: checkpoint.clone(), step };
+        let event = Event::Published { generation, checkpoint: checkpoint.clone(), step };
         self.inputs.send(Input::Event(event)).await.map_err(|_| ended())?;
         Ok(Response::new(v1::PublishCheckpointReply { checkpoint }))
     }
@@ -344,7 +344,7 @@ async fn pass_reports_on(
                 Ok(event) => event,
                 Err(status) => return format!("it sent what cannot be read: {}", status.message()),
             };
-            if inputs.send(Input::Event(event)).await.is_err() {
+            if inputs.send(input).await.is_err() {
                 return "the run has ended".to_string();
             }
         }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use protocol::{Generation, WorkerId, v1};
+use recipe::LearningRateChange;
 use tonic::Status;
 
 use crate::membership::{
     Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Part, Parts, Position, StepReport,
     StepSeconds,
 };
+use crate::service::Input;
 
 pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
     Candidate {
@@ -22,7 +24,7 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
 }
 
 /// What `worker` reports. `INVALID_ARGUMENT` for what this version cannot read.
-pub(crate) fn event(worker: WorkerId, event: v1::report::Event) -> Result<Event, Status> {
+pub(crate) fn input(worker: WorkerId, report: v1::report::Event) -> Result<Input, Status> {
     use v1::report::Event as Wire;
     Ok(match event {
         Wire::Attending(attending) => Event::Attending { worker, position: position(&attending)? },
@@ -129,10 +131,24 @@ fn monitors(monitors: &v1::Monitors) -> Monitors {
     }
 }
 
+fn change(change: &LearningRateChange) -> v1::LearningRateChange {
+    v1::LearningRateChange { after_step: change.after_step, factor: change.factor }
+}
+
 pub(crate) fn order(order: Order) -> v1::Order {
     use v1::order::Order as Wire;
     let order = match order {
-        Order::Assemble { generation, places, rank, publishes, limit, step, checkpoint, checkpoint_step } => {
+        Order::Assemble {
+            generation,
+            places,
+            rank,
+            publishes,
+            limit,
+            step,
+            checkpoint,
+            checkpoint_step,
+            learning_rate_changes,
+        } => {
             let members = places.iter().map(|place| v1::Member {
                 worker_id: place.worker.0,
                 collective_address: place.collective_address.clone(),
@@ -148,6 +164,7 @@ pub(crate) fn order(order: Order) -> v1::Order {
                 step,
                 checkpoint: checkpoint.unwrap_or_default(),
                 checkpoint_step,
+                learning_rate_changes: learning_rate_changes.iter().map(change).collect(),
             })
         }
         Order::Start { generation } => Wire::Start(v1::Start { generation: generation.0 }),
@@ -212,7 +229,7 @@ mod tests {
             }
             for bytes in [bytes.clone(), noise.clone(), [bytes, noise].concat()] {
                 if let Ok(v1::Report { event: Some(read), .. }) = v1::Report::decode(&bytes[..])
-                    && let Err(status) = event(WorkerId(1), read)
+                    && let Err(status) = input(WorkerId(1), read)
                 {
                     prop_assert_eq!(status.code(), tonic::Code::InvalidArgument);
                 }

@@ -162,6 +162,10 @@ impl Timeline {
                 self.tell(at_ms, Kind::Fault, "straggler", detail);
             }
             Record::Unhealthy { finding, .. } => self.tell(at_ms, Kind::Fault, "unhealthy", finding),
+            Record::RolledBack { step, .. } => {
+                let detail = format!("to step {step}, and on with half the learning rates");
+                self.tell(at_ms, Kind::Fault, "rolled back", detail);
+            }
             Record::Paused { step } => self.tell(at_ms, Kind::Plain, "paused", format!("after step {step}")),
             Record::Continued { step } => {
                 self.tell(at_ms, Kind::Plain, "continued", format!("after step {step}"));

@@ -166,6 +166,9 @@ impl Optimizer {
                 ),
             );
         }
+        for change in &self.learning_rate_changes {
+            within("optimizer.learning_rate_changes.factor", change.factor, 0.0, 1000.0)?;
+        }
         Ok(())
     }
 }

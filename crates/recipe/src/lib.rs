@@ -24,7 +24,7 @@ pub use check::RecipeError;
 pub use data::Data;
 pub use evaluation::{Evaluation, Votes};
 pub use model::{Backbone, Model, Stem};
-pub use optimizer::Optimizer;
+pub use optimizer::{LearningRateChange, Optimizer, same_learning_rates_until};
 pub use presets::{PRESETS, QUICKSTART};
 pub use random::{Draws, Purpose};
 pub use start::{Heads, Start};
@@ -111,6 +111,10 @@ pub enum OnCollapse {
     Warn,
     /// The run stops after the step in hand and saves.
     Stop,
+    /// A run that has collapsed, or is about to, goes back to its last checkpoint where it was healthy, or to its beginning,
+    /// and on from there with half the learning rates, which its recipe then says; up to three times. What smaller steps do
+    /// not mend stops it.
+    Rollback,
 }
 
 /// What convolutions and linear layers multiply in, and activations are kept in. Weights, statistics, loss and
@@ -245,6 +249,9 @@ mod tests {
             (vec!["optimizer.base_learning_rate=-1.0"], "optimizer.base_learning_rate"),
             (vec!["optimizer.base_learning_rate=nan"], "optimizer.base_learning_rate"),
             (vec!["optimizer.warmup_epochs=1000"], "warmup"),
+            (vec!["optimizer.learning_rate_changes=[{after_step=9,factor=-1}]"], "factor"),
+            (vec!["optimizer.learning_rate_changes=[{step=9,factor=1}]"], "after_step"),
+            (vec!["training.on_collapse=pray"], "pray"),
             (vec!["views.crop_scale=[0.9, 0.1]"], "views.crop_scale"),
             (vec!["views.crop_px=0"], "views.crop_px"),
             (vec!["model.backbone=resnet19"], "resnet19"),
@@ -270,6 +277,17 @@ mod tests {
             };
             assert!(message.contains(expected), "{overrides:?}: {message:?} lacks {expected:?}");
         }
+    }
+
+    #[test]
+    fn a_recipe_tells_of_the_changes_that_were_made_on_its_way() {
+        let mut recipe = Recipe::from_toml(QUICKSTART, &["training.on_collapse=rollback".into()]).unwrap();
+        assert!(!recipe.to_toml().contains("learning_rate_changes"));
+        recipe.optimizer.learning_rate_changes = vec![
+            LearningRateChange { after_step: 160, factor: 0.5 },
+            LearningRateChange { after_step: 80, factor: 0.5 },
+        ];
+        assert_eq!(Recipe::from_toml(&recipe.to_toml(), &[]).unwrap(), recipe);
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl FineTuner {
             weight_decay,
             warmup_epochs: 0.0,
             fixed_predictor_learning_rate: false,
+            learning_rate_changes: Vec::new(),
         };
         FineTuner { model: model.clone(), classes, layout, optimizer, device: device.clone() }
     }

@@ -2,6 +2,8 @@
 
 use std::f64::consts::PI;
 
+use recipe::LearningRateChange;
+
 /// Learning rates as a function of the step. Covers the whole run: at the last step the cosine has all but
 /// reached zero, and never before.
 #[derive(Debug, Clone, PartialEq)]
@@ -10,6 +12,7 @@ pub struct Schedule {
     warmup_steps: u64,
     total_steps: u64,
     fixed_predictor: bool,
+    pub(crate) changes: Vec<LearningRateChange>,
 }
 
 /// The learning rates of one step.
@@ -31,6 +34,7 @@ impl Schedule {
             warmup_steps: (recipe.optimizer.warmup_epochs * steps_per_epoch as f64).round() as u64,
             total_steps: recipe.total_steps(images),
             fixed_predictor: recipe.optimizer.fixed_predictor_learning_rate,
+            changes: recipe.optimizer.learning_rate_changes.clone(),
         }
     }
 
@@ -48,7 +52,10 @@ impl Schedule {
             let progress = ((step - self.warmup_steps) as f64 / length as f64).min(1.0);
             self.peak * 0.5 * (1.0 + (PI * progress).cos())
         };
-        LearningRates { encoder, predictor: if self.fixed_predictor { self.peak } else { encoder } }
+        let predictor = if self.fixed_predictor { self.peak } else { encoder };
+        let changes = self.changes.iter().filter(|change| change.after_step <= step);
+        let factor: f64 = changes.map(|change| change.factor).product();
+        LearningRates { encoder: encoder * factor, predictor: predictor * factor }
     }
 }
 
@@ -84,6 +91,18 @@ mod tests {
         for (step, expected) in [(0, 0.1 / 16.0), (7, 0.05), (15, 0.1), (16, 0.1), (48, 0.05)] {
             assert!((s.at(step).encoder - expected).abs() < 1e-12, "{step}: {:?}", s.at(step));
             assert_eq!(s.at(step).predictor, 0.1);
+        }
+    }
+
+    #[test]
+    fn changes_hold_from_their_step_on() {
+        let plain = schedule(2.0, true);
+        let change = |after_step, factor| LearningRateChange { after_step, factor };
+        let changed = Schedule { changes: vec![change(40, 0.5), change(60, 0.25)], ..plain.clone() };
+        for (step, factor) in [(0, 1.0), (39, 1.0), (40, 0.5), (59, 0.5), (60, 0.125), (79, 0.125)] {
+            let (plain, changed) = (plain.at(step), changed.at(step));
+            assert_eq!(changed.encoder, plain.encoder * factor, "{step}");
+            assert_eq!(changed.predictor, plain.predictor * factor, "{step}");
         }
     }
 }

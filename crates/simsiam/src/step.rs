@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use recipe::Recipe;
+use recipe::{LearningRateChange, Recipe};
 
 use crate::bucket::{BucketLayout, DeviceBucket, Folded, all_finite};
 use crate::flat::Flat;
@@ -141,6 +141,11 @@ impl Trainer {
     /// The learning rates of every step.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// From now on the rates are changed as these say, in place of the recipe's own changes.
+    pub fn change_learning_rates(&mut self, changes: Vec<LearningRateChange>) {
+        self.schedule.changes = changes;
     }
 
     /// What brings views to the device.

@@ -43,9 +43,13 @@ impl Publisher {
     }
 
     /// A generation begins, whose newest checkpoint is that of `saved_step`.
-    pub(crate) fn enter(&mut self, generation: u64, saved_step: u64, now: Instant) {
+    pub(crate) fn enter(&mut self, generation: u64, [step, saved_step]: [u64; 2], now: Instant) {
         self.generation = generation;
-        if saved_step > self.due.saved_step {
+        // Later steps than the present one were taken back.
+        if let Some(upload) = self.under_way.take_if(|upload| upload.step > step) {
+            upload.task.abort();
+        }
+        if saved_step > self.due.saved_step || step < self.due.saved_step {
             self.due.saved(saved_step, now);
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use collective::{Interrupt, Key, Standstill};
 use dataset::{BlockCache, BlockStore, Images, Manifest};
 use protocol::v1;
-use recipe::Recipe;
+use recipe::{LearningRateChange, Recipe, same_learning_rates_until};
 use simsiam::{Device, Replica, Trainer};
 
 use crate::WorkerError;
@@ -64,6 +64,8 @@ struct Position {
     generation: u64,
     /// What it holds; none until its first generation.
     replica: Option<Replica>,
+    /// With what changes of the learning rates that was made.
+    learning_rate_changes: Vec<LearningRateChange>,
 }
 
 impl Position {
@@ -100,7 +102,7 @@ impl TrainingThread {
             // The first assembly needs the listener, and says what is wrong with it.
             tracing::debug!(%error, "the coordinator's look at this worker is left in the queue");
         }
-        let trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
+        let mut trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
         let store = Arc::new(self.open_store());
         let mut publisher =
             Publisher::new(self.link.clone(), trainer.layout(), &self.recipe.checkpoint, Instant::now());
@@ -114,8 +116,9 @@ impl TrainingThread {
                     assembled = None;
                     position.generation = order.generation;
                     // Also if the assembly fails: whoever holds the state may be told to save it.
-                    publisher.enter(order.generation, order.checkpoint_step, Instant::now());
-                    match self.assemble(&order, interrupt, &trainer, &store, position) {
+                    let steps = [order.step, order.checkpoint_step];
+                    publisher.enter(order.generation, steps, Instant::now());
+                    match self.assemble(&order, interrupt, &mut trainer, &store, position) {
                         Ok(session) => assembled = Some((session, order.publishes)),
                         Err(error) => self.leave(position, error)?,
                     }
@@ -212,11 +215,15 @@ impl TrainingThread {
         &self,
         order: &v1::Assemble,
         interrupt: Interrupt,
-        trainer: &Trainer,
+        trainer: &mut Trainer,
         store: &Arc<BlockStore>,
         position: &mut Position,
     ) -> Result<Session, WorkerError> {
-        let held = position.replica.take().filter(|replica| replica.step() == order.step);
+        let changes: Vec<_> = order.learning_rate_changes.iter().map(change).collect();
+        let is_same = same_learning_rates_until(order.step, &position.learning_rate_changes, &changes);
+        let held = position.replica.take().filter(|replica| is_same && replica.step() == order.step);
+        trainer.change_learning_rates(changes.clone());
+        position.learning_rate_changes = changes;
         let replica = position.replica.insert(match held {
             Some(replica) => replica,
             None => trainer.place(fetch_state(&self.link, trainer.layout(), self.recipe.seed, order)?),
@@ -244,6 +251,10 @@ impl TrainingThread {
         );
         Ok(session)
     }
+}
+
+fn change(change: &v1::LearningRateChange) -> LearningRateChange {
+    LearningRateChange { after_step: change.after_step, factor: change.factor }
 }
 
 pub(crate) fn unexpected(problem: String) -> WorkerError {

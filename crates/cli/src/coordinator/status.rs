@@ -52,7 +52,7 @@ pub(super) fn is_address(run: &str, token: Option<&Token>, insecure_network: boo
     Ok(true)
 }
 
-fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Status, Asked)> {
+pub(super) fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Status, Asked)> {
     match is_address(run, token, insecure_network)? {
         true => Ok((ask(run, token)?, Asked::Coordinator(run.to_string()))),
         false => Ok(read_status(Path::new(run), token)?),
@@ -85,7 +85,7 @@ fn say(status: &Status, asked: &Asked, json: bool) {
 }
 
 /// The run that was written to last.
-fn newest(out: &Path) -> Result<PathBuf> {
+pub(super) fn newest(out: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(out).with_context(|| format!("look for runs in {}", out.display()))?;
     let runs = entries.flatten().filter_map(|entry| {
         let written_at = entry.path().join("journal.jsonl").metadata().ok()?.modified().ok()?;

@@ -157,6 +157,8 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
     if arguments.recipe.are_given() {
         // The same file may hold other weights by now.
         start::read(&mut asked)?;
+        // They were made on its way, not asked for.
+        asked.optimizer.learning_rate_changes.clone_from(&directory.recipe().optimizer.learning_rate_changes);
         if let Some(difference) = difference(directory.recipe(), &asked) {
             bail!(
                 "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start \

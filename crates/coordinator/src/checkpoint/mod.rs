@@ -115,7 +115,7 @@ impl Checkpoints {
     }
 
     /// The steps of all checkpoints, whole or not, newest first.
-    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+    pub(crate) fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let mut steps: Vec<u64> = names(&self.path)?.iter().filter_map(|name| step_of(name)).collect();
         steps.sort_unstable_by(|a, b| b.cmp(a));
         Ok(steps)

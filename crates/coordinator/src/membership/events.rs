@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Generation, Rank, WorkerId};
+use recipe::LearningRateChange;
 use serde::{Deserialize, Serialize};
 
 use super::Lease;
@@ -135,15 +136,31 @@ pub enum Event {
     },
     /// A checkpoint lies whole in the run directory.
     Published {
+        /// The generation of the worker that saved it.
+        generation: Generation,
         /// Its name.
         checkpoint: String,
         /// Steps committed in it.
         step: u64,
     },
+    /// The run directory tells of no step after this one any more; the steps are made again, with other learning rates. Not
+    /// before [`Membership::can_roll_back`](super::Membership::can_roll_back).
+    RolledBack(Rollback),
     /// A person asks for something.
     Requested(Request),
     /// Time has passed.
     Tick,
+}
+
+/// Where a run goes back to, and how it goes on from there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollback {
+    /// The newest checkpoint that is left; `None` at the beginning.
+    pub checkpoint: Option<String>,
+    /// Steps committed in it.
+    pub step: u64,
+    /// All changes of the learning rates, the new one among them.
+    pub learning_rate_changes: Vec<LearningRateChange>,
 }
 
 /// What a person may ask of a run.
@@ -177,6 +194,7 @@ impl Event {
             | Event::Unreachable { .. }
             | Event::ProcessEnded { .. }
             | Event::Published { .. }
+            | Event::RolledBack(_)
             | Event::Requested(_)
             | Event::Tick => None,
         }
@@ -244,6 +262,8 @@ pub enum Order {
         checkpoint: Option<String>,
         /// Steps committed in that checkpoint.
         checkpoint_step: u64,
+        /// By what the learning rates are multiplied from which step on; a state that was made with others is of no use.
+        learning_rate_changes: Vec<LearningRateChange>,
     },
     /// Everyone is assembled: train.
     Start {

@@ -79,7 +79,9 @@ impl Membership {
             return self.worker_failed(worker, held_step.unwrap_or(0), complaint, now);
         }
         let name = self.describe(worker);
+        let taken_back = self.taken_back;
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
+        let held_step = held_step.filter(|_| member.generation > taken_back);
         let was_told = member.stage == Stage::Halting;
         match member.stage {
             Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Halting => {
@@ -248,6 +250,7 @@ impl Membership {
             step,
             checkpoint: self.saved.checkpoint.clone(),
             checkpoint_step: self.saved.step,
+            learning_rate_changes: self.settings.learning_rate_changes.clone(),
         };
         let orders =
             (0..).zip(&self.ranks).map(|(rank, &worker)| Action::Send { worker, order: order(rank) });

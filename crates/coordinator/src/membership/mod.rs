@@ -29,6 +29,9 @@ mod requests;
 mod reunion;
 #[cfg(test)]
 mod reunion_tests;
+mod rollback;
+#[cfg(test)]
+mod rollback_tests;
 mod settings;
 mod sight;
 mod stragglers;
@@ -44,7 +47,7 @@ use protocol::{Generation, WorkerId};
 
 pub use events::{
     Action, Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Outcome, Part, Parts, Phase,
-    Place, Position, Request, StepReport, StepSeconds,
+    Place, Position, Request, Rollback, StepReport, StepSeconds,
 };
 use lease::lease_by_pace;
 pub use lease::{Lease, lease};
@@ -76,6 +79,8 @@ pub struct Membership {
     committed_step: u64,
     /// The newest checkpoint; before the first one, the beginning.
     saved: Saved,
+    /// States that were made in this generation or before are not the run's any more, but for those on the disk.
+    taken_back: Generation,
     /// When the present wait began.
     waiting_since: Duration,
     verdict: Option<Verdict>,
@@ -196,7 +201,11 @@ impl Membership {
         let has_begun = !past.ranks.is_empty();
         let phase = match has_begun {
             false => Phase::Gathering,
-            true if past.ranks.iter().all(|rank| members.contains_key(rank)) => Phase::Reuniting,
+            true if past.generation > past.taken_back
+                && past.ranks.iter().all(|rank| members.contains_key(rank)) =>
+            {
+                Phase::Reuniting
+            }
             // Whoever is left of it has to leave it.
             true => Phase::Regrouping,
         };
@@ -208,6 +217,7 @@ impl Membership {
             workers_admitted: past.workers_admitted,
             committed_step: settings.first_step.max(past.committed_step),
             saved: Saved { checkpoint: settings.checkpoint.clone(), step: settings.first_step },
+            taken_back: past.taken_back,
             waiting_since: now,
             verdict: None,
             stop_requested: false,
@@ -258,7 +268,10 @@ impl Membership {
     pub fn publishes(&self, worker: WorkerId, generation: Generation) -> bool {
         let is_open = self.is_under_way() || matches!(self.phase, Phase::Gathering | Phase::Paused);
         let is_asked = self.ranks.first() == Some(&worker) || self.saver == Some(worker);
-        is_open && is_asked && self.members.get(&worker).is_some_and(|member| member.generation == generation)
+        is_open
+            && is_asked
+            && generation > self.taken_back
+            && self.members.get(&worker).is_some_and(|member| member.generation == generation)
     }
 
     /// The answer to `event` at `now`, which never goes back.
@@ -300,7 +313,11 @@ impl Membership {
             Event::ProcessEnded { reason, crashed, restarts } => {
                 self.process_ended(reason, crashed, restarts, now)
             }
-            Event::Published { checkpoint, step } => self.published(checkpoint, step, now),
+            Event::Published { generation, checkpoint, step } if generation > self.taken_back => {
+                self.published(checkpoint, step, now)
+            }
+            Event::Published { .. } => Vec::new(),
+            Event::RolledBack(rollback) => self.roll_back(rollback, now),
             Event::Requested(request) => self.requested(request, now),
             Event::Tick => self.tick(now),
             Event::Heartbeat { worker, standstill, .. } => self.note_standstill(worker, standstill, now),
@@ -384,6 +401,7 @@ impl Membership {
         let is_possible = self.is_under_way() && report.step <= self.settings.total_steps;
         // A worker that comes back from an older generation still speaks of that one.
         let is_present = report.generation == self.generation && self.ranks.contains(&worker);
+        let is_present = is_present && report.generation > self.taken_back;
         if !is_possible || !is_present {
             return Vec::new();
         }

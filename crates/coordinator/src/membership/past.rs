@@ -12,6 +12,8 @@ use crate::journal::Record;
 pub struct Past {
     /// The last generation that was formed; 0 if none was. The next one has a higher number.
     pub generation: Generation,
+    /// States that were made in this one or before are not the run's any more, but for those on the disk.
+    pub taken_back: Generation,
     /// How many workers were admitted, and so the highest id.
     pub workers_admitted: u64,
     /// Those that were neither lost nor dismissed, and go on without a coordinator.
@@ -87,6 +89,7 @@ impl Past {
             }
             Record::Started { .. } => self.has_started = true,
             Record::Checkpoint { .. } => self.checkpoints += 1,
+            Record::RolledBack { generation, .. } => self.taken_back = Generation(*generation),
             Record::Ended(_) => {
                 self.members.clear();
                 self.lose_coordinator();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use recipe::LearningRateChange;
 
 use super::tests::{SHARDS, TOTAL_STEPS, candidate, detached, report, restarted, settings, unreachable};
 use super::*;
@@ -83,7 +84,14 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<(bool, bool)>().prop_map(|(crashed, restarts)| {
             Event::ProcessEnded { reason: "reason".to_string(), crashed, restarts }
         }),
-        3 => step().prop_map(|step| Event::Published { checkpoint: format!("step-{step}"), step }),
+        3 => (step(), prop_oneof![3 => Just(Generation(u64::MAX)), 1 => generation()]).prop_map(
+            |(step, generation)| Event::Published { generation, checkpoint: format!("step-{step}"), step }
+        ),
+        1 => (0u64..3).prop_map(|step| {
+            let checkpoint = (step > 0).then(|| format!("step-{step}"));
+            let learning_rate_changes = vec![LearningRateChange { after_step: step, factor: 0.5 }];
+            Event::RolledBack(Rollback { checkpoint, step, learning_rate_changes })
+        }),
         1 => prop::sample::select(&[Request::Stop, Request::Pause, Request::Save][..]).prop_map(Event::Requested),
         2 => Just(Event::Requested(Request::Continue)),
         6 => Just(Event::Tick),
@@ -111,6 +119,8 @@ fn any_settings() -> impl Strategy<Value = Settings> {
 struct Witness {
     generation: u64,
     committed_step: u64,
+    /// What was made up to this generation is void.
+    taken_back: u64,
     /// Who takes part in the generation, and the step that each was told to start from.
     members: BTreeMap<WorkerId, u64>,
     assembled: BTreeMap<WorkerId, Holding>,
@@ -165,7 +175,8 @@ impl Witness {
             if self.away.remove(worker) && position.generation.0 <= self.generation {
                 self.claims.insert(*worker, position.generation);
                 if position.part == Part::None {
-                    self.left.insert(*worker, position.held_step);
+                    let is_void = position.generation.0 <= self.taken_back;
+                    self.left.insert(*worker, position.held_step.filter(|_| !is_void));
                 }
             }
             return;
@@ -182,13 +193,14 @@ impl Witness {
                 self.assembled.entry(worker).or_insert_with(|| holding.clone());
             }
             Event::Halted { held_step, .. } => {
-                self.left.entry(worker).or_insert(*held_step);
+                self.left.entry(worker).or_insert(held_step.filter(|_| generation.0 > self.taken_back));
             }
             Event::WorkerFailed { .. } => {
                 self.left.entry(worker).or_insert(None);
             }
             Event::Finished { step, .. } if self.has_started => {
-                self.left.entry(worker).or_insert(Some(*step));
+                let held_step = Some(*step).filter(|_| generation.0 > self.taken_back);
+                self.left.entry(worker).or_insert(held_step);
             }
             _ => {}
         }
@@ -204,6 +216,11 @@ impl Witness {
             Action::Record(Record::Lost { worker, .. } | Record::Left { worker, .. }) => {
                 self.lost.insert(WorkerId(*worker));
                 self.away.remove(&WorkerId(*worker));
+            }
+            Action::Record(Record::RolledBack { generation, step, .. }) => {
+                assert_eq!(*generation, self.generation);
+                (self.taken_back, self.committed_step) = (*generation, *step);
+                self.left.values_mut().for_each(|held_step| *held_step = None);
             }
             Action::Record(Record::Generation { generation, places }) => {
                 self.check_generation(*generation, places);
@@ -238,6 +255,7 @@ impl Witness {
             Action::Committed(report) => {
                 assert!(report.step > self.committed_step, "no two commits for a step");
                 assert_eq!(report.generation.0, self.generation);
+                assert!(self.generation > self.taken_back, "nothing is added to what was taken back");
                 self.committed_step = report.step;
             }
             Action::End(_) => {
@@ -291,6 +309,7 @@ impl Scene {
 
     fn take(&mut self, turn: Turn) {
         match turn {
+            Turn::Event(Event::RolledBack(_)) if !self.membership.can_roll_back() => {}
             Turn::Event(event) => drop(self.hear(&event)),
             Turn::Restart if self.witness.has_ended => {}
             Turn::Restart => {

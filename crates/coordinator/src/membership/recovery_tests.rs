@@ -28,7 +28,7 @@ impl Course {
     }
 
     pub(super) fn published(&mut self, step: u64) -> Vec<Action> {
-        self.step(Event::Published { checkpoint: format!("step-{step}"), step })
+        self.step(Event::Published { generation: Generation(1), checkpoint: format!("step-{step}"), step })
     }
 
     pub(super) fn assembled_at(&mut self, worker: u64, step: u64) -> Vec<Action> {

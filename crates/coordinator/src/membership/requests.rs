@@ -183,7 +183,11 @@ mod tests {
         // The newcomer lacks the state, so the other saves it first.
         let actions = course.step(Event::Requested(Request::Continue));
         assert!(matches!(orders(&actions)[..], [(2, Order::Save { .. })]), "{actions:?}");
-        let actions = course.step(Event::Published { checkpoint: "step-000005".to_string(), step: 5 });
+        let actions = course.step(Event::Published {
+            generation: Generation(1),
+            checkpoint: "step-000005".to_string(),
+            step: 5,
+        });
         assert_eq!(orders(&actions).len(), 2);
         assert_eq!(course.membership.phase(), Phase::Assembling);
     }
@@ -209,7 +213,11 @@ mod tests {
         let mut course = paused();
         let actions = course.step(Event::Requested(Request::Save));
         assert!(matches!(orders(&actions)[..], [(1, Order::Save { .. })]), "{actions:?}");
-        course.step(Event::Published { checkpoint: "step-000005".to_string(), step: 5 });
+        course.step(Event::Published {
+            generation: Generation(1),
+            checkpoint: "step-000005".to_string(),
+            step: 5,
+        });
         assert_eq!(course.membership.phase(), Phase::Paused);
         assert!(course.step(Event::Requested(Request::Save)).is_empty(), "that is on the disk");
         let mut course = Course::assembling(shrinking(2));

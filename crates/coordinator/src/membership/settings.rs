@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use recipe::LearningRateChange;
+
 /// What membership needs to know of a run.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -26,6 +28,8 @@ pub struct Settings {
     pub first_step: u64,
     /// The name of that checkpoint.
     pub checkpoint: Option<String>,
+    /// What the recipe says of changes of its learning rates.
+    pub learning_rate_changes: Vec<LearningRateChange>,
     /// How long it waits for what.
     pub timeouts: Timeouts,
 }

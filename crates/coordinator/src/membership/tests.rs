@@ -17,6 +17,7 @@ pub(super) fn settings(workers: u32) -> Settings {
         total_steps: TOTAL_STEPS,
         first_step: 0,
         checkpoint: None,
+        learning_rate_changes: Vec::new(),
         timeouts: Timeouts {
             join: Duration::from_secs(100),
             assemble: Duration::from_secs(50),
@@ -67,12 +68,18 @@ pub(super) fn restarted(
     committed_step: u64,
     now: Duration,
 ) -> (Past, Membership) {
-    let saved = records.iter().filter_map(|record| match record {
-        Record::Checkpoint { checkpoint, step, .. } => Some((*step, checkpoint.clone())),
-        _ => None,
-    });
-    let (first_step, checkpoint) =
-        saved.max().map_or((0, None), |(step, checkpoint)| (step, Some(checkpoint)));
+    let (mut first_step, mut checkpoint) = (0, None);
+    for record in &*records {
+        match record {
+            Record::Checkpoint { checkpoint: name, step, .. } if *step >= first_step => {
+                (first_step, checkpoint) = (*step, Some(name.clone()));
+            }
+            Record::RolledBack { checkpoint: left, step, .. } => {
+                (first_step, checkpoint) = (*step, left.clone());
+            }
+            _ => {}
+        }
+    }
     let mut past = Past::replay(&*records);
     if past.has_left_workers() {
         past.committed_step = committed_step;
@@ -357,7 +364,11 @@ fn differing_ends_are_a_failure() {
 fn a_lost_worker_ends_the_run_and_the_sentence_says_how_to_go_on() {
     let mut course = Course::training(settings(2));
     course.step(Event::StepDone { worker: WorkerId(1), report: report(1, 57) });
-    course.step(Event::Published { checkpoint: "step-000040".to_string(), step: 40 });
+    course.step(Event::Published {
+        generation: Generation(1),
+        checkpoint: "step-000040".to_string(),
+        step: 40,
+    });
     let actions = course.loses(2);
     check_failure(
         &actions,
