@@ -102,6 +102,7 @@ impl TestRun {
             tls: None,
             local_workers: None,
             evaluations: None,
+            views_png: None,
         };
 
         let mut started = JoinSet::new();

@@ -10,10 +10,11 @@
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `diagnosis.rs`: whether the network learns, and if not, why not
-//! - `tensorboard.rs`: the run's curves as TensorBoard reads them
+//! - `tensorboard/`: the run as TensorBoard reads it
 //! - [`Progress`], `pace.rs`: what a person who watches is told
 //!
-//! This crate never sees a tensor, an image or a gradient: blocks and checkpoints are bytes to it.
+//! This crate computes with no tensor and sees no gradient: blocks and checkpoints are bytes to it, whose weights it counts
+//! for TensorBoard.
 
 pub mod checkpoint;
 mod diagnosis;

@@ -29,7 +29,7 @@ use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
 use crate::service::{Answer, Facts, Input, OrderSender, Service};
 use crate::supervisor::LocalWorkers;
 use crate::tensorboard::TensorBoard;
-use crate::{Blocks, reach, wire};
+use crate::{Blocks, reach, tensorboard, wire};
 
 /// How often membership looks at its waits. Short beside every timeout, long beside the work of looking.
 const TICK: Duration = Duration::from_millis(100);
@@ -82,6 +82,8 @@ pub struct Run {
     pub local_workers: Option<LocalWorkers>,
     /// What judges the encoder meanwhile, if anything does.
     pub evaluations: Option<Evaluations>,
+    /// What the first views look like, as PNG, for TensorBoard.
+    pub views_png: Option<Vec<u8>>,
 }
 
 /// Why a coordinator cannot go on. A run that fails is not among these: that is an [`Outcome`].
@@ -309,6 +311,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             local_workers,
             awaited,
         })?;
+        if let Some(png) = run.views_png.filter(|_| step == 0) {
+            control.curves.views(png, step, unix_time());
+        }
         let findings = control.diagnosis.before_training();
         control.tell_findings(step, findings)?;
         control.take_up_evaluations(&past, start, &told);
@@ -524,6 +529,14 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         {
             evaluations.published(checkpoint, *step == self.total_steps);
         }
+        match record {
+            Record::Checkpoint { checkpoint, step, .. } => self.look_at_weights(checkpoint, *step),
+            Record::Ended(outcome) => {
+                let succeeded = !matches!(outcome, Outcome::Failed { .. });
+                self.curves.end(succeeded, self.membership.committed_step(), unix_time());
+            }
+            _ => {}
+        }
         (self.observer)(&Progress::Noted {
             record: record.clone(),
             workers: self.membership.workers() as u32,
@@ -532,7 +545,18 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         Ok(())
     }
 
-    /// Writes down what ails the network. What is fatal stops the run if its recipe says so.
+    /// Finds out how the weights of a checkpoint are spread, beside the control loop.
+    fn look_at_weights(&self, checkpoint: &str, step: u64) {
+        let path = self.directory.checkpoints().model_of(checkpoint);
+        let inputs = self.inputs.clone();
+        spawn_blocking(move || match tensorboard::of_weights(&path) {
+            // The run may have ended.
+            Ok(histograms) => drop(inputs.blocking_send(Input::Weights { step, histograms })),
+            Err(error) => tracing::debug!("{}: {error}", path.display()),
+        });
+    }
+
+    /// Writes down what ails the network. What is fatal stops the run, or takes it back, if its recipe says so.
     fn tell_findings(&mut self, step: u64, findings: Vec<Finding>) -> Result<(), CoordinatorError> {
         for finding in findings {
             let remedy = self.remedy(&finding)?;

@@ -245,6 +245,52 @@ impl RunDirectory {
         self.metrics.catch_up();
     }
 
+    /// The newest checkpoint after which the run was still healthy, and its step; the beginning if there is none, and
+    /// nothing if that is lost, because the run started from weights of elsewhere.
+    pub(crate) fn last_healthy(&self) -> Result<Option<(Option<String>, u64)>, RunDirectoryError> {
+        let health = self.health()?;
+        for step in self.checkpoints.steps()? {
+            let until = || health.range(..=step).map(|(_, health)| health);
+            let levels: Vec<f64> = until().filter_map(|health| health.collapse_level).collect();
+            let monitors = until().rev().find_map(|health| health.monitors.as_ref());
+            let dimensions = monitors.map(|monitors| monitors.effective_dimensions);
+            if was_healthy(&levels, dimensions)
+                && let Some(checkpoint) = self.checkpoints.find_valid(step)?
+            {
+                return Ok(Some((Some(checkpoint.name()), step)));
+            }
+        }
+        Ok(self.recipe.start.is_none().then_some((None, 0)))
+    }
+
+    /// What the metrics tell of the network's health after every step.
+    fn health(&self) -> Result<BTreeMap<u64, Health>, RunDirectoryError> {
+        #[derive(Deserialize)]
+        struct Line {
+            step: u64,
+            #[serde(flatten)]
+            health: Health,
+        }
+        let path = self.path.join(METRICS);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let lines = text.split(|byte| *byte == b'\n');
+        let lines = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        let steps = lines.filter(|line| line.health.collapse_level.is_some());
+        Ok(steps.map(|line| (line.step, line.health)).collect())
+    }
+
+    /// Goes back to the state after `step`: what came after it is removed, and the recipe says how the run goes on.
+    pub(crate) fn roll_back(
+        &mut self,
+        step: u64,
+        change: LearningRateChange,
+    ) -> Result<(), RunDirectoryError> {
+        self.recipe.optimizer.learning_rate_changes.push(change);
+        write_whole(&self.path.join(RECIPE), self.recipe.to_toml().as_bytes())?;
+        self.checkpoints.forget_after(step)?;
+        self.forget_metrics_after(step)
+    }
+
     /// What the metrics tell so far.
     pub(crate) fn told(&self) -> Result<Told, RunDirectoryError> {
         #[derive(Deserialize)]

@@ -17,6 +17,7 @@ use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, Parti
 use crate::incoming::Caller;
 use crate::membership::{Candidate, Event};
 use crate::rate::Rate;
+use crate::tensorboard::Histogram;
 use crate::{Blocks, reach, wire};
 
 /// Parts that wait for the network or the disk: enough to keep either busy, and no more than 1 MiB a stream.

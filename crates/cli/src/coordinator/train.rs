@@ -13,6 +13,7 @@ use coordinator::{
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
 use dashboard::{Action, Dashboard};
+use dataset::views::{ViewMaker, grid_png};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
 use tokio::net::TcpListener;
@@ -203,6 +204,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
+        views_png: first_views(&directory, &deal),
         directory,
         token,
         tls,
@@ -334,6 +336,16 @@ fn start_workers(
         restart: on_failure(arguments) != OnFailure::Abort,
     };
     Ok(Some(LocalWorkers::spawn(&settings)?))
+}
+
+/// The first pairs of views of the run's first images. What is wrong with an image, training says.
+fn first_views(directory: &RunDirectory, deal: &Deal) -> Option<Vec<u8>> {
+    const IMAGES: u32 = 8;
+    let (recipe, manifest) = (directory.recipe(), deal.manifest());
+    let count = IMAGES.min(manifest.images_per_shard);
+    let records = (0..count).map(|index| Some((u64::from(index), deal.record(0, index).ok()?)));
+    let maker = ViewMaker::new(&recipe.views, manifest.geometry);
+    Some(grid_png(&maker, &records.collect::<Option<Vec<_>>>()?, 0..2, recipe.seed))
 }
 
 /// This program again, in the role of `evaluate`, whenever the recipe asks for it.

@@ -89,6 +89,34 @@ impl Checkpoints {
         passed_over.map_or(Ok(None), Err)
     }
 
+    /// Where the weights of the checkpoint called `name` lie.
+    pub(crate) fn model_of(&self, name: &str) -> PathBuf {
+        self.path.join(name).join("model.safetensors")
+    }
+
+    /// The checkpoint of `step`; `None` if it is damaged.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn find_valid(&self, step: u64) -> Result<Option<CheckpointDirectory>, CheckpointError> {
+        match self.open_own(step) {
+            Err(CheckpointError::Damaged { .. }) => Ok(None),
+            checkpoint => checkpoint.map(Some),
+        }
+    }
+
+    /// Removes the checkpoints of later steps, the last ones first: those that are left are always the newest.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn forget_after(&self, step: u64) -> Result<(), CheckpointError> {
+        for later in self.steps()?.into_iter().filter(|later| *later > step) {
+            let path = self.path.join(checkpoint_name(later));
+            fs::remove_dir_all(&path).map_err(CheckpointError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
     /// The checkpoint of `step`, if it is one of this run's.
     fn open_own(&self, step: u64) -> Result<CheckpointDirectory, CheckpointError> {
         let path = self.path.join(checkpoint_name(step));

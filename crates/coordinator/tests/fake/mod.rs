@@ -104,6 +104,7 @@ impl Cluster {
             tls: None,
             local_workers: None,
             evaluations: None,
+            views_png: None,
         };
         change(&mut run);
         let (asking, requests) = mpsc::channel(2);

@@ -158,6 +158,7 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                     tls: None,
                     local_workers: None,
                     evaluations: None,
+                    views_png: None,
                 };
                 let (asking, asked) = mpsc::channel(1);
                 tokio::task::spawn_local(ask(Rc::clone(&requests), asking));

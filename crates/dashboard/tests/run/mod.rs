@@ -151,6 +151,7 @@ impl TestRun {
             tls: None,
             local_workers: None,
             evaluations: None,
+            views_png: None,
         };
         let (asks, mut asked) = mpsc::channel(4);
         let dashboard = self.dashboard("127.0.0.1:0", asks).await;

@@ -45,6 +45,17 @@ pub fn write_grid(
     .map_err(DatasetError::io("write", path))
 }
 
+/// The same as the bytes of a PNG.
+///
+/// # Panics
+/// As [`ViewMaker::render`].
+pub fn grid_png(maker: &ViewMaker, records: &[(u64, &[u8])], epochs: Range<u64>, seed: u64) -> Vec<u8> {
+    let mut png = Vec::new();
+    let picture = draw_grid(maker, records, epochs, seed);
+    picture.write_with_encoder(PngEncoder::new(&mut png)).expect("memory takes whatever is written");
+    png
+}
+
 fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], epochs: Range<u64>, seed: u64) -> RgbImage {
     let side = maker.crop_px as u32;
     let scale = LEAST_CELL_PX.div_ceil(side);

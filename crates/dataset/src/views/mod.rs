@@ -17,7 +17,7 @@ use recipe::Views;
 
 use crate::geometry::{CHANNELS, Geometry};
 
-pub use grid::write_grid;
+pub use grid::{grid_png, write_grid};
 pub use parameters::{ColorChange, CropBox, ViewParameters};
 
 /// Renders views of records of one geometry.

@@ -1,0 +1,202 @@
+//! A run for TensorBoard: `tensorboard --logdir runs` shows the curves of all runs beside each other, their recipes as
+//! hyperparameters to compare them by, the first views, and how the weights of every checkpoint are spread.
+
+mod event;
+mod histogram;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use recipe::Recipe;
+
+use self::event::{Event, Setting, Value};
+pub(crate) use self::histogram::{Histogram, of_weights};
+use crate::evaluations::Evaluated;
+use crate::growing::GrowingFile;
+use crate::progress::StepMetrics;
+
+/// An event file, begun each time a coordinator takes charge of the run.
+#[derive(Debug)]
+pub(crate) struct TensorBoard {
+    file: GrowingFile,
+}
+
+impl TensorBoard {
+    /// Begins a file in `folder`. `now` is the time since 1970, and `first_step` the steps committed so far:
+    /// TensorBoard forgets what an earlier file says of later ones.
+    pub(crate) fn begin(
+        folder: &Path,
+        recipe: &Recipe,
+        first_step: u64,
+        now: Duration,
+    ) -> io::Result<TensorBoard> {
+        fs::create_dir_all(folder)?;
+        // Readers take the files of a folder in the order of their names, which begin with the time.
+        let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
+        let mut board = TensorBoard { file: GrowingFile::open(&folder.join(name))? };
+        board.write(&Event::version(now));
+        board.write(&Event::start(now, first_step + 1));
+        if first_step == 0 {
+            // Indented by four: TensorBoard renders Markdown.
+            let text = recipe.to_toml().lines().map(|line| format!("    {line}\n")).collect();
+            let settings = recipe.values().into_iter().map(|(key, value)| (key, setting(&value)));
+            let values = vec![Value::text("recipe", text), Value::settings(settings, &recipe.name, now)];
+            board.write(&Event::summary(now, 0, values));
+        }
+        Ok(board)
+    }
+
+    /// What the views look like, as PNG.
+    pub(crate) fn views(&mut self, png: Vec<u8>, step: u64, now: Duration) {
+        self.write(&Event::summary(now, step, Value::picture("views", png).into_iter().collect()));
+    }
+
+    /// How the weights of a checkpoint are spread.
+    pub(crate) fn weights(&mut self, histograms: Vec<(String, Histogram)>, step: u64, now: Duration) {
+        let value = |(name, histogram)| Value::histogram(format!("weights/{name}"), histogram);
+        self.write(&Event::summary(now, step, histograms.into_iter().map(value).collect()));
+    }
+
+    /// The run is over.
+    pub(crate) fn end(&mut self, succeeded: bool, step: u64, now: Duration) {
+        self.write(&Event::summary(now, step, vec![Value::end(succeeded, now)]));
+    }
+
+    /// A committed step.
+    pub(crate) fn step(&mut self, metrics: &StepMetrics, now: Duration) {
+        let seconds = &metrics.seconds;
+        let values = [
+            ("train/loss", metrics.loss),
+            ("train/collapse_level", metrics.collapse_level),
+            ("train/learning_rate", metrics.learning_rate),
+            ("train/gradient_norm", metrics.gradient_norm),
+            ("train/epoch", metrics.epoch as f64),
+            ("speed/images_per_second", metrics.images_per_second),
+            ("speed/step_seconds", seconds.step),
+            ("speed/data_seconds", seconds.data),
+            ("speed/forward_seconds", seconds.forward),
+            ("speed/backward_seconds", seconds.backward),
+            ("speed/all_reduce_seconds", seconds.all_reduce),
+            ("speed/update_seconds", seconds.update),
+        ];
+        let monitored = metrics.monitors.iter().flat_map(|monitors| {
+            let (norms, ratios) = (&monitors.gradient_norms, &monitors.update_ratios);
+            [
+                ("health/effective_dimensions", monitors.effective_dimensions),
+                ("health/statistics_change", monitors.statistics_change),
+                ("health/gradient_norm_backbone", norms.backbone),
+                ("health/gradient_norm_projector", norms.projector),
+                ("health/gradient_norm_predictor", norms.predictor),
+                ("health/update_ratio_backbone", ratios.backbone),
+                ("health/update_ratio_projector", ratios.projector),
+                ("health/update_ratio_predictor", ratios.predictor),
+            ]
+        });
+        // A curve has no place for what is not a number.
+        let values = values.into_iter().chain(monitored).filter(|(_, value)| value.is_finite());
+        let values = values.map(|(tag, value)| Value::scalar(tag.to_owned(), value)).collect();
+        self.write(&Event::summary(now, metrics.step, values));
+    }
+
+    /// The result of an evaluation.
+    pub(crate) fn evaluated(&mut self, evaluated: &Evaluated, now: Duration) {
+        let scalar = |(name, value): (&String, &f64)| {
+            Value::scalar(format!("evaluation/{}_{name}", evaluated.evaluation), *value)
+        };
+        let values = evaluated.figures.iter().map(scalar).collect();
+        self.write(&Event::summary(now, evaluated.step, values));
+    }
+
+    /// Writes what had to wait while the disk was full, if there is room again.
+    pub(crate) fn catch_up(&mut self) {
+        self.file.catch_up();
+    }
+
+    fn write(&mut self, event: &Event) {
+        // One write for one record, so that a reader never waits for its end. Where it fails, that is said, and the run
+        // goes on without it.
+        let _ = self.file.append(&event::record(event));
+    }
+}
+
+/// A value of a recipe, as TOML writes it.
+fn setting(value: &str) -> Setting {
+    match (value.parse(), value.parse()) {
+        (Ok(number), _) => Setting::Number(number),
+        (_, Ok(switch)) => Setting::Switch(switch),
+        _ => Setting::Text(value.trim_matches('"').to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::event::tests::events;
+    use super::*;
+    use crate::StepSeconds;
+
+    fn metrics(step: u64) -> StepMetrics {
+        let seconds =
+            StepSeconds { data: 0.1, forward: 0.2, backward: 0.5, all_reduce: 0.2, update: 0.0, step: 1.0 };
+        StepMetrics {
+            step,
+            total_steps: 200,
+            epoch: 2,
+            total_epochs: 10,
+            loss: -0.5,
+            collapse_level: 0.951,
+            learning_rate: 0.05,
+            gradient_norm: 1.0,
+            skipped: false,
+            monitors: None,
+            images_per_second: 128.0,
+            seconds,
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_has_a_second_file_that_overrules_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = |seconds: u64| Duration::from_secs(1_700_000_000 + seconds);
+        let recipe = Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap();
+        let mut board = TensorBoard::begin(folder.path(), &recipe, 0, now(0)).unwrap();
+        board.step(&metrics(1), now(1));
+        let figures = [("top1_k20_t0.07".to_owned(), 0.25)].into();
+        let evaluated = Evaluated { evaluation: "knn".into(), step: 1, figures, card: "a.json".into() };
+        board.evaluated(&evaluated, now(2));
+        board.weights(vec![("fc.0.weight".to_owned(), Histogram::default())], 1, now(2));
+        board.end(true, 1, now(3));
+        TensorBoard::begin(folder.path(), &recipe, 7, now(3)).unwrap();
+
+        let mut files: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let first = events(&fs::read(&files[0]).unwrap());
+        let values = |event: &Event| event.summary.clone().unwrap().values;
+        assert_eq!(first[0], Event::version(now(0)));
+        let text = String::from_utf8(values(&first[2])[0].tensor.clone().unwrap().strings.remove(0)).unwrap();
+        assert!(text.starts_with("    name = \"quickstart\"\n"), "{text}");
+        assert_eq!((first[3].step, first[3].wall_time), (1, 1_700_000_001.0));
+        assert_eq!(values(&first[3])[0], Value::scalar("train/loss".to_owned(), -0.5));
+        assert_eq!(values(&first[4]), [Value::scalar("evaluation/knn_top1_k20_t0.07".to_owned(), 0.25)]);
+        assert_eq!(values(&first[5])[0].tag, "weights/fc.0.weight");
+        assert_eq!(values(&first[6])[0].tag, "_hparams_/session_end_info");
+        let second = events(&fs::read(&files[1]).unwrap());
+        assert_eq!(second, [Event::version(now(3)), Event::start(now(3), 8)]);
+    }
+
+    #[test]
+    fn settings_have_the_types_that_they_have_in_the_recipe() {
+        for (text, expected) in [
+            ("0.05", Setting::Number(0.05)),
+            ("480", Setting::Number(480.0)),
+            ("true", Setting::Switch(true)),
+            ("\"resnet18\"", Setting::Text("resnet18".to_owned())),
+            ("[0.2, 1.0]", Setting::Text("[0.2, 1.0]".to_owned())),
+        ] {
+            assert_eq!(setting(text), expected, "{text}");
+        }
+    }
+}
