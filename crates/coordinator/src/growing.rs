@@ -49,6 +49,11 @@ impl GrowingFile {
         })
     }
 
+    /// Bytes that are in it.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Writes what is missing, if anything is and it can be done by now.
     pub(crate) fn catch_up(&mut self) {
         if !self.owed.is_empty() && self.write_owed().is_ok() {

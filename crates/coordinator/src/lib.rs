@@ -6,7 +6,7 @@
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
-//! - [`RunDirectory`], [`checkpoint`], [`journal`], `growing.rs`: what a run leaves behind
+//! - [`RunDirectory`], [`checkpoint`], [`journal`], [`flight_recorder`], `growing.rs`: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `diagnosis.rs`: whether the network learns, and if not, why not
@@ -19,6 +19,7 @@
 pub mod checkpoint;
 mod diagnosis;
 mod evaluations;
+pub mod flight_recorder;
 mod growing;
 mod guard;
 mod incoming;

@@ -426,6 +426,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 self.awaited_steps.push((step, reply));
                 self.answer_awaited_steps();
             }
+            Input::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
+            Input::Spans(spans) => self.directory.flight_recorder().note(&spans),
             Input::Event(event) => {
                 if let Event::StepDone { worker, report } = &event {
                     self.paces.note(*worker, report);
@@ -457,6 +459,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
                 let _ = reply.send(false);
             }
+            Input::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
+            Input::Spans(spans) => self.directory.flight_recorder().note(&spans),
             Input::Committed { .. } | Input::Detached { .. } | Input::Event(_) => {}
         }
     }

@@ -12,6 +12,8 @@ use recipe::{LearningRateChange, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
+use crate::diagnosis::was_healthy;
+use crate::flight_recorder::FlightRecorder;
 use crate::growing::GrowingFile;
 use crate::journal::{Created, Record};
 use crate::lock;
@@ -108,6 +110,7 @@ pub struct RunDirectory {
     past: Past,
     journal: GrowingFile,
     metrics: GrowingFile,
+    flight_recorder: FlightRecorder,
     checkpoints: Checkpoints,
     _lock: File,
 }
@@ -175,6 +178,7 @@ impl RunDirectory {
             past: read_past(&path.join(JOURNAL))?,
             journal,
             metrics: append_to(&path.join(METRICS))?,
+            flight_recorder: FlightRecorder::open(path).map_err(failed("open", path))?,
             checkpoints: Checkpoints::open(&path.join(CHECKPOINTS), &hexadecimal(&run_id))?,
             path: path.to_path_buf(),
             _lock: lock,
@@ -214,8 +218,12 @@ impl RunDirectory {
     /// Begins the curves for TensorBoard, of steps after `first_step`.
     pub(crate) fn begin_curves(&self, first_step: u64) -> Result<TensorBoard, RunDirectoryError> {
         let folder = self.path.join(TENSORBOARD);
-        TensorBoard::begin(&folder, &self.recipe.to_toml(), first_step, unix_time())
-            .map_err(failed("write", &folder))
+        TensorBoard::begin(&folder, &self.recipe, first_step, unix_time()).map_err(failed("write", &folder))
+    }
+
+    /// What keeps the last steps of all workers, piece by piece.
+    pub(crate) fn flight_recorder(&mut self) -> &mut FlightRecorder {
+        &mut self.flight_recorder
     }
 
     /// Writes a line into the journal, with the time, and syncs it. A line that can wait does so while the disk is

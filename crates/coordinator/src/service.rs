@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::checkpoint::{CheckpointDirectory, CheckpointError, Checkpoints, PartialCheckpoint};
+use crate::flight_recorder::StepSpans;
 use crate::incoming::Caller;
 use crate::membership::{Candidate, Event};
 use crate::rate::Rate;
@@ -54,6 +55,10 @@ pub(crate) enum Input {
     Publishes { worker: WorkerId, generation: Generation, reply: oneshot::Sender<bool> },
     /// Tell me once this step is committed and its metrics are written.
     Committed { step: u64, reply: oneshot::Sender<()> },
+    /// Where the time of a step went on a worker.
+    Spans(StepSpans),
+    /// How the weights of a checkpoint are spread.
+    Weights { step: u64, histograms: Vec<(String, Histogram)> },
     /// Something happened that membership is to know.
     Event(Event),
 }
@@ -341,8 +346,8 @@ async fn pass_reports_on(
         }
         // A kind of report that this version does not know is additive, and so may be passed over.
         if let Some(event) = report.event {
-            let event = match wire::event(worker, event) {
-                Ok(event) => event,
+            let input = match wire::input(worker, event) {
+                Ok(input) => input,
                 Err(status) => return format!("it sent what cannot be read: {}", status.message()),
             };
             if inputs.send(input).await.is_err() {

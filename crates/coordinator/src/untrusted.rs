@@ -3,6 +3,7 @@
 use protocol::{WorkerId, v1};
 
 use crate::membership::Event;
+use crate::service::Input;
 use crate::{RunDirectory, RunDirectoryError, wire};
 
 /// Reads a report as the service does, whoever made it; `None` if it reports nothing.
@@ -11,7 +12,12 @@ use crate::{RunDirectory, RunDirectoryError, wire};
 /// It cannot be read.
 pub fn report(report: v1::Report) -> Result<Option<Event>, tonic::Status> {
     let worker = WorkerId(report.worker_id);
-    report.event.map(|event| wire::event(worker, event)).transpose()
+    let input = report.event.map(|event| wire::input(worker, event)).transpose()?;
+    Ok(input.and_then(|input| match input {
+        Input::Event(event) => Some(event),
+        // What is only looked at decides nothing.
+        _ => None,
+    }))
 }
 
 /// Reads `metrics.jsonl` as a coordinator does that takes charge of the run after this step, and takes back what comes after.

@@ -6,6 +6,7 @@ use protocol::{Generation, WorkerId, v1};
 use recipe::LearningRateChange;
 use tonic::Status;
 
+use crate::flight_recorder::{Span, StepPhase, StepSpans};
 use crate::membership::{
     Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Part, Parts, Position, StepReport,
     StepSeconds,
@@ -26,7 +27,8 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
 /// What `worker` reports. `INVALID_ARGUMENT` for what this version cannot read.
 pub(crate) fn input(worker: WorkerId, report: v1::report::Event) -> Result<Input, Status> {
     use v1::report::Event as Wire;
-    Ok(match event {
+    Ok(Input::Event(match report {
+        Wire::StepSpans(spans) => return Ok(Input::Spans(step_spans(worker, &spans))),
         Wire::Attending(attending) => Event::Attending { worker, position: position(&attending)? },
         Wire::Heartbeat(v1::Heartbeat { generation, standstill_ms }) => Event::Heartbeat {
             worker,
@@ -63,7 +65,34 @@ pub(crate) fn input(worker: WorkerId, report: v1::report::Event) -> Result<Input
             complaint: (!halted.reason.is_empty())
                 .then(|| complaint(halted.reason, halted.suspect_worker_id)),
         },
-    })
+    }))
+}
+
+/// More than three for each of the most shards that a run can have are not a step's.
+const MOST_SPANS: usize = 1 << 14;
+
+fn step_spans(worker: WorkerId, step: &v1::StepSpans) -> StepSpans {
+    let span = |span: &v1::Span| Span {
+        phase: match span.phase() {
+            v1::Phase::Unknown => StepPhase::Unknown,
+            v1::Phase::Data => StepPhase::Data,
+            v1::Phase::Forward => StepPhase::Forward,
+            v1::Phase::Backward => StepPhase::Backward,
+            v1::Phase::AllReduce => StepPhase::AllReduce,
+            v1::Phase::Update => StepPhase::Update,
+            v1::Phase::Monitor => StepPhase::Monitor,
+        },
+        shard: span.shard,
+        start_us: span.start_us,
+        duration_us: span.duration_us,
+    };
+    StepSpans {
+        worker: worker.0,
+        generation: step.generation,
+        step: step.step,
+        began_unix_us: step.began_unix_us,
+        spans: step.spans.iter().take(MOST_SPANS).map(span).collect(),
+    }
 }
 
 fn position(attending: &v1::Attending) -> Result<Position, Status> {
@@ -200,6 +229,11 @@ mod tests {
                 layout_hash,
             }),
             Wire::StepDone(v1::StepDone { generation: 3, step: 9, loss: -0.5, ..v1::StepDone::default() }),
+            Wire::StepSpans(v1::StepSpans {
+                step: 9,
+                spans: vec![v1::Span::default()],
+                ..Default::default()
+            }),
             Wire::Finished(v1::Finished { step: 9, state_hash, generation: 3 }),
             Wire::Failed(v1::Failed { step: 9, reason: "full".into(), suspect_worker_id: 2, generation: 3 }),
             Wire::Halted(v1::Halted { generation: 3, reason: "lost".into(), ..v1::Halted::default() }),

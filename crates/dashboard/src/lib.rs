@@ -9,6 +9,7 @@
 //! - `live.rs`: what the control loop tells
 //! - `status.rs`, `health.rs`: where the run stands; `words.rs`, `status_lines.rs`: in plain lines
 //! - `page/`, `events.rs`: what a browser shows; `prometheus.rs`: what Prometheus fetches
+//! - `trace.rs`: the last steps of all workers, piece by piece
 //! - `ask.rs`: the status of a run from elsewhere
 
 mod access;
@@ -31,6 +32,7 @@ mod site;
 mod status;
 mod status_lines;
 mod timeline;
+mod trace;
 mod words;
 
 pub use action::Action;
@@ -42,3 +44,4 @@ pub use server::{Dashboard, DashboardError, Settings};
 pub use status::{Recent, State, Status};
 pub use status_lines::status_lines;
 pub use timeline::{Kind, Moment};
+pub use trace::{Lateness, Trace};

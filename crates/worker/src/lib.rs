@@ -21,6 +21,7 @@ mod reports;
 mod session;
 mod shards;
 mod start;
+mod stopwatch;
 mod sums;
 mod train;
 mod training_thread;

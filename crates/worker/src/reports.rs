@@ -114,6 +114,12 @@ impl Reports {
         self.send_if_there_is_room(stream, Event::StepDone(done));
     }
 
+    /// Where the time of a step went, for whoever listens now.
+    pub(crate) fn step_spans(&self, spans: v1::StepSpans) {
+        let stream = self.told().stream.clone();
+        self.send_if_there_is_room(stream, Event::StepSpans(spans));
+    }
+
     /// This worker is ready for the steps of a generation. Blocks while there is no room.
     pub(crate) fn assembled(&self, generation: u64, state: &State, layout: &Layout) {
         let event = Event::Assembled(v1::Assembled {

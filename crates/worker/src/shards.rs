@@ -2,22 +2,23 @@
 //! over all of them.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use protocol::v1;
-use simsiam::{Replica, Trainer};
+use protocol::v1::Phase;
+use simsiam::{PhaseSeconds, Replica, Trainer};
 
 use crate::WorkerError;
 use crate::session::Session;
-use crate::train::timed;
+use crate::stopwatch::Stopwatch;
 
-/// Adds up the buckets of all shards of this worker, and what that takes in `done`. With `stop`, this worker wants the
+/// Adds up the buckets of all shards of this worker. With `stop`, this worker wants the
 /// run to end.
 pub(crate) fn compute(
     trainer: &Trainer,
     replica: &Replica,
     session: &mut Session,
     stop: bool,
-    done: &mut v1::StepDone,
+    watch: &mut Stopwatch,
 ) -> Result<(), WorkerError> {
     session.sums().clear();
     let step = replica.step();
@@ -25,23 +26,34 @@ pub(crate) fn compute(
         let lease = session.lease();
         let batch = |shard| session.next_batch(step, shard).map(|batch| (shard, batch.views));
         let shards: Result<Vec<_>, WorkerError> =
-            timed(&mut done.data_seconds, || lease.map(batch).collect());
+            watch.time(Phase::Data, None, || lease.map(batch).collect());
+        let start = Instant::now();
         let computed = session.sums().add_side_by_side(trainer, replica, &lockstep, shards?, stop);
         if let Some(failure) = lockstep.failure() {
             return Err(session.collective_error(failure));
         }
         let (seconds, in_sums) = (computed?, lockstep.take_seconds());
-        done.forward_seconds = (seconds.forward - in_sums / 2.0).max(0.0);
-        done.backward_seconds = (seconds.backward - in_sums / 2.0).max(0.0);
-        done.all_reduce_seconds = in_sums;
+        spans(watch, None, start, seconds);
+        watch.add(Phase::Forward, (seconds.forward - in_sums / 2.0).max(0.0));
+        watch.add(Phase::Backward, (seconds.backward - in_sums / 2.0).max(0.0));
+        watch.add(Phase::AllReduce, in_sums);
         return Ok(());
     }
     let network = trainer.bind(replica);
     while let Some(shard) = session.sums().next_shard() {
-        let batch = timed(&mut done.data_seconds, || session.next_batch(step, shard))?;
+        let batch = watch.time(Phase::Data, Some(shard), || session.next_batch(step, shard))?;
+        let start = Instant::now();
         let seconds = session.sums().add(trainer, &network, batch.views, stop)?;
-        done.forward_seconds += seconds.forward;
-        done.backward_seconds += seconds.backward;
+        spans(watch, Some(shard), start, seconds);
+        watch.add(Phase::Forward, seconds.forward);
+        watch.add(Phase::Backward, seconds.backward);
     }
     Ok(())
+}
+
+/// One pass follows the other.
+fn spans(watch: &mut Stopwatch, shard: Option<u32>, start: Instant, seconds: PhaseSeconds) {
+    watch.span(Phase::Forward, shard, start, seconds.forward);
+    let turn = start + Duration::from_secs_f64(seconds.forward);
+    watch.span(Phase::Backward, shard, turn, seconds.backward);
 }

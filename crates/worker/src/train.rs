@@ -4,14 +4,15 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use protocol::v1;
-use simsiam::{Commit, Replica, Trainer};
+use protocol::v1::{self, Phase};
+use simsiam::{Commit, Replica, State, Trainer};
 
 use crate::WorkerError;
 use crate::publish::Publisher;
 use crate::reports::{self, Reports};
 use crate::session::Session;
 use crate::shards;
+use crate::stopwatch::Stopwatch;
 use crate::training_thread::{Command, unexpected};
 
 /// After how many steps the workers compare the hashes of their states, which must be the same. Hashing takes as long
@@ -38,26 +39,27 @@ pub(crate) fn train(
     let total_steps = trainer.schedule().total_steps();
     let mut stop = false;
     while replica.step() < total_steps && !stop {
-        let begin = Instant::now();
+        let mut watch = Stopwatch::start();
         let mut done = v1::StepDone { generation: session.generation(), ..v1::StepDone::default() };
         let is_save_ordered = hear(commands, session, stopping)?;
 
         // Forward and backward of every leased shard. Views were made while the last step ran.
         let step = replica.step();
-        shards::compute(trainer, replica, session, *stopping, &mut done)?;
+        shards::compute(trainer, replica, session, *stopping, &mut watch)?;
 
         // The sum over all shards, with the same bits on every worker: from here on all decide alike.
-        let folded = timed(&mut done.all_reduce_seconds, || session.fold(trainer, step))?;
+        let folded = watch.time(Phase::AllReduce, None, || session.fold(trainer, step))?;
 
         // Weights, momentum, statistics and position together, or nothing.
         let rates = trainer.schedule().at(step);
-        let commit = timed(&mut done.update_seconds, || trainer.commit(replica, &folded, rates));
+        let commit = watch.time(Phase::Update, None, || trainer.commit(replica, &folded, rates));
         stop = folded.stop_requested();
         done.loss = folded.loss();
         done.collapse_level = folded.collapse_level();
         done.gradient_norm = folded.gradient_norm();
         if commit == Ok(Commit::Applied) && is_monitored(replica.step()) {
-            done.monitors = Some(reports::monitors(trainer.monitors(replica, &folded, rates)?));
+            let seen = watch.time(Phase::Monitor, None, || trainer.monitors(replica, &folded, rates));
+            done.monitors = Some(reports::monitors(seen?));
         }
         drop(folded);
         match commit {
@@ -75,10 +77,12 @@ pub(crate) fn train(
         done.step = replica.step();
         done.learning_rate = rates.encoder;
         if done.step.is_multiple_of(REPLICAS_COMPARED_EVERY_STEPS) {
-            done.state_hash = Bytes::copy_from_slice(&replica.state()?.hash().0);
+            let hash = watch.time(Phase::Monitor, None, || replica.state().map(State::hash));
+            done.state_hash = Bytes::copy_from_slice(&hash?.0);
         }
-        done.step_seconds = begin.elapsed().as_secs_f64();
+        let spans = watch.stop(&mut done);
         reports.step_done(done);
+        reports.step_spans(spans);
 
         if let Some(publisher) = &mut publisher {
             publisher.publish_if_due(replica, is_save_ordered, Instant::now())?;
@@ -120,12 +124,4 @@ fn hear(commands: &Receiver<Command>, session: &Session, stopping: &mut bool) ->
         Err(TryRecvError::Empty) => Ok(false),
         Err(TryRecvError::Disconnected) => Err(WorkerError::CoordinatorLost("no more orders".to_string())),
     }
-}
-
-/// What `work` gives, and in `seconds` how long it took, too.
-pub(crate) fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
-    let begin = Instant::now();
-    let result = work();
-    *seconds += begin.elapsed().as_secs_f64();
-    result
 }
