@@ -8,6 +8,8 @@ mod forecast;
 mod manual;
 mod status;
 mod token;
+mod top;
+mod trace;
 mod train;
 mod views;
 
@@ -55,6 +57,10 @@ enum Command {
     Certs(CertsArguments),
     /// Say where a run stands: as its coordinator answers, or as its files tell
     Status(StatusArguments),
+    /// Watch a run on the whole terminal: its curves, workers and faults, until q is pressed
+    Top(TopArguments),
+    /// Write a trace of some steps of all workers for Perfetto or Chrome, and say who the others waited for
+    Trace(TraceArguments),
     /// Ask a run that is under way to pause, continue, save or stop, by its dashboard
     Ask(AskArguments),
     /// Print what a shell needs to complete the arguments of coordinator, worker and evaluate
@@ -170,6 +176,34 @@ struct StatusArguments {
     /// Print it as a line of JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct TopArguments {
+    #[command(flatten)]
+    whom: WhomArguments,
+    /// Seconds from one look to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval_s: u64,
+}
+
+#[derive(Debug, clap::Args)]
+struct TraceArguments {
+    /// The folder of a run, under way or over [default: the run in the folder of --out that was written to last]
+    #[arg(value_name = "RUN")]
+    run: Option<PathBuf>,
+    /// How many steps
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    steps: u64,
+    /// From which step on [default: the last ones]
+    #[arg(long, value_name = "STEP")]
+    from: Option<u64>,
+    /// The file to write [default: trace.json in the run's folder]
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+    /// Folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
+    out: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -315,6 +349,8 @@ fn run(arguments: Arguments) -> Result<Ending> {
         Some(Command::Token(arguments)) => token::run(&arguments),
         Some(Command::Certs(arguments)) => certs::run(&arguments),
         Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::Top(arguments)) => top::run(&arguments),
+        Some(Command::Trace(arguments)) => trace::run(&arguments),
         Some(Command::Ask(arguments)) => ask::run(&arguments),
         Some(Command::Completions(arguments)) => manual::completions(&arguments),
         Some(Command::Man(arguments)) => manual::pages(&arguments),

@@ -1,5 +1,6 @@
 //! The status of a run from elsewhere: from its coordinator, or from its files where none answers.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -7,12 +8,15 @@ use std::time::Duration;
 
 use protocol::Token;
 use recipe::Recipe;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
 
 use crate::access::PROGRAM_HEADER;
 use crate::action::Action;
+use crate::history::Curves;
 use crate::live::lock;
-use crate::record::{Reader, RunRecord};
+use crate::record::{self, Reader, RunRecord};
 use crate::status::{Frame, Status};
 
 /// The file of a run directory that says where its dashboard is, while there is one.
@@ -79,11 +83,62 @@ pub enum Asked {
 /// # Errors
 /// [`AskError::NoAnswer`], [`AskError::Refused`].
 pub fn ask(url: &str, token: Option<&Token>) -> Result<Status, AskError> {
-    let body = call(url, token, None)?;
-    serde_json::from_slice(&body).map_err(|error| AskError::NoAnswer {
+    parse(url, &call(url, token, &Wish::Read("/api/status"))?)
+}
+
+/// The curves of a run, in at most so many points. May wait for seconds.
+///
+/// # Errors
+/// [`AskError`].
+pub fn curves(run: &Asked, token: Option<&Token>, points: usize) -> Result<Curves, AskError> {
+    match run {
+        Asked::Coordinator(url) => {
+            let path = format!("/api/history?points={points}");
+            Ok(parse::<Found>(url, &call(url, token, &Wish::Read(&path))?)?.columns.into_curves())
+        }
+        Asked::Files(folder) => {
+            let (_, record) = of_files(folder)?;
+            let io = |source| AskError::Io { path: folder.clone(), source };
+            let found = record.history.find(1, u64::MAX, points);
+            Ok(Curves::of(&record::find(folder, found, 1, u64::MAX, points).map_err(io)?))
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, AskError> {
+    serde_json::from_slice(body).map_err(|error| AskError::NoAnswer {
         url: url.to_string(),
-        reason: format!("what came is no status ({error})"),
+        reason: format!("what came is no answer of a dashboard ({error})"),
     })
+}
+
+/// What `/api/history` answers, as far as it is wanted here.
+#[derive(Deserialize)]
+struct Found {
+    columns: FoundColumns,
+}
+
+#[derive(Deserialize)]
+struct FoundColumns {
+    last: Vec<u64>,
+    curves: BTreeMap<String, FoundCurve>,
+}
+
+#[derive(Deserialize)]
+struct FoundCurve {
+    mean: Vec<Option<f64>>,
+}
+
+impl FoundColumns {
+    fn into_curves(self) -> Curves {
+        let FoundColumns { last, mut curves } = self;
+        let mut points = |name: &str| {
+            let means = curves.remove(name).map_or_else(Vec::new, |curve| curve.mean);
+            let points = last.iter().zip(means).filter_map(|(step, mean)| Some((*step as f64, mean?)));
+            points.collect()
+        };
+        Curves { loss: points("loss"), collapse_level: points("collapse_level") }
+    }
 }
 
 /// Asks the run whose dashboard is at `url` for something. May wait for seconds.
@@ -91,12 +146,19 @@ pub fn ask(url: &str, token: Option<&Token>) -> Result<Status, AskError> {
 /// # Errors
 /// [`AskError::NoAnswer`], [`AskError::Refused`], the latter also where the run is not in a state for it.
 pub fn act(url: &str, token: Option<&Token>, action: Action) -> Result<String, AskError> {
-    let answer = call(url, token, Some(action))?;
+    let answer = call(url, token, &Wish::Act(action))?;
     Ok(String::from_utf8_lossy(&answer).trim().to_string())
 }
 
-/// The body of what the dashboard answers: its status, or, if `action` is asked for, a sentence.
-fn call(url: &str, token: Option<&Token>, action: Option<Action>) -> Result<Vec<u8>, AskError> {
+/// What a dashboard is called for.
+enum Wish<'a> {
+    /// What it has at this path.
+    Read(&'a str),
+    Act(Action),
+}
+
+/// The body of what the dashboard answers.
+fn call(url: &str, token: Option<&Token>, wish: &Wish) -> Result<Vec<u8>, AskError> {
     let url = url.trim_end_matches('/');
     let no_answer = |reason: String| AskError::NoAnswer { url: url.to_string(), reason };
     let agent: Agent = Agent::config_builder()
@@ -108,12 +170,12 @@ fn call(url: &str, token: Option<&Token>, action: Option<Action>) -> Result<Vec<
         .build()
         .into();
     let bearer = token.map(|token| format!("Bearer {}", token.secret()));
-    let answer = match action {
-        None => {
-            let request = agent.get(format!("{url}/api/status"));
+    let answer = match wish {
+        Wish::Read(path) => {
+            let request = agent.get(format!("{url}{path}"));
             with_token(request, bearer).call()
         }
-        Some(action) => {
+        Wish::Act(action) => {
             let request = agent.post(format!("{url}/api/actions")).header(PROGRAM_HEADER, "1");
             with_token(request, bearer).send(serde_json::json!(action).to_string())
         }
@@ -144,7 +206,8 @@ fn with_token<B>(request: RequestBuilder<B>, bearer: Option<String>) -> RequestB
 /// # Errors
 /// [`AskError::NotARun`], [`AskError::Refused`], [`AskError::Io`].
 pub fn read_status(folder: &Path, token: Option<&Token>) -> Result<(Status, Asked), AskError> {
-    let from_files = of_files(folder)?;
+    let (recipe, record) = of_files(folder)?;
+    let from_files = Status::new(&Frame::of_recipe(recipe), &record, None);
     if let Ok(url) = fs::read_to_string(folder.join(ADDRESS_FILE)) {
         let url = url.trim();
         match ask(url, token) {
@@ -159,7 +222,7 @@ pub fn read_status(folder: &Path, token: Option<&Token>) -> Result<(Status, Aske
     Ok((from_files, Asked::Files(folder.to_path_buf())))
 }
 
-fn of_files(folder: &Path) -> Result<Status, AskError> {
+fn of_files(folder: &Path) -> Result<(Recipe, RunRecord), AskError> {
     let not_a_run = |reason: String| AskError::NotARun { path: folder.to_path_buf(), reason };
     let text =
         fs::read_to_string(folder.join("recipe.toml")).map_err(|error| not_a_run(error.to_string()))?;
@@ -168,5 +231,5 @@ fn of_files(folder: &Path) -> Result<Status, AskError> {
     Reader::new(folder)
         .read(|change| change(&mut lock(&record)))
         .map_err(|source| AskError::Io { path: folder.to_path_buf(), source })?;
-    Ok(Status::new(&Frame::of_recipe(recipe), &lock(&record), None))
+    Ok((recipe, record.into_inner().expect("reading a run does not panic")))
 }

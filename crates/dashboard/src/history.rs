@@ -219,6 +219,25 @@ pub(crate) struct Columns {
     seconds: BTreeMap<&'static str, Vec<f64>>,
 }
 
+/// What a terminal shows of a run: points of step and mean.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Curves {
+    /// The loss.
+    pub loss: Vec<(f64, f64)>,
+    /// The collapse level.
+    pub collapse_level: Vec<(f64, f64)>,
+}
+
+impl Curves {
+    pub(crate) fn of(buckets: &[Bucket]) -> Curves {
+        let points = |place: usize| {
+            let point = |bucket: &Bucket| (bucket.last as f64, bucket.values[place].mean());
+            buckets.iter().map(point).filter(|(_, mean)| mean.is_finite()).collect()
+        };
+        Curves { loss: points(0), collapse_level: points(1) }
+    }
+}
+
 /// A curve.
 #[derive(Debug, Serialize)]
 struct Column {

@@ -36,8 +36,9 @@ mod trace;
 mod words;
 
 pub use action::Action;
-pub use ask::{ADDRESS_FILE, AskError, Asked, act, ask, read_status};
+pub use ask::{ADDRESS_FILE, AskError, Asked, act, ask, curves, read_status};
 pub use health::{Health, Judgement};
+pub use history::Curves;
 pub use live::Observer;
 pub use metrics::Step;
 pub use server::{Dashboard, DashboardError, Settings};
