@@ -9,7 +9,7 @@
 //! - [`RunDirectory`], [`checkpoint`], [`journal`], [`flight_recorder`], `growing.rs`: what a run leaves behind
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
-//! - `diagnosis.rs`: whether the network learns, and if not, why not
+//! - `diagnosis.rs`, `remedy.rs`: whether the network learns, if not, why not, and what is done about it
 //! - `tensorboard/`: the run as TensorBoard reads it
 //! - [`Progress`], `pace.rs`: what a person who watches is told
 //!
@@ -30,6 +30,7 @@ mod pace;
 mod progress;
 mod rate;
 mod reach;
+mod remedy;
 mod restarts;
 mod run;
 mod run_directory;

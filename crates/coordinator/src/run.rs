@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::{MESSAGE_BYTES, ServerTls, Token, WorkerId};
-use recipe::{LearningRateChange, OnCollapse};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -25,8 +24,9 @@ use crate::membership::{
 };
 use crate::pace::Paces;
 use crate::progress::{Progress, StepMetrics};
+use crate::remedy::Remedy;
 use crate::run_directory::{RunDirectory, RunDirectoryError, Told, unix_time};
-use crate::service::{Answer, Facts, Input, OrderSender, Service};
+use crate::service::{Answer, Facts, Input, Note, OrderSender, Service};
 use crate::supervisor::LocalWorkers;
 use crate::tensorboard::TensorBoard;
 use crate::{Blocks, reach, tensorboard, wire};
@@ -39,11 +39,6 @@ const SIGHT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Inputs that wait for the control loop; the handlers wait once they are this many.
 const INPUTS_UNDER_WAY: usize = 256;
-
-/// How often a run goes back before it is given up, and what its learning rates are multiplied by each time: an eighth
-/// is left in the end, and what still collapses then has another cause.
-const MOST_ROLLBACKS: usize = 3;
-const ROLLBACK_FACTOR: f64 = 0.5;
 
 /// How long dismissed workers have to go. They have nothing left to do but to close their connections.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -214,13 +209,6 @@ impl Server {
             self.task.abort();
         }
     }
-}
-
-/// What is done about a run of which nothing good can come any more.
-#[derive(Debug, Clone, PartialEq)]
-enum Remedy {
-    Stop,
-    Rollback(Rollback),
 }
 
 struct Control<O> {
@@ -426,16 +414,28 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 self.awaited_steps.push((step, reply));
                 self.answer_awaited_steps();
             }
-            Input::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
-            Input::Spans(spans) => self.directory.flight_recorder().note(&spans),
+            Input::Note(note) => self.note(note),
             Input::Event(event) => {
-                if let Event::StepDone { worker, report } = &event {
-                    self.paces.note(*worker, report);
+                match &event {
+                    Event::StepDone { worker, report } => self.paces.note(*worker, report),
+                    // Of a course that was taken back meanwhile. The run has not come so far again.
+                    Event::Published { generation, .. } if !self.membership.counts(*generation) => {
+                        self.directory.checkpoints().forget_after(self.membership.committed_step())?;
+                    }
+                    _ => {}
                 }
                 self.act(event)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes down what is only looked at.
+    fn note(&mut self, note: Note) {
+        match note {
+            Note::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
+            Note::Spans(spans) => self.directory.flight_recorder().note(&spans),
+        }
     }
 
     /// Tells those who watch how the run stands, now and then.
@@ -459,8 +459,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             Input::Attend { reply, .. } | Input::Knows { reply, .. } | Input::Publishes { reply, .. } => {
                 let _ = reply.send(false);
             }
-            Input::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
-            Input::Spans(spans) => self.directory.flight_recorder().note(&spans),
+            Input::Note(note) => self.note(note),
             Input::Committed { .. } | Input::Detached { .. } | Input::Event(_) => {}
         }
     }
@@ -555,7 +554,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         let inputs = self.inputs.clone();
         spawn_blocking(move || match tensorboard::of_weights(&path) {
             // The run may have ended.
-            Ok(histograms) => drop(inputs.blocking_send(Input::Weights { step, histograms })),
+            Ok(histograms) => drop(inputs.blocking_send(Input::Note(Note::Weights { step, histograms }))),
             Err(error) => tracing::debug!("{}: {error}", path.display()),
         });
     }
@@ -563,34 +562,13 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     /// Writes down what ails the network. What is fatal stops the run, or takes it back, if its recipe says so.
     fn tell_findings(&mut self, step: u64, findings: Vec<Finding>) -> Result<(), CoordinatorError> {
         for finding in findings {
-            let remedy = self.remedy(&finding)?;
+            let remedy = Remedy::of(&finding, &self.directory, self.membership.can_roll_back())?;
             let stops = remedy == Some(Remedy::Stop);
             // A stop helps against everything.
             self.remedy = if stops { remedy } else { self.remedy.take().or(remedy) };
             self.record(&Record::Unhealthy { step, finding: finding.sentence, stops })?;
         }
         Ok(())
-    }
-
-    /// What the recipe wants done about a finding.
-    fn remedy(&self, finding: &Finding) -> Result<Option<Remedy>, CoordinatorError> {
-        let recipe = self.directory.recipe();
-        let changes = &recipe.optimizer.learning_rate_changes;
-        let stop = || Ok(finding.is_fatal.then_some(Remedy::Stop));
-        match recipe.training.on_collapse {
-            OnCollapse::Warn => return Ok(None),
-            OnCollapse::Stop => return stop(),
-            OnCollapse::Rollback if !finding.is_mended_by_smaller_steps => return stop(),
-            OnCollapse::Rollback if changes.len() >= MOST_ROLLBACKS => return Ok(Some(Remedy::Stop)),
-            OnCollapse::Rollback if !self.membership.can_roll_back() => return Ok(None),
-            OnCollapse::Rollback => {}
-        }
-        let healthy = self.directory.last_healthy()?;
-        Ok(Some(healthy.map_or(Remedy::Stop, |(checkpoint, step)| {
-            let change = LearningRateChange { after_step: step, factor: ROLLBACK_FACTOR };
-            let learning_rate_changes = changes.iter().copied().chain([change]).collect();
-            Remedy::Rollback(Rollback { checkpoint, step, learning_rate_changes })
-        })))
     }
 
     /// Goes back to an earlier state, and on from there with smaller steps.

@@ -1,6 +1,6 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use recipe::{LearningRateChange, Recipe, RecipeError};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
-use crate::diagnosis::was_healthy;
 use crate::flight_recorder::FlightRecorder;
 use crate::growing::GrowingFile;
 use crate::journal::{Created, Record};
@@ -253,40 +253,6 @@ impl RunDirectory {
         self.metrics.catch_up();
     }
 
-    /// The newest checkpoint after which the run was still healthy, and its step; the beginning if there is none, and
-    /// nothing if that is lost, because the run started from weights of elsewhere.
-    pub(crate) fn last_healthy(&self) -> Result<Option<(Option<String>, u64)>, RunDirectoryError> {
-        let health = self.health()?;
-        for step in self.checkpoints.steps()? {
-            let until = || health.range(..=step).map(|(_, health)| health);
-            let levels: Vec<f64> = until().filter_map(|health| health.collapse_level).collect();
-            let monitors = until().rev().find_map(|health| health.monitors.as_ref());
-            let dimensions = monitors.map(|monitors| monitors.effective_dimensions);
-            if was_healthy(&levels, dimensions)
-                && let Some(checkpoint) = self.checkpoints.find_valid(step)?
-            {
-                return Ok(Some((Some(checkpoint.name()), step)));
-            }
-        }
-        Ok(self.recipe.start.is_none().then_some((None, 0)))
-    }
-
-    /// What the metrics tell of the network's health after every step.
-    fn health(&self) -> Result<BTreeMap<u64, Health>, RunDirectoryError> {
-        #[derive(Deserialize)]
-        struct Line {
-            step: u64,
-            #[serde(flatten)]
-            health: Health,
-        }
-        let path = self.path.join(METRICS);
-        let text = fs::read(&path).map_err(failed("read", &path))?;
-        let lines = text.split(|byte| *byte == b'\n');
-        let lines = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-        let steps = lines.filter(|line| line.health.collapse_level.is_some());
-        Ok(steps.map(|line| (line.step, line.health)).collect())
-    }
-
     /// Goes back to the state after `step`: what came after it is removed, and the recipe says how the run goes on.
     pub(crate) fn roll_back(
         &mut self,
@@ -299,6 +265,14 @@ impl RunDirectory {
         self.forget_metrics_after(step)
     }
 
+    /// The lines of the metrics that have what a `T` is made of.
+    pub(crate) fn metrics<T: DeserializeOwned>(&self) -> Result<Vec<T>, RunDirectoryError> {
+        let path = self.path.join(METRICS);
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let lines = text.split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
     /// What the metrics tell so far.
     pub(crate) fn told(&self) -> Result<Told, RunDirectoryError> {
         #[derive(Deserialize)]
@@ -306,11 +280,8 @@ impl RunDirectory {
             step: u64,
             evaluation: Option<String>,
         }
-        let path = self.path.join(METRICS);
-        let text = fs::read(&path).map_err(failed("read", &path))?;
         let mut told = Told::default();
-        let lines = text.split(|byte| *byte == b'\n');
-        for line in lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+        for line in self.metrics::<Line>()? {
             match line.evaluation {
                 Some(_) => drop(told.evaluated.insert(line.step)),
                 None => told.last_step = told.last_step.max(line.step),
@@ -336,18 +307,6 @@ impl RunDirectory {
         self.metrics = append_to(&path)?;
         Ok(())
     }
-}
-
-/// What a line of `metrics.jsonl` tells of the network's health.
-#[derive(Deserialize)]
-struct Health {
-    collapse_level: Option<f64>,
-    monitors: Option<Dimensions>,
-}
-
-#[derive(Deserialize)]
-struct Dimensions {
-    effective_dimensions: f64,
 }
 
 /// What `metrics.jsonl` tells.
@@ -646,37 +605,6 @@ mod tests {
         run.metric(&Metric { step: 4 });
         let text = fs::read_to_string(path.join(METRICS)).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n");
-    }
-
-    #[test]
-    fn a_run_goes_back_to_where_it_was_healthy() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run");
-        let mut run = create(&path).unwrap();
-        for step in 1..=60u64 {
-            let collapse_level = if step > 50 { 0.1 } else { 0.9 };
-            let dimensions = if step > 30 { 1.6 } else { 9.0 };
-            let monitors =
-                (step % 10 == 0).then(|| serde_json::json!({ "effective_dimensions": dimensions }));
-            let metric =
-                serde_json::json!({ "step": step, "collapse_level": collapse_level, "monitors": monitors });
-            run.metric(&metric);
-        }
-        assert_eq!(run.last_healthy().unwrap(), Some((None, 0)));
-        for step in [20, 40, 60] {
-            let mut partial = run.checkpoints.begin(step).unwrap();
-            partial.write("progress.json", b"{}").unwrap();
-            run.checkpoints.publish(partial, 3).unwrap();
-        }
-        assert_eq!(run.last_healthy().unwrap(), Some((Some("step-000020".to_string()), 20)));
-        let change = LearningRateChange { after_step: 20, factor: 0.5 };
-        run.roll_back(20, change).unwrap();
-        drop(run);
-
-        let run = RunDirectory::open(&path).unwrap();
-        assert_eq!(run.recipe().optimizer.learning_rate_changes, [change]);
-        assert_eq!(run.told().unwrap().last_step, 20);
-        assert_eq!(run.checkpoints.latest_valid().unwrap().unwrap().step(), 20);
     }
 
     #[test]

@@ -40,6 +40,15 @@ const JOINS_PER_S: f64 = 4.0;
 /// See [`JOINS_PER_S`].
 const MORE_JOINS: u32 = 64;
 
+/// What is written down and decides nothing.
+#[derive(Debug)]
+pub(crate) enum Note {
+    /// Where the time of a step went on a worker.
+    Spans(StepSpans),
+    /// How the weights of a checkpoint are spread.
+    Weights { step: u64, histograms: Vec<(String, Histogram)> },
+}
+
 /// What the control loop hears.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -55,10 +64,8 @@ pub(crate) enum Input {
     Publishes { worker: WorkerId, generation: Generation, reply: oneshot::Sender<bool> },
     /// Tell me once this step is committed and its metrics are written.
     Committed { step: u64, reply: oneshot::Sender<()> },
-    /// Where the time of a step went on a worker.
-    Spans(StepSpans),
-    /// How the weights of a checkpoint are spread.
-    Weights { step: u64, histograms: Vec<(String, Histogram)> },
+    /// Something that is only looked at.
+    Note(Note),
     /// Something happened that membership is to know.
     Event(Event),
 }

@@ -11,7 +11,7 @@ use crate::membership::{
     Candidate, Complaint, Digest, Event, Holding, Monitors, Order, Part, Parts, Position, StepReport,
     StepSeconds,
 };
-use crate::service::Input;
+use crate::service::{Input, Note};
 
 pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
     Candidate {
@@ -28,7 +28,7 @@ pub(crate) fn candidate(request: v1::JoinRequest) -> Candidate {
 pub(crate) fn input(worker: WorkerId, report: v1::report::Event) -> Result<Input, Status> {
     use v1::report::Event as Wire;
     Ok(Input::Event(match report {
-        Wire::StepSpans(spans) => return Ok(Input::Spans(step_spans(worker, &spans))),
+        Wire::StepSpans(spans) => return Ok(Input::Note(Note::Spans(step_spans(worker, &spans)))),
         Wire::Attending(attending) => Event::Attending { worker, position: position(&attending)? },
         Wire::Heartbeat(v1::Heartbeat { generation, standstill_ms }) => Event::Heartbeat {
             worker,

@@ -1,6 +1,5 @@
 //! The status of a run from elsewhere: from its coordinator, or from its files where none answers.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -8,7 +7,6 @@ use std::time::Duration;
 
 use protocol::Token;
 use recipe::Recipe;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
 
@@ -94,7 +92,7 @@ pub fn curves(run: &Asked, token: Option<&Token>, points: usize) -> Result<Curve
     match run {
         Asked::Coordinator(url) => {
             let path = format!("/api/history?points={points}");
-            Ok(parse::<Found>(url, &call(url, token, &Wish::Read(&path))?)?.columns.into_curves())
+            Ok(Curves::of_answer(&parse(url, &call(url, token, &Wish::Read(&path))?)?))
         }
         Asked::Files(folder) => {
             let (_, record) = of_files(folder)?;
@@ -110,35 +108,6 @@ fn parse<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, AskError> {
         url: url.to_string(),
         reason: format!("what came is no answer of a dashboard ({error})"),
     })
-}
-
-/// What `/api/history` answers, as far as it is wanted here.
-#[derive(Deserialize)]
-struct Found {
-    columns: FoundColumns,
-}
-
-#[derive(Deserialize)]
-struct FoundColumns {
-    last: Vec<u64>,
-    curves: BTreeMap<String, FoundCurve>,
-}
-
-#[derive(Deserialize)]
-struct FoundCurve {
-    mean: Vec<Option<f64>>,
-}
-
-impl FoundColumns {
-    fn into_curves(self) -> Curves {
-        let FoundColumns { last, mut curves } = self;
-        let mut points = |name: &str| {
-            let means = curves.remove(name).map_or_else(Vec::new, |curve| curve.mean);
-            let points = last.iter().zip(means).filter_map(|(step, mean)| Some((*step as f64, mean?)));
-            points.collect()
-        };
-        Curves { loss: points("loss"), collapse_level: points("collapse_level") }
-    }
 }
 
 /// Asks the run whose dashboard is at `url` for something. May wait for seconds.

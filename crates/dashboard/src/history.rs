@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::metrics::Step;
 
@@ -236,6 +237,23 @@ impl Curves {
         };
         Curves { loss: points(0), collapse_level: points(1) }
     }
+
+    /// Of what `/api/history` answers. What it lacks, or what is no number, is left out.
+    pub(crate) fn of_answer(answer: &Value) -> Curves {
+        let columns = &answer["columns"];
+        let numbers = |column: &Value| -> Vec<Option<f64>> {
+            column.as_array().into_iter().flatten().map(Value::as_f64).collect()
+        };
+        let points = |name: &str| {
+            let means = numbers(&columns["curves"][name]["mean"]);
+            numbers(&columns["last"])
+                .into_iter()
+                .zip(means)
+                .filter_map(|(step, mean)| Some((step?, mean?)))
+                .collect()
+        };
+        Curves { loss: points(CURVES[0]), collapse_level: points(CURVES[1]) }
+    }
 }
 
 /// A curve.
@@ -299,6 +317,18 @@ mod tests {
             assert_eq!((bucket.count, bucket.last), (1, expected.step));
             assert_eq!(bucket.values[0], Range::of(expected.loss));
         }
+    }
+
+    #[test]
+    fn curves_are_the_same_from_the_files_and_from_a_coordinator() {
+        let mut history = history(1..=8);
+        history.push(&Step { loss: f64::NAN, ..step(9) }, 90);
+        let found = buckets(history.find(1, 9, 100));
+        let curves = Curves::of(&found);
+        assert_eq!((curves.loss.len(), curves.collapse_level.len()), (8, 9));
+        let answer = serde_json::json!({ "columns": Columns::of(&found) });
+        assert_eq!(Curves::of_answer(&answer), curves);
+        assert_eq!(Curves::of_answer(&Value::Null), Curves::default());
     }
 
     #[test]

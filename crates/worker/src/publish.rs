@@ -43,7 +43,8 @@ impl Publisher {
     }
 
     /// A generation begins, whose newest checkpoint is that of `saved_step`.
-    pub(crate) fn enter(&mut self, generation: u64, [step, saved_step]: [u64; 2], now: Instant) {
+    pub(crate) fn enter(&mut self, order: &v1::Assemble, now: Instant) {
+        let v1::Assemble { generation, step, checkpoint_step: saved_step, .. } = *order;
         self.generation = generation;
         // Later steps than the present one were taken back.
         if let Some(upload) = self.under_way.take_if(|upload| upload.step > step) {

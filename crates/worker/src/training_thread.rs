@@ -116,8 +116,7 @@ impl TrainingThread {
                     assembled = None;
                     position.generation = order.generation;
                     // Also if the assembly fails: whoever holds the state may be told to save it.
-                    let steps = [order.step, order.checkpoint_step];
-                    publisher.enter(order.generation, steps, Instant::now());
+                    publisher.enter(&order, Instant::now());
                     match self.assemble(&order, interrupt, &mut trainer, &store, position) {
                         Ok(session) => assembled = Some((session, order.publishes)),
                         Err(error) => self.leave(position, error)?,

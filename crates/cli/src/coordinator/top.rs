@@ -86,7 +86,7 @@ fn draw(frame: &mut Frame, status: &Status, curves: &Curves) {
         .ratio(share.clamp(0.0, 1.0))
         // The headline says it.
         .label("")
-        .gauge_style(Style::new().fg(Color::Blue))
+        .gauge_style(Style::new().fg(Color::Cyan))
         .use_unicode(true);
     frame.render_widget(gauge, bar);
     let [left, right] = Layout::horizontal([Constraint::Percentage(50); 2]).areas(charts);

@@ -79,9 +79,9 @@ impl Membership {
             return self.worker_failed(worker, held_step.unwrap_or(0), complaint, now);
         }
         let name = self.describe(worker);
-        let taken_back = self.taken_back;
+        let counts = self.members.get(&worker).is_some_and(|member| self.counts(member.generation));
+        let held_step = held_step.filter(|_| counts);
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
-        let held_step = held_step.filter(|_| member.generation > taken_back);
         let was_told = member.stage == Stage::Halting;
         match member.stage {
             Stage::Assembling | Stage::Assembled(_) | Stage::Trains | Stage::Halting => {

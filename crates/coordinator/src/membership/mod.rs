@@ -270,7 +270,7 @@ impl Membership {
         let is_asked = self.ranks.first() == Some(&worker) || self.saver == Some(worker);
         is_open
             && is_asked
-            && generation > self.taken_back
+            && self.counts(generation)
             && self.members.get(&worker).is_some_and(|member| member.generation == generation)
     }
 
@@ -313,10 +313,10 @@ impl Membership {
             Event::ProcessEnded { reason, crashed, restarts } => {
                 self.process_ended(reason, crashed, restarts, now)
             }
-            Event::Published { generation, checkpoint, step } if generation > self.taken_back => {
-                self.published(checkpoint, step, now)
-            }
-            Event::Published { .. } => Vec::new(),
+            Event::Published { generation, checkpoint, step } => match self.counts(generation) {
+                true => self.published(checkpoint, step, now),
+                false => Vec::new(),
+            },
             Event::RolledBack(rollback) => self.roll_back(rollback, now),
             Event::Requested(request) => self.requested(request, now),
             Event::Tick => self.tick(now),
@@ -401,8 +401,7 @@ impl Membership {
         let is_possible = self.is_under_way() && report.step <= self.settings.total_steps;
         // A worker that comes back from an older generation still speaks of that one.
         let is_present = report.generation == self.generation && self.ranks.contains(&worker);
-        let is_present = is_present && report.generation > self.taken_back;
-        if !is_possible || !is_present {
+        if !is_possible || !is_present || !self.counts(report.generation) {
             return Vec::new();
         }
         if let Some(hash) = report.state_hash

@@ -60,7 +60,7 @@ impl Membership {
             );
             return once(record).chain(self.give_up(&[worker], &reason, now)).collect();
         }
-        let held_step = held_step.filter(|_| generation > self.taken_back);
+        let held_step = held_step.filter(|_| self.counts(generation));
         let mut actions = vec![record];
         for report in steps {
             actions.extend(self.step_done(worker, report, now));

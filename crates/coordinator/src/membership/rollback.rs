@@ -7,6 +7,8 @@
 use std::iter::once;
 use std::time::Duration;
 
+use protocol::Generation;
+
 use super::{Action, Membership, Phase, Rollback, Saved, Stage};
 use crate::journal::Record;
 
@@ -14,6 +16,11 @@ impl Membership {
     /// Whether the run can go back: not while it ends.
     pub fn can_roll_back(&self) -> bool {
         !self.stop_requested && !self.is_ended() && self.phase != Phase::Stopping
+    }
+
+    /// Whether what was made in `generation` is the run's. What lies on the disk always is.
+    pub fn counts(&self, generation: Generation) -> bool {
+        generation > self.taken_back
     }
 
     /// Ends the present generation; the next one begins with what is on the disk.
