@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Asked for when this runs: a folder that was moved or copied keeps what was compiled in its old place.
+    let proto = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     let descriptors = protox::compile(["simsiam/v1/coordinator.proto"], [&proto])?;
     println!("cargo:rerun-if-changed={}", proto.display());
     // `Bytes` instead of `Vec<u8>`: a part of a block is a view of the block, not a copy.
