@@ -3,7 +3,7 @@
 #
 #   tests/gpu.sh build FOLDER    here, where Rust is; no GPU and no CUDA toolkit is needed
 #   FOLDER/gpu.sh check          there, where a GPU is; needs its driver, NVRTC and the CUDA headers, no Rust
-#   FOLDER/gpu.sh time           there: a table of milliseconds and images/s; beside PyTorch with PEER='python3 step.py'
+#   FOLDER/gpu.sh time           there: a table of milliseconds and images/s; beside PyTorch with PEER=torch
 #   FOLDER/gpu.sh train DATA     there: CIFAR-10 by the paper's recipe, EPOCHS epochs, and what its features are worth
 #   FOLDER/gpu.sh compare DATA   there: the same in PyTorch, if there is one
 #
@@ -35,7 +35,7 @@ build() {
         strip -o "$folder/$program" "target/release/$program"
     done
     cp -r crates/simsiam/tests/fixtures "$folder/fixtures"
-    cp tests/gpu.sh tests/torch_cifar10.py "$folder/"
+    cp tests/gpu.sh tests/torch_cifar10.py tests/torch_step.py "$folder/"
     echo "built: $folder; take it to the GPU and say $folder/gpu.sh check"
 }
 
@@ -44,6 +44,10 @@ check() {
     for program in simsiam-units collective-units parity trainer; do
         echo "== $program on $SIMSIAM_DEVICE"
         "./$program" --test-threads=1 --quiet ${FILTER:+"$FILTER"}
+    done
+    for program in simsiam-units parity; do
+        echo "== $program on $SIMSIAM_DEVICE, bf16 by warpgroups"
+        SIMSIAM_WARPGROUPS=1 "./$program" --test-threads=1 --quiet ${FILTER:+"$FILTER"}
     done
     echo "== networks of full size on $SIMSIAM_DEVICE and on the CPU"
     ./parity --test-threads=1 --quiet --ignored --nocapture
@@ -59,20 +63,19 @@ time_steps() {
     for case in $CASES; do
         for precision in bf16 f32; do
             ./phases "$case,$precision"
-            [ -n "${PEER:-}" ] && peer "$case" "$precision"
+            if [ "$precision" = bf16 ]; then SIMSIAM_WARPGROUPS=1 ./phases "$case,$precision"; fi
+            if [ "${PEER:-}" = torch ]; then peer "$case" "$precision"; fi
         done
     done
 }
 
-# The same step in PyTorch, channels last, as it is and compiled.
+# The same step in PyTorch, as it is and compiled.
 peer() {
-    local backbone side batch options=(cl cuda) compile
+    local backbone side batch compile
     IFS=, read -r backbone side batch <<<"$1"
-    if [ "$2" = bf16 ]; then options+=(bf); fi
-    if [ "$backbone" = resnet50 ]; then options+=(r50); fi
     for compile in "" compile; do
         # shellcheck disable=SC2086 # none is no argument
-        $PEER "$side" "$batch" 24 "${options[@]}" $compile || true
+        python3 torch_step.py "$backbone" "$side" "$batch" "$2" $compile || true
     done
 }
 

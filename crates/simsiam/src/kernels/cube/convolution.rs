@@ -25,13 +25,26 @@ const CACHED_CHANNELS: usize = 32;
 /// Taps that the kernels have room for: a 7x7 kernel's.
 const MAX_TAPS: usize = 49;
 
+/// Whether Hopper's own instructions multiply bf16. On a CPU their kernels are right (`tests/kernels/`); they have not run
+/// on a GPU yet, so they are asked for.
+static WARPGROUPS: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("SIMSIAM_WARPGROUPS").is_some_and(|value| value == "1"));
+
 static CONVOLUTION: LazyLock<Source> = LazyLock::new(|| {
-    let text = concat!(include_str!("cuda/tensor_cores.cuh"), include_str!("cuda/convolution.cu"));
+    let text = concat!(
+        include_str!("cuda/instructions.cuh"),
+        include_str!("cuda/tensor_cores.cuh"),
+        include_str!("cuda/convolution.cu")
+    );
     Source::new("convolution", text, THREADS)
 });
 
 static WEIGHT: LazyLock<Source> = LazyLock::new(|| {
-    let text = concat!(include_str!("cuda/tensor_cores.cuh"), include_str!("cuda/convolution_weight.cu"));
+    let text = concat!(
+        include_str!("cuda/instructions.cuh"),
+        include_str!("cuda/tensor_cores.cuh"),
+        include_str!("cuda/convolution_weight.cu")
+    );
     Source::new("convolution_weight", text, THREADS)
 });
 
@@ -56,12 +69,13 @@ impl Tile {
     }
 
     /// What the kernels are compiled for.
-    fn defines(&self, x: &CubeTensor) -> [(&'static str, usize); 7] {
+    fn defines(&self, x: &CubeTensor) -> [(&'static str, usize); 8] {
         // Few channels: then many taps want the same few bytes.
         let is_cached = x.shape()[3] < CACHED_CHANNELS;
         [
             ("BF16", usize::from(x.dtype == DType::BF16)),
             ("CACHED", usize::from(is_cached)),
+            ("WARPGROUPS", usize::from(*WARPGROUPS)),
             ("ROWS", self.rows),
             ("COLUMNS", self.columns),
             ("WARP_ROWS", self.warp_rows),

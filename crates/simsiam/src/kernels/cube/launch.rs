@@ -43,7 +43,7 @@ pub(super) fn with_shape(x: &CubeTensor, shape: Shape) -> CubeTensor {
 /// The `f32` numbers of `x`, once they are there.
 pub(super) fn to_host(x: &CubeTensor) -> Vec<f32> {
     let data = block_on(CubeBackend::float_into_data(x.clone())).expect("a GPU that fails ends its worker");
-    data.into_vec().expect("the tensor is of f32")
+    data.try_into_vec().expect("the tensor is of f32")
 }
 
 /// These numbers beside `x`.

@@ -11,7 +11,7 @@
 // buffers in shared memory, 64 bytes of every row at a time, whose chunks are placed so that neither copies nor
 // reads meet in a bank.
 //
-// Defined by whoever compiles this: BF16, CACHED, ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS, STAGES.
+// Defined by whoever compiles this: BF16, CACHED, WARPGROUPS, ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS, STAGES.
 
 struct Phase {
     int y_offset, x_offset; // of the output pixels in `y`
@@ -38,9 +38,20 @@ struct Parameters {
 #define ROW_BYTES 64
 #define ROW_CHUNKS 4
 #define DEPTH (ROW_CHUNKS * CHUNK)
+#if BY_WARPGROUP
+// All warps make all columns, each of them 16 of every 64 rows.
+#define ROW_TILES (ROWS / 64)
+#define ROW_TILES_APART 64
+#define COLUMN_TILES (COLUMNS / 8)
+// As many as keep their sums in registers.
+#define RESIDENT_BLOCKS (ROWS * COLUMNS > 128 * 64 ? 3 : 4)
+#else
 #define WARPS_ACROSS (COLUMNS / WARP_COLUMNS)
 #define ROW_TILES (WARP_ROWS / 16)
+#define ROW_TILES_APART 16
 #define COLUMN_TILES (WARP_COLUMNS / 8)
+#define RESIDENT_BLOCKS 1
+#endif
 #define ROW_COPIES (ROWS * ROW_CHUNKS / THREADS)
 #define COLUMN_COPIES (COLUMNS * ROW_CHUNKS / THREADS)
 #define STAGE_BYTES ((ROWS + COLUMNS) * ROW_BYTES)
@@ -50,10 +61,15 @@ __device__ __forceinline__ int chunk_place(int row, int chunk) {
     return row * ROW_BYTES + ((chunk ^ ((row >> 1) & 3)) * 16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Of rows whose chunks are placed so: eight of them, then the next eight.
+__device__ __forceinline__ Descriptor rows_descriptor(Word address) {
+    return descriptor(address, 16, 8 * ROW_BYTES, 2);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     convolution(const Number *__restrict__ x, const Number *__restrict__ weight, Number *__restrict__ y,
                 const __grid_constant__ Parameters parameters) {
-    __shared__ __align__(128) unsigned char buffers[STAGES * STAGE_BYTES];
+    __shared__ __align__(1024) unsigned char buffers[STAGES * STAGE_BYTES];
     const Parameters &p = parameters;
     const Phase &phase = p.phases[blockIdx.z];
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
@@ -64,7 +80,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // What this thread copies: one chunk of every 32nd row of both tiles. Rows outside get an image that is nowhere.
     const int chunk = thread & (ROW_CHUNKS - 1), copied_row = thread / ROW_CHUNKS;
-    int row_y[ROW_COPIES], row_x[ROW_COPIES], row_image[ROW_COPIES];
+    int row_y[ROW_COPIES], row_x[ROW_COPIES];
+    const Number *row_pixels[ROW_COPIES];
 #pragma unroll
     for (int i = 0; i < ROW_COPIES; i++) {
         const int row = first_row + copied_row + i * (THREADS / ROW_CHUNKS);
@@ -72,17 +89,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int pixel_y = divide(pixel, p.grid_width);
         row_y[i] = row < rows ? pixel_y * p.stride : -(1 << 20);
         row_x[i] = (pixel - pixel_y * p.grid_width.divisor) * p.stride;
-        row_image[i] = image * p.height;
+        row_pixels[i] = x + ((size_t)image * p.height * p.width + pixel_y * p.stride * p.width + row_x[i]) * p.channels;
     }
-    const int weight_pitch = p.weight_taps * p.channels;
-    const Number *weight_rows[COLUMN_COPIES];
-    bool has_column[COLUMN_COPIES];
-#pragma unroll
-    for (int i = 0; i < COLUMN_COPIES; i++) {
-        const int column = first_column + copied_row + i * (THREADS / ROW_CHUNKS);
-        has_column[i] = column < p.output_channels;
-        weight_rows[i] = weight + (has_column[i] ? (size_t)column * weight_pitch : 0);
-    }
+    const int weight_pitch = p.weight_taps * p.channels, copied_column = first_column + copied_row;
 
     // Where in taps and channels this thread's chunk of the next stage lies.
     const int depth = phase.taps * p.channels;
@@ -98,21 +107,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const bool is_inside = tap < phase.taps;
         const Tap &at = p.taps[phase.first_tap + (is_inside ? tap : 0)];
         const Word tile = shared + buffer * STAGE_BYTES;
+        const int tap_place = (at.dy * p.width + at.dx) * p.channels + channel;
+        const int weight_place = copied_column * weight_pitch + at.place * p.channels + channel;
 #pragma unroll
         for (int i = 0; i < ROW_COPIES; i++) {
             const int pixel_y = row_y[i] + at.dy, pixel_x = row_x[i] + at.dx;
             const bool is_pixel = is_inside && (unsigned)pixel_y < (unsigned)p.height &&
                                   (unsigned)pixel_x < (unsigned)p.width;
-            const size_t pixel = (size_t)(row_image[i] + pixel_y) * p.width + pixel_x;
-            const Number *from = is_pixel ? x + pixel * p.channels + channel : x;
+            const Number *from = is_pixel ? row_pixels[i] + tap_place : x;
             copy_pixel_chunk(tile + chunk_place(copied_row + i * (THREADS / ROW_CHUNKS), chunk), from, is_pixel);
         }
 #pragma unroll
         for (int i = 0; i < COLUMN_COPIES; i++) {
-            const bool is_weight = is_inside && has_column[i];
-            const Number *from = is_weight ? weight_rows[i] + (size_t)at.place * p.channels + channel : weight;
-            const int row = ROWS + copied_row + i * (THREADS / ROW_CHUNKS);
-            copy_chunk(tile + chunk_place(row, chunk), from, is_weight);
+            const int below = i * (THREADS / ROW_CHUNKS);
+            const bool is_weight = is_inside && copied_column + below < p.output_channels;
+            const Number *from = is_weight ? weight + weight_place + below * weight_pitch : weight;
+            copy_chunk(tile + chunk_place(ROWS + copied_row + below, chunk), from, is_weight);
         }
         channel += DEPTH;
         while (channel >= p.channels) {
@@ -122,27 +132,27 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
 
     float sums[ROW_TILES][COLUMN_TILES][4] = {};
-    const int warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
-
+#if BY_WARPGROUP
+    const int warp_row = warp * 16, warp_column = 0;
+    auto multiply_stage = [&](Word tile) {
+        begin_products();
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; stage++) {
-        if (stage < stages)
-            copy_stage(stage);
-        end_of_stage();
-    }
-    for (int stage = 0; stage < stages; stage++) {
-        wait_for_stages<STAGES - 2>();
-        __syncthreads();
-        if (stage + STAGES - 1 < stages)
-            copy_stage((stage + STAGES - 1) % STAGES);
-        end_of_stage();
-        const Word tile = shared + stage % STAGES * STAGE_BYTES;
+        for (int step = 0; step < 2; step++)
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; i++)
+                multiply_add_group<0>(sums[i], rows_descriptor(tile + i * ROW_TILES_APART * ROW_BYTES + step * 32),
+                                      rows_descriptor(tile + ROWS * ROW_BYTES + step * 32));
+        end_products();
+    };
+#else
+    const int warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
+    auto multiply_stage = [&](Word tile) {
 #pragma unroll
         for (int step = 0; step < 2; step++) {
             Word a[ROW_TILES][4], b[COLUMN_TILES][2];
 #pragma unroll
             for (int i = 0; i < ROW_TILES; i++) {
-                const int row = warp_row + i * 16 + (lane & 15);
+                const int row = warp_row + i * ROW_TILES_APART + (lane & 15);
                 load_fragments(a[i], tile + chunk_place(row, step * 2 + (lane >> 4)));
             }
 #pragma unroll
@@ -156,10 +166,33 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 for (int j = 0; j < COLUMN_TILES; j++)
                     multiply_add(sums[i][j], a[i], b[j]);
         }
+    };
+#endif
+
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; stage++) {
+        if (stage < stages)
+            copy_stage(stage);
+        end_of_stage();
+    }
+    for (int stage = 0; stage < stages; stage++) {
+        wait_for_stages<STAGES - 2>();
+        show_copies();
+        wait_for_products();
+        __syncthreads();
+        const Word tile = shared + stage % STAGES * STAGE_BYTES;
+        if (BY_WARPGROUP)
+            multiply_stage(tile);
+        if (stage + STAGES - 1 < stages)
+            copy_stage((stage + STAGES - 1) % STAGES);
+        end_of_stage();
+        if (!BY_WARPGROUP)
+            multiply_stage(tile);
     }
 
     // Through shared memory, a part of the rows at a time, so that whole lines are written.
     wait_for_stages<0>();
+    wait_for_products();
     __syncthreads();
     Number *output = reinterpret_cast<Number *>(buffers);
 #if BF16
@@ -175,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             for (int j = 0; j < COLUMN_TILES; j++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const int row = warp_row + i * 16 + half * 8 + (lane >> 2) - pass_first;
+                    const int row = warp_row + i * ROW_TILES_APART + half * 8 + (lane >> 2) - pass_first;
                     const int column = warp_column + j * 8 + (lane & 3) * 2;
                     if (row < 0 || row >= pass_rows)
                         continue;

@@ -7,8 +7,8 @@
 // which another kernel adds up in a fixed order.
 //
 // Tiles lie in shared memory as in global memory, a pixel's numbers side by side, and are transposed on their way to
-// the tensor cores. Defined by whoever compiles this: BF16, CACHED, ROWS, COLUMNS, WARP_ROWS,
-// WARP_COLUMNS, STAGES.
+// the tensor cores. Defined by whoever compiles this: BF16, CACHED, WARPGROUPS, ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS,
+// STAGES.
 
 struct Tap {
     int dy, dx; // from the output pixel, times stride, to the input's
@@ -30,17 +30,31 @@ struct Parameters {
 #define DEPTH (CHUNK * 4)
 #define A_CHUNKS (ROWS / CHUNK)
 #define B_CHUNKS (COLUMNS / CHUNK)
+#if BY_WARPGROUP
+// All warps make all columns, each of them 16 of every 64 rows.
+#define ROW_TILES (ROWS / 64)
+#define ROW_TILES_APART 64
+#define COLUMN_TILES (COLUMNS / 8)
+// As many as keep their sums in registers.
+#define RESIDENT_BLOCKS (ROWS * COLUMNS > 128 * 64 ? 3 : 4)
+#else
 #define WARPS_ACROSS (COLUMNS / WARP_COLUMNS)
 #define ROW_TILES (WARP_ROWS / 16)
+#define ROW_TILES_APART 16
 #define COLUMN_TILES (WARP_COLUMNS / 8)
+#define RESIDENT_BLOCKS 1
+#endif
 #define A_COPIES (DEPTH * A_CHUNKS / THREADS)
 #define B_COPIES (DEPTH * B_CHUNKS / THREADS)
 #define A_BYTES (DEPTH * A_CHUNKS * 16)
 #define STAGE_BYTES (A_BYTES + DEPTH * B_CHUNKS * 16)
 
+// Of bf16, 128 bytes of every pixel lie together.
+#define BLOCK_BYTES (DEPTH * 128)
+
 template <int CHUNKS> __device__ __forceinline__ int chunk_place(int pixel, int chunk) {
 #if BF16
-    return pixel * CHUNKS * 16 + ((chunk ^ (pixel & 7)) * 16);
+    return (chunk >> 3) * BLOCK_BYTES + pixel * 128 + (((chunk & 7) ^ (pixel & 7)) * 16);
 #else
     return pixel * CHUNKS * 16 + ((chunk ^ ((pixel & 3) << 1)) * 16);
 #endif
@@ -74,10 +88,16 @@ template <int CHUNKS> __device__ __forceinline__ void load_columns(Word fragment
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Of 128 bytes of eight pixels, which are followed by those of the next eight; the next 128 bytes of a pixel lie a block
+// further.
+__device__ __forceinline__ Descriptor pixels_descriptor(Word address) {
+    return descriptor(address, BLOCK_BYTES, 8 * 128, 1);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     convolution_weight(const Number *__restrict__ x, const Number *__restrict__ dy, float *__restrict__ sums_of_parts,
                        const __grid_constant__ Parameters parameters) {
-    __shared__ __align__(128) unsigned char buffers[STAGES * STAGE_BYTES];
+    __shared__ __align__(1024) unsigned char buffers[STAGES * STAGE_BYTES];
     const Parameters &p = parameters;
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
@@ -123,7 +143,38 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
 
     float sums[ROW_TILES][COLUMN_TILES][4] = {};
+#if BY_WARPGROUP
+    const int warp_row = warp * 16, warp_column = 0;
+    auto multiply_stage = [&](Word a_tile, Word b_tile) {
+        begin_products();
+#pragma unroll
+        for (int step = 0; step < 2; step++)
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; i++)
+                multiply_add_group<1>(sums[i], pixels_descriptor(a_tile + i * BLOCK_BYTES + step * 16 * 128),
+                                      pixels_descriptor(b_tile + step * 16 * 128));
+        end_products();
+    };
+#else
     const int warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
+    auto multiply_stage = [&](Word a_tile, Word b_tile) {
+#pragma unroll
+        for (int step = 0; step < 2; step++) {
+            Word a[ROW_TILES][4], b[COLUMN_TILES][2];
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; i++)
+                load_rows<A_CHUNKS>(a[i], a_tile, step, warp_row + i * ROW_TILES_APART, lane);
+#pragma unroll
+            for (int j = 0; j < COLUMN_TILES; j += 2)
+                load_columns<B_CHUNKS>(b[j], b_tile, step, warp_column + j * 8, lane);
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; i++)
+#pragma unroll
+                for (int j = 0; j < COLUMN_TILES; j++)
+                    multiply_add(sums[i][j], a[i], b[j]);
+        }
+    };
+#endif
     const int stages = first_pixel < end_pixel ? (end_pixel - first_pixel + DEPTH - 1) / DEPTH : 0;
 
 #pragma unroll
@@ -134,27 +185,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     for (int stage = 0; stage < stages; stage++) {
         wait_for_stages<STAGES - 2>();
+        show_copies();
+        wait_for_products();
         __syncthreads();
+        const Word a_tile = shared + stage % STAGES * STAGE_BYTES, b_tile = a_tile + A_BYTES;
+        if (BY_WARPGROUP)
+            multiply_stage(a_tile, b_tile);
         if (stage + STAGES - 1 < stages)
             copy_stage((stage + STAGES - 1) % STAGES, stage + STAGES - 1);
         end_of_stage();
-        const Word a_tile = shared + stage % STAGES * STAGE_BYTES, b_tile = a_tile + A_BYTES;
-#pragma unroll
-        for (int step = 0; step < 2; step++) {
-            Word a[ROW_TILES][4], b[COLUMN_TILES][2];
-#pragma unroll
-            for (int i = 0; i < ROW_TILES; i++)
-                load_rows<A_CHUNKS>(a[i], a_tile, step, warp_row + i * 16, lane);
-#pragma unroll
-            for (int j = 0; j < COLUMN_TILES; j += 2)
-                load_columns<B_CHUNKS>(b[j], b_tile, step, warp_column + j * 8, lane);
-#pragma unroll
-            for (int i = 0; i < ROW_TILES; i++)
-#pragma unroll
-                for (int j = 0; j < COLUMN_TILES; j++)
-                    multiply_add(sums[i][j], a[i], b[j]);
-        }
+        if (!BY_WARPGROUP)
+            multiply_stage(a_tile, b_tile);
     }
+    wait_for_products();
 
     float *part = sums_of_parts + (size_t)blockIdx.z * p.output_channels * columns;
 #pragma unroll
@@ -163,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int j = 0; j < COLUMN_TILES; j++)
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                const int row = first_row + warp_row + i * 16 + (k >> 1) * 8 + (lane >> 2);
+                const int row = first_row + warp_row + i * ROW_TILES_APART + (k >> 1) * 8 + (lane >> 2);
                 const int column = first_column + warp_column + j * 8 + (lane & 3) * 2 + (k & 1);
                 if (row < p.output_channels && column < columns)
                     part[(size_t)row * columns + column] = sums[i][j][k];

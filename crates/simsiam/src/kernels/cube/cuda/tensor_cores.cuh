@@ -3,6 +3,9 @@
 // An operand's tile lies in shared memory in chunks of 16 bytes: 8 numbers of bf16 or 4 of f32. Tensor cores multiply
 // bf16 as it is. Of f32 they take only the 11 leading bits (TF32), so each number is cut into two such parts, and
 // three of the four products of parts are added up: that is as good as f32 (Ootomo & Yokota 2022, arXiv 2203.03341).
+//
+// Hopper's tensor cores can multiply bf16 straight from shared memory, for four warps at once, while the warps go on (PTX
+// ISA, "Asynchronous Warpgroup Level Matrix Instructions"). BY_WARPGROUP says that they do.
 
 #if BF16
 typedef unsigned short Number;
@@ -12,11 +15,7 @@ typedef float Number;
 #define CHUNK 4
 #endif
 
-typedef unsigned int Word;
-
-__device__ __forceinline__ Word shared_address(const void *pointer) {
-    return static_cast<Word>(__cvta_generic_to_shared(pointer));
-}
+#define BY_WARPGROUP (BF16 && WARPGROUPS)
 
 // A divisor that is known before the kernel starts: a quotient costs a product and a shift (Granlund & Montgomery
 // 1994). For dividends below 2^31.
@@ -32,68 +31,31 @@ __device__ __forceinline__ int divide(int dividend, const Divisor &by) {
 
 // Starts to copy one chunk, or zeros where `is_inside` is false.
 __device__ __forceinline__ void copy_chunk(Word to, const Number *from, bool is_inside) {
-    const int bytes = is_inside ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));
+    copy_16_bytes(to, from, is_inside);
 }
 
 // The same of pixels, which other taps will want again.
 __device__ __forceinline__ void copy_pixel_chunk(Word to, const Number *from, bool is_inside) {
-    const int bytes = is_inside ? 16 : 0;
 #if CACHED
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));
+    copy_16_bytes_cached(to, from, is_inside);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));
+    copy_16_bytes(to, from, is_inside);
 #endif
-}
-
-__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;\n" ::); }
-
-template <int PENDING> __device__ __forceinline__ void wait_for_stages() {
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING));
-}
-
-__device__ __forceinline__ void load_fragments(Word fragments[4], Word address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
-                 : "r"(address));
-}
-
-__device__ __forceinline__ void load_fragments_transposed(Word fragments[4], Word address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
-                 : "r"(address));
-}
-
-__device__ __forceinline__ Word load_word(Word address) {
-    Word word;
-    asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(word) : "r"(address));
-    return word;
 }
 
 #if BF16
 
 __device__ __forceinline__ void multiply_add(float sums[4], const Word a[4], const Word b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    multiply_add_bf16(sums, a, b);
 }
 
 #else
 
-__device__ __forceinline__ void multiply_add_tf32(float sums[4], const Word a[4], const Word b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 template <int COUNT> __device__ __forceinline__ void cut(Word *leading, Word *rest, const Word *numbers) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-        asm volatile("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(leading[i]) : "f"(__uint_as_float(numbers[i])));
-        const float remainder = __uint_as_float(numbers[i]) - __uint_as_float(leading[i]);
-        asm volatile("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rest[i]) : "f"(remainder));
+        leading[i] = tf32(__uint_as_float(numbers[i]));
+        rest[i] = tf32(__uint_as_float(numbers[i]) - __uint_as_float(leading[i]));
     }
 }
 
@@ -108,9 +70,9 @@ __device__ __forceinline__ void multiply_add(float sums[4], const Word a[4], con
 
 #endif
 
-// Two numbers of bf16, rounded to the nearest.
-__device__ __forceinline__ Word packed(float low, float high) {
-    Word word;
-    asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
-    return word;
+// Where an operand's tile lies, as a warpgroup's instruction is told: in units of 16 bytes its place and two distances,
+// and how its chunks are placed (1: each XOR bits 7 to 9 of its address, 2: XOR bits 7 and 8).
+__device__ __forceinline__ Descriptor descriptor(Word address, int leading_bytes, int stride_bytes, int placing) {
+    return ((address & 0x3ffff) >> 4) | (Descriptor)(leading_bytes >> 4) << 16 |
+           (Descriptor)(stride_bytes >> 4) << 32 | (Descriptor)placing << 62;
 }
