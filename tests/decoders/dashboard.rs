@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use dashboard::{Dashboard, Settings, Status, read_status, status_lines};
+use dashboard::{Dashboard, Settings, Status, Yardsticks, read_status, status_lines};
 use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,6 +73,7 @@ fn exchange(folder: &Path, listen: &str, requests: &[&[u8]], silence: Duration) 
             total_steps: 480,
             program_version: "1".to_owned(),
             token: Token::parse(TOKEN).unwrap(),
+            yardsticks: Yardsticks::default(),
         };
         let (actions, _asked) = mpsc::channel(1);
         let _dashboard = Dashboard::start(listener, settings, actions).unwrap();

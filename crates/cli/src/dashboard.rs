@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use coordinator::RunDirectory;
-use dashboard::{Action, Dashboard, Settings};
+use dashboard::{Action, Dashboard, Settings, Yardsticks};
 use protocol::Token;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -28,6 +28,17 @@ pub(crate) struct DashboardArguments {
     /// Serve no dashboard, wherever it would be
     #[arg(long)]
     no_dashboard: bool,
+    /// What the device of each worker computes at most, in TFLOP/s, as its maker or a measurement says: then the dashboard
+    /// shows which share of it the network uses
+    #[arg(long, value_name = "TFLOPS", env = "SIMSIAM_PEAK_TFLOPS", value_parser = peak)]
+    peak_tflops: Option<f64>,
+}
+
+fn peak(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(tflops) if tflops > 0.0 && tflops.is_finite() => Ok(tflops),
+        _ => Err("expected a number of TFLOP/s above 0, such as 989 of an H100 in bf16".to_string()),
+    }
 }
 
 impl DashboardArguments {
@@ -37,7 +48,8 @@ impl DashboardArguments {
             return Ok(None);
         }
         let Some(text) = &self.dashboard else {
-            return Ok(Some(DashboardPlace { listen: DEFAULT.to_string(), is_given: false }));
+            let listen = DEFAULT.to_string();
+            return Ok(Some(DashboardPlace { listen, is_given: false, peak_tflops: self.peak_tflops }));
         };
         let addresses = network::listen_addresses("--dashboard", text, security)?;
         let is_open = addresses.iter().any(|address: &SocketAddr| !address.ip().is_loopback());
@@ -47,7 +59,7 @@ impl DashboardArguments {
              leave it at 127.0.0.1 and reach it through an SSH tunnel, or, in a network where that is fine, add \
              --insecure-network"
         );
-        Ok(Some(DashboardPlace { listen: text.clone(), is_given: true }))
+        Ok(Some(DashboardPlace { listen: text.clone(), is_given: true, peak_tflops: self.peak_tflops }))
     }
 }
 
@@ -57,14 +69,17 @@ pub(crate) struct DashboardPlace {
     listen: String,
     /// Whether a person named it; else another place is as good, and none is no reason not to train.
     is_given: bool,
+    /// Of each worker's device, if somebody has said.
+    peak_tflops: Option<f64>,
 }
 
 impl DashboardPlace {
-    /// Serves it, and says where.
+    /// Serves it, and says where. In a step, the workers add up so many bytes together.
     pub(crate) async fn serve(
         self,
         directory: &RunDirectory,
         total_steps: u64,
+        all_reduce_bytes: f64,
         token: &Token,
         actions: mpsc::Sender<Action>,
         screen: &Screen,
@@ -85,7 +100,12 @@ impl DashboardPlace {
                 )
             })?,
         };
+        let yardsticks = Yardsticks {
+            all_reduce_bytes: Some(all_reduce_bytes),
+            peak_flops_per_second: self.peak_tflops.map(|tflops| 1e12 * tflops),
+        };
         let settings = Settings::new(directory, total_steps, PROGRAM_VERSION, token);
+        let settings = Settings { yardsticks, ..settings };
         let dashboard = Dashboard::start(listener, settings, actions)?;
         screen.line(&format!("dashboard: http://{}", dashboard.address()));
         Ok(Some(dashboard))
@@ -97,10 +117,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_peak_is_a_number_above_zero() {
+        for (text, expected) in [
+            ("989", Some(989.0)),
+            ("0.05", Some(0.05)),
+            ("0", None),
+            ("-1", None),
+            ("inf", None),
+            ("nan", None),
+        ] {
+            assert_eq!(peak(text).ok(), expected, "{text}");
+        }
+        assert!(peak("H100").unwrap_err().contains("such as 989"));
+    }
+
+    #[test]
     fn other_machines_reach_it_only_if_that_was_said() {
         let arguments = |dashboard: Option<&str>, no_dashboard| DashboardArguments {
             dashboard: dashboard.map(str::to_string),
             no_dashboard,
+            peak_tflops: None,
         };
         let (closed, open) = (Security::for_tests(false), Security::for_tests(true));
         for (arguments, security, expected) in [

@@ -2,10 +2,11 @@
 
 mod screen;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coordinator::journal::Record;
 use coordinator::{Evaluated, Outcome, Progress, StepMetrics};
+use dashboard::time_of_end;
 
 pub(crate) use screen::Screen;
 
@@ -143,7 +144,7 @@ fn sentence(progress: &Progress) -> Option<String> {
             Some(format!("{evaluation} at step {step}: {}", figures.join(", ")))
         }
         Progress::EvaluationFailed(reason) => Some(reason.clone()),
-        Progress::Step(_) | Progress::Seen(_) => None,
+        Progress::Step(_) | Progress::Spans(_) | Progress::EvaluationBegan | Progress::Seen(_) => None,
     }
 }
 
@@ -185,6 +186,15 @@ fn noted(record: &Record, workers: u32, expected: u32) -> Option<String> {
         Record::Skipped { step, shards } => {
             format!(
                 "step {step} is skipped: something was not finite in shards {shards:?}; the log names the images"
+            )
+        }
+        Record::Predicted { step, steps_left, seconds_left } => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let until = time_of_end(now.as_millis() as u64, *seconds_left);
+            let left = duration(*seconds_left);
+            format!(
+                "after {step} steps: about {left} for the {steps_left} that are left, until about {until}, evaluations and \
+                 checkpoints apart"
             )
         }
         Record::Straggler { worker, description, times_slower, .. } => format!(
@@ -264,6 +274,15 @@ mod tests {
         );
         assert!(steps[1].starts_with("4/200") && steps[2].starts_with("5/200"), "{lines:?}");
         assert!(lines[3].contains("--resume"));
+    }
+
+    #[test]
+    fn the_rest_is_predicted_in_a_line() {
+        let record = Record::Predicted { step: 10, steps_left: 470, seconds_left: 7812.0 };
+        let line = noted(&record, 1, 1).unwrap();
+        let (before, after) = line.split_once(", until about ").unwrap();
+        assert_eq!(before, "after 10 steps: about 2 h 10 min for the 470 that are left");
+        assert!(after.ends_with(" UTC, evaluations and checkpoints apart"), "{line}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use collective::subtrees;
-use coordinator::lease;
+use coordinator::{RunDirectory, lease};
 use recipe::{BatchNorm, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
@@ -22,10 +22,17 @@ pub(crate) struct Needs {
     pub(crate) buckets_held: u32,
     pub(crate) views_mb: f64,
     pub(crate) activations_mb: f64,
+    /// What the workers add up together in a step: the bucket, and BatchNorm's statistics where they are synchronised.
+    pub(crate) summed_mb: f64,
     /// What it sends to the others in a step.
     pub(crate) sent_mb: f64,
     /// Weights, statistics and momentum.
     pub(crate) checkpoint_mb: f64,
+    /// The checkpoints that are kept, and the one that is being written.
+    pub(crate) checkpoints: u32,
+    /// Shards and workers of the run.
+    run_shards: u32,
+    workers: u32,
 }
 
 impl Needs {
@@ -47,6 +54,8 @@ impl Needs {
         };
         let side = recipe.views.crop_px as usize;
         let images = recipe.shard_batch() as usize;
+        let summed_mb = bucket_mb + statistics_mb(recipe, &layout);
+        let buckets_sent = leases.iter().map(|lease| lease.buckets_sent(workers)).fold(0.0, f64::max);
         Needs {
             parameters: layout.parameter_count(),
             statistics: layout.statistic_count(),
@@ -62,9 +71,12 @@ impl Needs {
             activations_mb: megabytes(
                 at_once as usize * SimSiam::activation_floats(&recipe.model, images, side),
             ),
-            // Each worker folds one slice of the bucket: it sends the others' slices of its sums, then its own to each.
-            sent_mb: (sums + 1) as f64 * bucket_mb * f64::from(workers - 1) / f64::from(workers),
+            summed_mb,
+            sent_mb: buckets_sent * summed_mb,
             checkpoint_mb: megabytes(2 * layout.parameter_count() + layout.statistic_count()),
+            checkpoints: recipe.checkpoint.keep.saturating_add(1),
+            run_shards: recipe.training.shards,
+            workers,
         }
     }
 
@@ -74,15 +86,45 @@ impl Needs {
         self.weights_mb + buckets_mb + self.views_mb + self.activations_mb
     }
 
-    /// The checkpoints that are kept, and the one that is being written.
-    pub(crate) fn disk_mb(&self, kept: u32) -> f64 {
-        self.checkpoint_mb * f64::from(kept.saturating_add(1))
+    /// Checkpoints, and what so many steps leave beside them.
+    pub(crate) fn disk_mb(&self, steps: u64) -> f64 {
+        self.checkpoint_mb * f64::from(self.checkpoints) + self.records_mb(steps)
+    }
+
+    /// Metrics, curves and traces.
+    fn records_mb(&self, steps: u64) -> f64 {
+        RunDirectory::bytes_of_steps(steps, self.run_shards, self.workers) as f64 / 1e6
+    }
+
+    /// How large a run of so many steps is, in a line.
+    pub(crate) fn size(&self, steps: u64) -> String {
+        format!(
+            "about {:.0} MB of memory for each worker, and up to {:.0} MB of disk: {} checkpoints of {:.1} MB with the one \
+             being written, {:.1} MB of metrics, curves and traces",
+            self.memory_mb(),
+            self.disk_mb(steps),
+            self.checkpoints,
+            self.checkpoint_mb,
+            self.records_mb(steps)
+        )
     }
 }
 
-/// What there is too little of for `recipe` with `local_workers` on the CPU of this machine, and checkpoints in
+/// What the shards' statistics come to that are added up forward and backward where BatchNorm is synchronised: of each of its
+/// two statistics once, with as many numbers each time as the longest has for both views.
+fn statistics_mb(recipe: &Recipe, layout: &Layout) -> f64 {
+    match recipe.training.batch_norm {
+        BatchNorm::Shard => 0.0,
+        BatchNorm::Sync => {
+            let channels = layout.statistics.iter().map(|entry| entry.range.len()).max().unwrap_or(0);
+            megabytes(layout.statistics.len() * 2 * 2 * channels)
+        }
+    }
+}
+
+/// What there is too little of for `steps` of `recipe` with `local_workers` on the CPU of this machine, and the run in
 /// `folder`: a sentence for each. What cannot be found out is taken to suffice.
-pub(crate) fn shortages(recipe: &Recipe, local_workers: u32, folder: &Path) -> Vec<String> {
+pub(crate) fn shortages(recipe: &Recipe, steps: u64, local_workers: u32, folder: &Path) -> Vec<String> {
     let needs = Needs::of(recipe, local_workers.max(1));
     let memory = shortage(
         "memory",
@@ -92,7 +134,7 @@ pub(crate) fn shortages(recipe: &Recipe, local_workers: u32, folder: &Path) -> V
     );
     let disk = shortage(
         "disk space",
-        needs.disk_mb(recipe.checkpoint.keep),
+        needs.disk_mb(steps),
         free_disk_mb(folder),
         "make room, lower checkpoint.keep, or choose another --out",
     );
@@ -129,6 +171,8 @@ fn megabytes(floats: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use coordinator::Lease;
+
     use super::*;
 
     #[test]
@@ -146,21 +190,71 @@ mod tests {
         assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
     }
 
+    fn recipe(set: &[&str]) -> Recipe {
+        let set: Vec<String> = set.iter().map(|value| (*value).to_string()).collect();
+        Recipe::from_toml(recipe::QUICKSTART, &set).unwrap()
+    }
+
+    /// The recipe counts a network's products without building it; here it is built.
+    #[test]
+    fn a_network_has_the_products_that_its_recipe_counts() {
+        let presets = recipe::PRESETS.iter().map(|(_, text)| Recipe::from_toml(text, &[]).unwrap());
+        let others = [
+            recipe(&["model.backbone=resnet50", "model.stem=imagenet", "views.crop_px=90"]),
+            recipe(&["model.backbone=resnet34", "model.stem=small", "model.projector_layers=3"]),
+        ];
+        for Recipe { model, views, .. } in presets.chain(others) {
+            let products = model.products(views.crop_px);
+            let weights: Vec<usize> = products.iter().map(|product| product.weights() as usize).collect();
+            let layout = Layout::of(&model);
+            let matrices = layout.parameters.iter().filter(|entry| entry.shape.len() > 1);
+            let expected: Vec<usize> = matrices.map(|entry| entry.range.len()).collect();
+            assert_eq!(weights, expected, "{model:?}");
+            // What a convolution makes is normalised, which makes as much once more.
+            let heads = model.projector_layers as usize + 2;
+            let maps = products[..products.len() - heads].iter();
+            let floats: u64 = maps.map(|product| 2 * product.outputs * product.places).sum();
+            let side = views.crop_px as usize;
+            assert_eq!(2 * floats as usize, SimSiam::activation_floats(&model, 1, side), "{model:?}");
+        }
+    }
+
+    #[test]
+    fn a_lease_brings_as_many_sums_as_the_fold_has_subtrees() {
+        for first_shard in 0..40 {
+            for shard_count in 0..40 {
+                let sums = Lease { first_shard, shard_count }.sums() as usize;
+                assert_eq!(sums, subtrees(first_shard..first_shard + shard_count).len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_says_how_large_it_is() {
+        let kept = recipe(&["checkpoint.keep=2"]);
+        let needs = Needs::of(&kept, 4);
+        let size = needs.size(480);
+        for phrase in ["MB of memory for each worker", "3 checkpoints of", "metrics, curves and traces"] {
+            assert!(size.contains(phrase), "{size:?} lacks {phrase:?}");
+        }
+        assert!(needs.disk_mb(480) > 3.0 * needs.checkpoint_mb);
+        // Two buckets, but for the slice of its own.
+        assert!((needs.sent_mb - 1.5 * needs.bucket_mb).abs() < 1e-9, "{needs:?}");
+        let synchronised = Needs::of(&recipe(&["training.batch_norm=sync"]), 4);
+        assert!(synchronised.summed_mb > needs.summed_mb && needs.summed_mb == needs.bucket_mb);
+    }
+
     #[test]
     fn the_quickstart_fits_and_a_monster_does_not() {
         let here = Path::new("no/such/folder");
-        let recipe = |set: &[&str]| {
-            let set: Vec<String> = set.iter().map(|value| (*value).to_string()).collect();
-            Recipe::from_toml(recipe::QUICKSTART, &set).unwrap()
-        };
-        assert_eq!(shortages(&recipe(&[]), 4, here), [""; 0]);
+        assert_eq!(shortages(&recipe(&[]), 480, 4, here), [""; 0]);
         let monster = recipe(&[
             "model.width=256",
             "checkpoint.keep=10000",
             "training.batch=1048576",
             "data.images=2000000",
         ]);
-        let found = shortages(&monster, 4, here);
+        let found = shortages(&monster, 30, 4, here);
         assert!(
             found.len() == 2 && found[0].contains("memory") && found[1].contains("disk space"),
             "{found:?}"

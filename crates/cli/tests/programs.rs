@@ -31,6 +31,8 @@ mod restart;
 mod security;
 #[path = "programs/soak.rs"]
 mod soak;
+#[path = "programs/traces.rs"]
+mod traces;
 
 /// Many short steps, so that a run is under way as long as a test needs it to be.
 const SMALL: &[&str] = &[
@@ -172,7 +174,15 @@ fn expect(output: &Output, code: i32, phrases: &[&str]) {
 fn one_command_trains_and_leaves_a_run_directory() {
     let place = Place::new();
     let output = place.train("one", "4", &[]).output().unwrap();
-    expect(&output, 0, &["worker 4 of 4 joined", "saved step-000004", "step 96/96", "all 96 steps are done"]);
+    let phrases = [
+        "it takes about ",
+        "worker 4 of 4 joined",
+        "saved step-000004",
+        " for the 86 that are left, until about ",
+        "step 96/96",
+        "all 96 steps are done",
+    ];
+    expect(&output, 0, &phrases);
     let run = place.run("one");
     for file in [
         "recipe.toml",
@@ -339,6 +349,7 @@ fn bad_input_gets_a_sentence() {
         (vec!["--workers", "2", "--min-workers", "3"], 1, vec!["give 1 to 2 as --min-workers"]),
         (vec!["--workers", "0"], 1, vec!["0 workers cannot train"]),
         (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
+        (vec!["--peak-tflops", "0"], 2, vec!["TFLOP/s above 0"]),
         (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),
         (vec!["--resume", "elsewhere"], 1, vec!["elsewhere", "leave out --resume"]),
         (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "coordinator token token.txt"]),
@@ -406,7 +417,14 @@ fn a_recipe_is_checked_and_its_views_are_drawn_without_a_run() {
     expect(
         &output,
         0,
-        &["name = \"quickstart\"", "# schedule: 2048 images", "learning rate", "a step: each of 4"],
+        &[
+            "name = \"quickstart\"",
+            "# schedule: 2048 images",
+            "learning rate",
+            "a step: each of 4",
+            "FLOP a step",
+            "# all steps: about ",
+        ],
     );
     let output = place.coordinator(&["views", "--set", "data.images=128", "--images", "2"]).output().unwrap();
     expect(&output, 0, &["views.png"]);

@@ -109,6 +109,11 @@ impl Evaluations {
         self.running.is_some() || !self.waiting.is_empty()
     }
 
+    /// The process of the one under way.
+    pub(crate) fn under_way(&self) -> Option<u32> {
+        self.running.as_ref().map(|running| running.child.id())
+    }
+
     /// What has ended or failed since; then the next is begun. An error is a sentence for a person.
     pub(crate) fn look(&mut self) -> Vec<Result<Evaluated, String>> {
         let mut told = Vec::new();

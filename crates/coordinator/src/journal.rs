@@ -116,6 +116,16 @@ pub enum Record {
         /// The shards in which it was not.
         shards: Vec<u32>,
     },
+    /// The first steps of a coordinator say how long the rest takes, if nothing changes and evaluations and checkpoints are
+    /// left out.
+    Predicted {
+        /// Steps committed by then.
+        step: u64,
+        /// Steps after these.
+        steps_left: u64,
+        /// How long they take.
+        seconds_left: f64,
+    },
     /// The others of its generation wait for this worker.
     Straggler {
         /// Its id.
@@ -184,6 +194,7 @@ impl Record {
             | Record::Adopted { .. }
             | Record::Checkpoint { .. }
             | Record::Skipped { .. }
+            | Record::Predicted { .. }
             | Record::Straggler { .. }
             | Record::Unhealthy { .. }
             | Record::Paused { .. }

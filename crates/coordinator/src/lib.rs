@@ -11,7 +11,7 @@
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `diagnosis.rs`, `remedy.rs`: whether the network learns, if not, why not, and what is done about it
 //! - `tensorboard/`: the run as TensorBoard reads it
-//! - [`Progress`], `pace.rs`: what a person who watches is told
+//! - [`Progress`], `pace.rs`, `outlook.rs`: what a person who watches is told
 //!
 //! This crate computes with no tensor and sees no gradient: blocks and checkpoints are bytes to it, whose weights it counts
 //! for TensorBoard.
@@ -26,6 +26,7 @@ mod incoming;
 pub mod journal;
 mod lock;
 pub mod membership;
+mod outlook;
 mod pace;
 mod progress;
 mod rate;

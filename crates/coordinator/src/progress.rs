@@ -4,6 +4,7 @@ use recipe::Recipe;
 use serde::Serialize;
 
 use crate::evaluations::Evaluated;
+use crate::flight_recorder::StepSpans;
 use crate::journal::Record;
 use crate::membership::{Monitors, Sight, StepReport, StepSeconds};
 
@@ -21,6 +22,10 @@ pub enum Progress {
     },
     /// A step is committed.
     Step(StepMetrics),
+    /// Where the time of a step went on one worker.
+    Spans(StepSpans),
+    /// An evaluation has begun.
+    EvaluationBegan,
     /// An evaluation has ended.
     Evaluated(Evaluated),
     /// An evaluation failed, for a reason that a person can read; the run goes on.

@@ -22,6 +22,7 @@ use crate::membership::{
     Action, Event, Membership, OnFailure, Order, Outcome, Past, Request, Rollback, Settings, SettingsError,
     StepReport, Timeouts,
 };
+use crate::outlook::Outlook;
 use crate::pace::Paces;
 use crate::progress::{Progress, StepMetrics};
 use crate::remedy::Remedy;
@@ -224,6 +225,7 @@ struct Control<O> {
     /// For what is found out beside the control loop.
     inputs: mpsc::Sender<Input>,
     paces: Paces,
+    outlook: Outlook,
     seen_at: Option<Instant>,
     /// The workers that listen.
     orders: BTreeMap<WorkerId, OrderSender>,
@@ -279,6 +281,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             observer,
             inputs,
             paces: Paces::default(),
+            outlook: Outlook::new(run.total_steps),
             seen_at: None,
             orders: BTreeMap::new(),
             awaited_steps: Vec::new(),
@@ -434,7 +437,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     fn note(&mut self, note: Note) {
         match note {
             Note::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
-            Note::Spans(spans) => self.directory.flight_recorder().note(&spans),
+            Note::Spans(spans) => {
+                self.directory.flight_recorder().note(&spans);
+                (self.observer)(&Progress::Spans(spans));
+            }
         }
     }
 
@@ -480,6 +486,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 Action::Record(record) => self.record(&record)?,
                 Action::Committed(report) => {
                     self.committed(&report);
+                    if let Some(predicted) = self.outlook.note(&report) {
+                        self.record(&predicted)?;
+                    }
                     let findings = self.diagnosis.look(&report);
                     self.tell_findings(report.step, findings)?;
                 }
@@ -605,7 +614,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
 
     fn watch_evaluations(&mut self) {
         let Some(evaluations) = &mut self.evaluations else { return };
-        for result in evaluations.look() {
+        let before = evaluations.under_way();
+        let ended = evaluations.look();
+        let another = evaluations.under_way().filter(|process| before != Some(*process));
+        for result in ended {
             let progress = match result {
                 Ok(evaluated) => {
                     self.directory.metric(&evaluated);
@@ -616,6 +628,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             };
             tracing::info!(?progress, "evaluation");
             (self.observer)(&progress);
+        }
+        if another.is_some() {
+            (self.observer)(&Progress::EvaluationBegan);
         }
     }
 

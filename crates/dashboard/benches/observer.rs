@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use coordinator::{Doing, Pace, Phase, Progress, Sight, StepMetrics, StepSeconds, WorkerSight};
 use criterion::{Criterion, criterion_group, criterion_main};
-use dashboard::{Dashboard, Settings};
+use dashboard::{Dashboard, Settings, Yardsticks};
 use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
@@ -53,6 +53,7 @@ fn observer(criterion: &mut Criterion) {
             total_steps: 480,
             program_version: "1.0.0".to_string(),
             token: Token::random().expect("this system has randomness"),
+            yardsticks: Yardsticks::default(),
         };
         Dashboard::start(listener, settings, mpsc::channel(1).0).expect("a dashboard starts")
     });

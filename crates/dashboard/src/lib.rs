@@ -1,4 +1,4 @@
-//! The live view of a run: a page, numbers for Prometheus, and a status for the command line.
+//! The live view of a run: a page, numbers for Prometheus, spans for OpenTelemetry, and a status for the command line.
 //!
 //! It looks at a run and cannot change it: everything it shows is read from the files of the run directory, which are
 //! what survives a coordinator, or told by [`Observer`]; all it can do is send an [`Action`] to whoever listens.
@@ -7,9 +7,10 @@
 //! - `record.rs`: what the files tell, read as they grow (`lines.rs`): `metrics.rs`, `history.rs` (all steps in a
 //!   bounded memory), `timeline.rs`, `cards.rs`
 //! - `live.rs`: what the control loop tells
-//! - `status.rs`, `health.rs`: where the run stands; `words.rs`, `status_lines.rs`: in plain lines
+//! - `status.rs`, `health.rs`, `rates.rs`: where the run stands; `words.rs`, `status_lines.rs`: in plain lines
 //! - `page/`, `events.rs`: what a browser shows; `prometheus.rs`: what Prometheus fetches
-//! - `trace.rs`: the last steps of all workers, piece by piece
+//! - `trace.rs`: the last steps of all workers, piece by piece, on one clock (`clocks.rs`)
+//! - `open_telemetry/`: what happens as spans, for a collector that somebody names
 //! - `ask.rs`: the status of a run from elsewhere
 
 mod access;
@@ -17,6 +18,7 @@ mod action;
 mod answers;
 mod ask;
 mod cards;
+mod clocks;
 mod events;
 mod health;
 mod history;
@@ -24,8 +26,10 @@ mod lines;
 mod live;
 mod metrics;
 mod neighbours;
+mod open_telemetry;
 mod page;
 mod prometheus;
+mod rates;
 mod record;
 mod server;
 mod site;
@@ -41,8 +45,11 @@ pub use health::{Health, Judgement};
 pub use history::Curves;
 pub use live::Observer;
 pub use metrics::Step;
+pub use open_telemetry::{OpenTelemetry, OpenTelemetryError, SpanObserver, collector};
+pub use rates::{Rates, Yardsticks};
 pub use server::{Dashboard, DashboardError, Settings};
 pub use status::{Recent, State, Status};
 pub use status_lines::status_lines;
 pub use timeline::{Kind, Moment};
 pub use trace::{Lateness, Trace};
+pub use words::{scaled, time_of_end};

@@ -35,7 +35,7 @@ impl Observer {
     /// long as it takes to copy it.
     pub fn hear(&self, progress: &Progress) {
         match progress {
-            Progress::Step(_) => {}
+            Progress::Step(_) | Progress::Spans(_) | Progress::EvaluationBegan => {}
             Progress::Seen(sight) => {
                 let mut live = lock(&self.0);
                 (live.sight, live.seen_at) = (Some(sight.clone()), Some(Instant::now()));

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::rates::Rates;
 use crate::record::{RunRecord, STEP_BOUNDS_S};
 use crate::status::{State, Status};
 
@@ -124,6 +125,12 @@ fn steps(text: &mut Exposition, status: &Status, record: &RunRecord) {
         "Images over the time of the last steps.",
         status.recent.map(|recent| recent.images_per_second),
     );
+    text.gauge(
+        "simsiam_model_flops_per_second",
+        "Floating-point operations of the network's convolutions and linear layers over the time of the last steps, all \
+         workers together.",
+        status.recent.and_then(|recent| recent.model_flops_per_second),
+    );
     let skipped = record.totals.skipped as f64;
     text.counter(
         "simsiam_steps_skipped_total",
@@ -190,6 +197,41 @@ fn workers(text: &mut Exposition, status: &Status) {
     each("simsiam_worker_data_seconds", "Of these, waiting for images and views.", &|worker| {
         worker.pace.map(|pace| pace.seconds.data)
     });
+    rates(text, status);
+}
+
+fn rates(text: &mut Exposition, status: &Status) {
+    type Of = fn(&Rates) -> Option<f64>;
+    let families: [(&str, &str, Of); 4] = [
+        (
+            "simsiam_worker_model_flops_per_second",
+            "Floating-point operations of a worker's convolutions and linear layers over the time of its last steps.",
+            |rates| Some(rates.model_flops_per_second),
+        ),
+        (
+            "simsiam_worker_peak_ratio",
+            "Those over what its device computes at most, if --peak-tflops says so, from 0 to 1.",
+            |rates| rates.peak_share,
+        ),
+        (
+            "simsiam_worker_step_sent_bytes",
+            "What a worker sends to the others in a step, or they read of its memory.",
+            |rates| rates.sent_bytes_per_step,
+        ),
+        (
+            "simsiam_worker_sent_bytes_per_second",
+            "Those over its time in all-reduces, waiting for others included.",
+            |rates| rates.sent_bytes_per_second,
+        ),
+    ];
+    for (name, help, of) in families {
+        text.family(name, "gauge", help);
+        for (worker, rates) in &status.rates {
+            if let Some(value) = of(rates) {
+                text.sample(name, &[("worker", &worker.to_string())], value);
+            }
+        }
+    }
 }
 
 fn evaluations(text: &mut Exposition, status: &Status) {

@@ -21,6 +21,7 @@ use crate::access::{Access, Neighbour};
 use crate::action::Action;
 use crate::ask::ADDRESS_FILE;
 use crate::live::{Live, Observer, lock};
+use crate::rates::Yardsticks;
 use crate::record::{Reader, RunRecord};
 use crate::site::Site;
 use crate::status::Frame;
@@ -53,10 +54,12 @@ pub struct Settings {
     pub program_version: String,
     /// The token of the run.
     pub token: Token,
+    /// What the workers' rates are measured by.
+    pub yardsticks: Yardsticks,
 }
 
 impl Settings {
-    /// Those of the run in `directory`.
+    /// Those of the run in `directory`, whose rates are measured by nothing but its recipe.
     pub fn new(directory: &RunDirectory, total_steps: u64, program_version: &str, token: &Token) -> Settings {
         Settings {
             folder: directory.path().to_path_buf(),
@@ -65,6 +68,7 @@ impl Settings {
             total_steps,
             program_version: program_version.to_string(),
             token: token.clone(),
+            yardsticks: Yardsticks::default(),
         }
     }
 }
@@ -112,7 +116,11 @@ impl Dashboard {
         let (last_read, is_last_read) = oneshot::channel();
         let site = Arc::new(Site {
             folder: settings.folder,
-            frame: Frame { recipe: settings.recipe, total_steps: Some(settings.total_steps) },
+            frame: Frame {
+                recipe: settings.recipe,
+                total_steps: Some(settings.total_steps),
+                yardsticks: settings.yardsticks,
+            },
             program_version: settings.program_version,
             instance: Token::random()?.secret().chars().take(16).collect(),
             access: Access::new(settings.token, !address.ip().is_loopback(), &run_id)?,

@@ -1,5 +1,6 @@
 //! Where a run stands: what `/api/status` answers, the page shows and `coordinator status` prints.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coordinator::{Evaluated, Outcome, Phase, WorkerSight};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::health::{Judgement, judge};
 use crate::live::Live;
 use crate::metrics::Step;
+use crate::rates::{Rates, Yardsticks, over};
 use crate::record::RunRecord;
 use crate::timeline::{Kind, Moment};
 
@@ -54,6 +56,9 @@ pub struct Status {
     pub batch: u32,
     /// Its workers; none are known where no coordinator is at work.
     pub workers: Vec<WorkerSight>,
+    /// How fast those of them are that make steps, by their ids.
+    #[serde(default)]
+    pub rates: BTreeMap<u64, Rates>,
     /// How many workers were lost so far.
     pub workers_lost: u64,
     /// The last faults, the newest last.
@@ -107,6 +112,9 @@ pub struct Recent {
     pub collapse_level: f64,
     /// Images over the seconds of these steps.
     pub images_per_second: f64,
+    /// What the network has to compute for these images ([`Recipe::flops_per_image`]) over these seconds, all workers
+    /// together.
+    pub model_flops_per_second: Option<f64>,
     /// Mean seconds of a step.
     pub step_s: f64,
     /// Which share of it the first worker waited for images and views, from 0 to 1.
@@ -126,6 +134,7 @@ pub struct Recent {
 pub(crate) struct Frame {
     pub(crate) recipe: Recipe,
     pub(crate) total_steps: Option<u64>,
+    pub(crate) yardsticks: Yardsticks,
 }
 
 impl Frame {
@@ -135,7 +144,7 @@ impl Frame {
             Data::Synthetic { images } => Some(recipe.total_steps(u64::from(images))),
             _ => None,
         };
-        Frame { recipe, total_steps }
+        Frame { recipe, total_steps, yardsticks: Yardsticks::default() }
     }
 }
 
@@ -145,7 +154,7 @@ impl Status {
         let training = &frame.recipe.training;
         let sight = live.and_then(|live| live.sight.as_ref());
         let last_step = record.recent.back().cloned();
-        let recent = Recent::of(record, training.batch);
+        let recent = Recent::of(record, &frame.recipe);
         let step = last_step.as_ref().map_or(0, |last| last.step).max(sight.map_or(0, |sight| sight.step));
         let total_epochs = u64::from(training.epochs);
         let total_steps =
@@ -160,6 +169,9 @@ impl Status {
         let mut workers = sight.map_or_else(Vec::new, |sight| sight.workers.clone());
         let since_ms = live.and_then(|live| live.seen_at).map_or(0, |at| at.elapsed().as_millis() as u64);
         workers.iter_mut().for_each(|worker| worker.silent_ms += since_ms);
+        let members = workers.iter().filter(|worker| worker.rank.is_some()).count() as u32;
+        let rates = workers.iter().filter_map(|one| Some((one.worker, Rates::of(one, members, frame)?)));
+        let rates = rates.collect();
         Status {
             run: frame.recipe.name.clone(),
             run_id: record.timeline.run_id.clone(),
@@ -182,6 +194,7 @@ impl Status {
             shards: training.shards,
             batch: training.batch,
             workers,
+            rates,
             workers_lost: record.timeline.counts.lost,
             faults,
             evaluations: record.last_evaluations().into_iter().cloned().collect(),
@@ -238,7 +251,8 @@ impl State {
 }
 
 impl Recent {
-    fn of(record: &RunRecord, batch: u32) -> Option<Recent> {
+    fn of(record: &RunRecord, recipe: &Recipe) -> Option<Recent> {
+        let batch = f64::from(recipe.training.batch);
         let mean = |of: fn(&Step) -> f64| record.recent_mean(of);
         let step_s = mean(|step| step.seconds.step)?;
         let share =
@@ -247,7 +261,8 @@ impl Recent {
             steps: record.recent.len() as u64,
             loss: mean(|step| step.loss)?,
             collapse_level: mean(|step| step.collapse_level)?,
-            images_per_second: f64::from(batch) / step_s.max(f64::MIN_POSITIVE),
+            images_per_second: batch / step_s.max(f64::MIN_POSITIVE),
+            model_flops_per_second: over(batch * recipe.flops_per_image(), step_s),
             step_s,
             data_share: share(|step| step.seconds.data),
             forward_share: share(|step| step.seconds.forward),

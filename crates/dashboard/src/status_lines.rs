@@ -2,8 +2,9 @@
 
 use coordinator::{StepSeconds, WorkerSight};
 
+use crate::rates::Rates;
 use crate::status::{Recent, Status};
-use crate::words::{age, count, duration, number};
+use crate::words::{age, count, duration, number, scaled, time_of_end};
 
 /// Faults that are told in lines; the page has all.
 const TOLD_FAULTS: usize = 3;
@@ -45,15 +46,18 @@ fn headline(status: &Status) -> String {
     }
     line += &format!(", epoch {} of {}", status.epoch, status.total_epochs);
     if let Some(remaining_s) = status.remaining_s {
-        line += &format!(", {} left", duration(remaining_s));
+        let until = time_of_end(status.unix_time_ms, remaining_s);
+        line += &format!(", {} left, until about {until}", duration(remaining_s));
     }
     line
 }
 
 fn speed(recent: &Recent) -> String {
+    let flops = recent.model_flops_per_second.map(|flops| format!(" {},", scaled(flops, "FLOP/s")));
     format!(
-        "{} images/s, {} s a step: data {} forward {} backward {} all-reduce {} update {}",
+        "{} images/s,{} {} s a step: data {} forward {} backward {} all-reduce {} update {}",
         number(recent.images_per_second, 0),
+        flops.unwrap_or_default(),
         number(recent.step_s, 3),
         percent(recent.data_share),
         percent(recent.forward_share),
@@ -94,19 +98,33 @@ fn line_of(worker: &WorkerSight, status: &Status) -> String {
     if let Some(pace) = worker.pace.filter(|_| worker.shard_count > 0) {
         let StepSeconds { data, forward, backward, all_reduce, update, step } = pace.seconds;
         let share = |seconds: f64| percent(seconds / step.max(f64::MIN_POSITIVE));
-        let images =
-            f64::from(status.batch) * f64::from(worker.shard_count) / f64::from(status.shards.max(1));
+        let rates = status.rates.get(&worker.worker);
         line += &format!(
-            ", {} images/s, data {} forward {} backward {} all-reduce {} update {}",
-            number(images / step.max(f64::MIN_POSITIVE), 0),
+            "{}, data {} forward {} backward {} all-reduce {} update {}{}",
+            rates.map(computed).unwrap_or_default(),
             share(data),
             share(forward),
             share(backward),
             share(all_reduce),
-            share(update)
+            share(update),
+            rates.and_then(sent).unwrap_or_default()
         );
     }
     line
+}
+
+/// How fast a worker computes.
+fn computed(rates: &Rates) -> String {
+    let flops = scaled(rates.model_flops_per_second, "FLOP/s");
+    let share = rates.peak_share.map(|share| format!(" ({} of the peak)", percent(share)));
+    format!(", {} images/s, {flops}{}", number(rates.images_per_second, 0), share.unwrap_or_default())
+}
+
+/// What a worker sends to the others, if there are others.
+fn sent(rates: &Rates) -> Option<String> {
+    let per_step = scaled(rates.sent_bytes_per_step?, "B");
+    let rate = rates.sent_bytes_per_second.map(|bytes| format!(" at {}", scaled(bytes, "B/s")));
+    Some(format!(", sends {per_step} a step{}", rate.unwrap_or_default()))
 }
 
 fn percent(share: f64) -> String {

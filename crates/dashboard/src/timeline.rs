@@ -7,6 +7,8 @@ use coordinator::journal::Record;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::words::{duration, time_of_end};
+
 /// The most moments that are kept, the last ones: the journal itself has all.
 const MOST_MOMENTS: usize = 400;
 
@@ -155,6 +157,12 @@ impl Timeline {
                 let detail = format!("step {step}: something was not finite in shards {shards:?}");
                 self.tell(at_ms, Kind::Fault, "skipped", detail);
             }
+            Record::Predicted { steps_left, seconds_left, .. } => {
+                let until = time_of_end(at_ms, seconds_left);
+                let left = duration(seconds_left);
+                let detail = format!("{left} for the {steps_left} steps that are left, until about {until}");
+                self.tell(at_ms, Kind::Plain, "predicted", detail);
+            }
             Record::Straggler { worker, times_slower, .. } => {
                 let name = self.name(worker);
                 let detail =
@@ -277,13 +285,14 @@ mod tests {
         timeline
     }
 
-    const STORY: [&str; 14] = [
+    const STORY: [&str; 15] = [
         r#"{"unix_time_ms":1000,"event":"created","run_id":"ab","program_version":"0.1.0"}"#,
         r#"{"unix_time_ms":1010,"event":"opened","program_version":"0.1.0","checkpoint":null,"step":0,"workers":2}"#,
         r#"{"unix_time_ms":1020,"event":"joined","worker":1,"incarnation":6,"collective_address":"a:1","description":"vm, process 7"}"#,
         r#"{"unix_time_ms":1030,"event":"joined","worker":2,"incarnation":7,"collective_address":"a:2","description":"vm, process 8"}"#,
         r#"{"unix_time_ms":1040,"event":"generation","generation":1,"places":[{"worker":1,"collective_address":"a:1","first_shard":0,"shard_count":2},{"worker":2,"collective_address":"a:2","first_shard":2,"shard_count":2}]}"#,
         r#"{"unix_time_ms":1050,"event":"started","generation":1,"step":0,"state_hash":"5b"}"#,
+        r#"{"unix_time_ms":1060,"event":"predicted","step":10,"steps_left":470,"seconds_left":235.25}"#,
         r#"{"unix_time_ms":2000,"event":"checkpoint","generation":1,"checkpoint":"step-000040","step":40}"#,
         r#"{"unix_time_ms":3000,"event":"checkpoint","generation":1,"checkpoint":"step-000080","step":80}"#,
         r#"{"unix_time_ms":4000,"event":"checkpoint","generation":1,"checkpoint":"step-000120","step":120}"#,
@@ -311,6 +320,11 @@ mod tests {
                 (Kind::Plain, "joined", "worker 2 (vm, process 8)"),
                 (Kind::Plain, "generation", "1, of 2 workers"),
                 (Kind::Plain, "started", "generation 1 trains from step 0 on"),
+                (
+                    Kind::Plain,
+                    "predicted",
+                    "3 min 55 s for the 470 steps that are left, until about 00:03 UTC"
+                ),
                 (Kind::Good, "saved", "3 checkpoints, step-000040 to step-000120"),
                 (Kind::Fault, "lost", "worker 2 (vm, process 8): its connection broke"),
                 (Kind::Plain, "generation", "2, of 1 worker"),

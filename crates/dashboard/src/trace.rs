@@ -1,7 +1,4 @@
 //! The steps that the flight recorder holds, as a trace for Perfetto or Chrome, and who the others waited for.
-//!
-//! Workers' clocks differ. But an all-reduce ends for all of them at the same moment, to within the time that a message
-//! takes; so those moments, over all steps that two workers made together, tell how their clocks differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,6 +9,8 @@ use coordinator::flight_recorder::{FILES, Span, StepPhase, StepSpans};
 use coordinator::journal::Record;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::clocks::{Clocks, interval_us, last_all_reduce};
 
 /// Steps of all workers that took part in them, on one clock.
 #[derive(Debug, Default)]
@@ -53,7 +52,7 @@ impl Trace {
         for name in FILES {
             steps.extend(lines(&folder.join(name))?);
         }
-        let corrections_us = corrections_us(&steps);
+        let corrections_us = Clocks::of(&steps).corrections_us();
         let last = steps.iter().map(|step| step.step).max().unwrap_or(0);
         let first = first.unwrap_or((last + 1).saturating_sub(count));
         // A step that was made again counts as it was made last.
@@ -166,12 +165,15 @@ impl Trace {
     }
 
     fn begin_us(&self, step: &StepSpans) -> i64 {
-        step.began_unix_us as i64 + self.corrections_us.get(&step.worker).copied().unwrap_or(0)
+        self.interval_us(step).0
     }
 
     fn end_us(&self, step: &StepSpans) -> i64 {
-        let ends = step.spans.iter().map(|span| i64::from(span.start_us) + i64::from(span.duration_us));
-        self.begin_us(step) + ends.max().unwrap_or(0)
+        self.interval_us(step).1
+    }
+
+    fn interval_us(&self, step: &StepSpans) -> (i64, i64) {
+        interval_us(step, self.corrections_us.get(&step.worker).copied().unwrap_or(0))
     }
 }
 
@@ -195,41 +197,14 @@ fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<Vec<T>> {
     Ok(found)
 }
 
-/// What brings the ends of every worker's all-reduces to those of the first one, by the median over their steps.
-fn corrections_us(steps: &[StepSpans]) -> BTreeMap<u64, i64> {
-    let mut ends: BTreeMap<u64, BTreeMap<(u64, u64), i64>> = BTreeMap::new();
-    for step in steps {
-        if let Some(fold) = last_all_reduce(step) {
-            let end = step.began_unix_us as i64 + i64::from(fold.start_us) + i64::from(fold.duration_us);
-            ends.entry(step.worker).or_default().insert((step.generation, step.step), end);
-        }
-    }
-    let mut corrections: BTreeMap<u64, i64> = BTreeMap::new();
-    for (worker, own) in &ends {
-        // Of those that have one already, the first that it made steps with.
-        let correction = corrections.iter().find_map(|(other, correction)| {
-            let theirs = &ends[other];
-            let differences = own.iter().filter_map(|(step, end)| Some(theirs.get(step)? - end));
-            let mut differences: Vec<i64> = differences.collect();
-            differences.sort_unstable();
-            Some(correction + differences.get(differences.len() / 2)?)
-        });
-        corrections.insert(*worker, correction.unwrap_or(0));
-    }
-    corrections
-}
-
-fn last_all_reduce(step: &StepSpans) -> Option<&Span> {
-    step.spans.iter().rfind(|span| span.phase == StepPhase::AllReduce)
-}
-
 /// All but waiting: for views, or for the others.
 fn work_us(step: &StepSpans) -> u64 {
     let works = |span: &&Span| !matches!(span.phase, StepPhase::AllReduce | StepPhase::Data);
     step.spans.iter().filter(works).map(|span| u64::from(span.duration_us)).sum()
 }
 
-fn phase(phase: StepPhase) -> &'static str {
+/// What a person calls it.
+pub(crate) fn phase(phase: StepPhase) -> &'static str {
     match phase {
         StepPhase::Unknown => "unknown",
         StepPhase::Data => "wait for views",

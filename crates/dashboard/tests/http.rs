@@ -11,6 +11,7 @@ use std::time::Duration;
 use coordinator::{Doing, Pace, Phase, Progress, Sight, StepSeconds, WorkerSight};
 use dashboard::{Action, AskError, Asked, State, Status, ask, read_status, status_lines};
 use protocol::Token;
+use recipe::{QUICKSTART, Recipe};
 use serde_json::Value;
 
 use run::{TestRun, eventually};
@@ -286,9 +287,15 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
     assert_eq!((status.state, status.workers.len()), (State::Training, 1));
     assert_eq!(asked, Asked::Coordinator(format!("http://{}", served.address)));
     let lines = status_lines(&status).join("\n");
-    for phrase in
-        ["run quickstart: training, step 64 of 480 (13 %)", "Healthy", "shards 0 to 1", "all-reduce 8 %"]
-    {
+    for phrase in [
+        "run quickstart: training, step 64 of 480 (13 %)",
+        "left, until about ",
+        "Healthy",
+        "shards 0 to 1",
+        "256 images/s, ",
+        "of the peak)",
+        "all-reduce 8 %",
+    ] {
         assert!(lines.contains(phrase), "{lines}\nlacks {phrase:?}");
     }
 
@@ -323,6 +330,7 @@ async fn prometheus_reads_what_the_run_is() {
         found.unwrap_or_else(|| panic!("no {name} in {samples:#?}")).1
     };
     let last = run::step(33);
+    let flops = Recipe::from_toml(QUICKSTART, &[]).unwrap().flops_per_image();
     for (name, expected) in [
         ("simsiam_steps_total", 33.0),
         ("simsiam_images_total", 33.0 * 128.0),
@@ -333,12 +341,18 @@ async fn prometheus_reads_what_the_run_is() {
         ("simsiam_run_state{state=\"failed\"}", 0.0),
         ("simsiam_worker_shards{worker=\"1\"}", 2.0),
         ("simsiam_worker_step_seconds{worker=\"1\"}", 0.25),
+        ("simsiam_worker_model_flops_per_second{worker=\"1\"}", 256.0 * flops),
+        ("simsiam_worker_peak_ratio{worker=\"1\"}", 256.0 * flops / 1e12),
         ("simsiam_step_duration_seconds_count", 33.0),
         ("simsiam_step_duration_seconds_bucket{le=\"+Inf\"}", 33.0),
         ("simsiam_evaluation_accuracy_ratio{evaluation=\"knn\",figure=\"top1_k20_t0.07\"}", 0.25),
     ] {
         assert_eq!(sample(name), expected, "{name}");
     }
+    let found = sample("simsiam_model_flops_per_second") / sample("simsiam_images_per_second");
+    assert!((found / flops - 1.0).abs() < 1e-9, "{found} for an image instead of {flops}");
+    // Whoever is alone sends nothing.
+    assert!(!reply.text.contains("simsiam_worker_step_sent_bytes{"));
     assert!(sample("simsiam_worker_heartbeat_age_seconds{worker=\"1\"}") >= 0.3);
     served.end().await;
 }
@@ -427,6 +441,9 @@ async fn a_run_is_seen_and_stopped_from_the_page() {
     assert_eq!(shards, [(0, 2), (2, 2)]);
     assert!(status.workers.iter().all(|worker| worker.doing == Doing::Training && worker.silent_ms < 20_000));
     assert_eq!(status.last_step.as_ref().map(|last| last.seconds.step), Some(1.5));
+    let sent: Vec<_> =
+        status.rates.iter().map(|(worker, rates)| (*worker, rates.sent_bytes_per_step)).collect();
+    assert_eq!(sent, [(1, Some(8e6)), (2, Some(8e6))]);
 
     let token = format!("Bearer {}", run::TOKEN);
     let headers = [("authorization", token.as_str())];

@@ -17,6 +17,7 @@ mod presets;
 mod random;
 mod start;
 mod views;
+mod work;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,7 @@ pub use presets::{PRESETS, QUICKSTART};
 pub use random::{Draws, Purpose};
 pub use start::{Heads, Start};
 pub use views::{ColorJitter, Views};
+pub use work::Product;
 
 /// One complete run, from first to last step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use coordinator::check_workers;
+use dashboard::scaled;
 use recipe::{Data, Recipe};
 use simsiam::Schedule;
 
@@ -17,20 +18,21 @@ pub(super) fn run(arguments: &CheckArguments) -> Result<Ending> {
     let first_state = start::read(&mut recipe)?;
     check_workers(arguments.workers, recipe.training.shards)?;
     let images = count_images(&recipe, arguments)?;
+    let steps = recipe.total_steps(images);
     ensure!(
-        recipe.total_steps(images) > 0,
+        steps > 0,
         "{images} images do not fill one batch of {}; lower training.batch, or give more images",
         recipe.training.batch
     );
     answer(&recipe.to_toml());
     answer(&schedule(&recipe, images));
-    answer(&costs(&recipe, arguments.workers));
+    answer(&costs(&recipe, arguments.workers, steps));
     if arguments.forecast {
         let cache_dir = arguments.cache.folder();
         let images = dataset::Images::open(&recipe.data, &cache_dir)?;
         answer(&forecast(&recipe, &images, arguments.device.open(&cache_dir)?)?);
     }
-    for shortage in shortages(&recipe, arguments.workers, &arguments.out) {
+    for shortage in shortages(&recipe, steps, arguments.workers, &arguments.out) {
         answer(&format!("# warning: {shortage}"));
     }
     for note in first_state.iter().flat_map(|first| &first.notes) {
@@ -66,14 +68,16 @@ fn schedule(recipe: &Recipe, images: u64) -> String {
     lines.join("\n")
 }
 
-/// Memory and bytes that follow from parameters, shards and workers alone, of the worker that has most.
-fn costs(recipe: &Recipe, workers: u32) -> String {
+/// Arithmetic, memory and bytes that follow from parameters, shards, workers and steps alone, of the worker that has most.
+fn costs(recipe: &Recipe, workers: u32, steps: u64) -> String {
     let needs = Needs::of(recipe, workers);
     format!(
         "# network: {} parameters, {} running statistics; a checkpoint has {:.1} MB\n\
          # a worker: {} shards of {} images; weights twice, gradients and momentum {:.1} MB, {} buckets of {:.1} MB, views \
          {:.1} MB, activations {:.1} MB\n\
-         # a step: each of {workers} workers sends {:.1} MB to the others, and about as much arrives",
+         # a step: each of {workers} workers sends {:.1} MB to the others, and about as much arrives\n\
+         # all workers: {} a step, in convolutions and linear layers, forward and backward\n\
+         # all steps: {}",
         needs.parameters,
         needs.statistics,
         needs.checkpoint_mb,
@@ -84,6 +88,8 @@ fn costs(recipe: &Recipe, workers: u32) -> String {
         needs.bucket_mb,
         needs.views_mb,
         needs.activations_mb,
-        needs.sent_mb
+        needs.sent_mb,
+        scaled(recipe.flops_per_image() * f64::from(recipe.training.batch), "FLOP"),
+        needs.size(steps)
     )
 }

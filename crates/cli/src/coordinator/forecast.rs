@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use dashboard::scaled;
 use dataset::Images;
 use dataset::views::{Scratch, ViewMaker};
 use recipe::{BatchNorm, Recipe};
@@ -39,9 +40,10 @@ pub(super) fn forecast(recipe: &Recipe, images: &Images, device: Device) -> Resu
         false => measured.step_seconds_on_cores(shards, cores),
     };
     lines.push(format!(
-        "# this run on {}: {} a step, {} in all, evaluations and checkpoints apart",
+        "# this run on {}: {} a step, {}, {} in all, evaluations and checkpoints apart",
         if is_gpu { "one such GPU" } else { "this machine" },
         milliseconds(here),
+        scaled(recipe.flops_per_image() * f64::from(recipe.training.batch) / here, "FLOP/s"),
         duration(here * recipe.total_steps(images.len()) as f64)
     ));
     lines.push(format!(

@@ -12,7 +12,7 @@ use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
-use dashboard::{Action, Dashboard};
+use dashboard::{Action, Dashboard, OpenTelemetry, collector};
 use dataset::views::{ViewMaker, grid_png};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
@@ -26,6 +26,7 @@ use crate::deal::{deal, warn_of_pictures};
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
+use crate::needs::Needs;
 use crate::recipe_source::difference;
 use crate::security::SecurityArguments;
 use crate::{PROGRAM_VERSION, logging, needs, network, start, worker};
@@ -47,6 +48,7 @@ struct Prepared {
     directory: RunDirectory,
     deal: Deal,
     total_steps: u64,
+    needs: Needs,
     /// What each worker of this machine computes on, as its argument.
     worker_devices: Vec<OsString>,
     cluster: Cluster,
@@ -133,11 +135,13 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         start::publish(&directory, first_state, screen)?;
     }
     warn_of_pictures(&deal);
-    for shortage in needs::shortages(directory.recipe(), cluster.local_workers, directory.path()) {
+    let recipe = directory.recipe();
+    for shortage in needs::shortages(recipe, total_steps, cluster.local_workers, directory.path()) {
         screen.line(&format!("warning: {shortage}"));
         tracing::warn!("{shortage}");
     }
-    Ok(Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls })
+    let needs = Needs::of(recipe, cluster.workers());
+    Ok(Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls })
 }
 
 /// Whether there is a run of this recipe's name.
@@ -173,18 +177,26 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, worker_devices, cluster, dashboard, token, tls } = prepared;
+    let Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls } =
+        prepared;
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
     let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
     screen.line(&announcement(&directory, deal.manifest(), total_steps));
+    let size = needs.size(total_steps);
+    tracing::info!("the run takes {size}");
+    screen.line(&format!("it takes {size}"));
     let (requests, mut stopped_by, asked) = requests()?;
     let dashboard = match dashboard {
-        Some(place) => place.serve(&directory, total_steps, &token, asked, screen).await?,
+        Some(place) => {
+            let all_reduce_bytes = 1e6 * needs.summed_mb;
+            place.serve(&directory, total_steps, all_reduce_bytes, &token, asked, screen).await?
+        }
         None => None,
     };
+    let traces = traces(&directory, screen);
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
@@ -210,7 +222,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         tls,
     };
     let hopeless = Arc::new(OnceLock::new());
-    let observer = observer(screen, dashboard.as_ref(), Arc::clone(&hopeless));
+    let observer = observer(screen, dashboard.as_ref(), traces.as_ref(), Arc::clone(&hopeless));
     let served = serve(
         listener,
         run,
@@ -221,6 +233,9 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         requests,
     )
     .await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     if let Some(dashboard) = dashboard {
         dashboard.end().await;
     }
@@ -253,14 +268,32 @@ fn announcement(directory: &RunDirectory, manifest: &Manifest, total_steps: u64)
     )
 }
 
-/// Tells the person and the dashboard what happens, and keeps what was found to be hopeless, if anything was.
+/// Sends spans of the run to the collector that OpenTelemetry's environment variables name, and says so. Without one,
+/// nothing is sent to anyone. Variables that are wrong are no reason not to train: they may be meant for other programs.
+fn traces(directory: &RunDirectory, screen: &Screen) -> Option<OpenTelemetry> {
+    let started = collector(|name| std::env::var(name).ok()).and_then(|endpoint| {
+        let Some(endpoint) = endpoint else { return Ok(None) };
+        let traces = OpenTelemetry::start(&endpoint, directory, PROGRAM_VERSION)?;
+        let trace = directory.run_id().map(|byte| format!("{byte:02x}")).concat();
+        screen.line(&format!("traces go to {endpoint}; the run's is {trace}"));
+        Ok(Some(traces))
+    });
+    started.unwrap_or_else(|error| {
+        tracing::warn!("no traces are sent: {error}");
+        None
+    })
+}
+
+/// Tells the person, the dashboard and the collector what happens, and keeps what was found to be hopeless, if anything was.
 fn observer(
     screen: &Screen,
     dashboard: Option<&Dashboard>,
+    traces: Option<&OpenTelemetry>,
     hopeless: Arc<OnceLock<String>>,
 ) -> impl FnMut(&Progress) + Send + use<> {
     let mut display = Display::new(screen.clone());
     let page = dashboard.map(Dashboard::observer);
+    let spans = traces.map(OpenTelemetry::observer);
     move |progress| {
         if let Progress::Noted { record: Record::Unhealthy { finding, stops: true, .. }, .. } = progress {
             // The first one stops it.
@@ -269,6 +302,9 @@ fn observer(
         display.show(progress, Instant::now());
         if let Some(page) = &page {
             page.hear(progress);
+        }
+        if let Some(spans) = &spans {
+            spans.hear(progress);
         }
     }
 }

@@ -18,9 +18,13 @@ fn a_run_is_seen_by_its_folder_and_stopped_from_its_dashboard() {
     };
     // The workers are looked at once a second.
     let told = wait_for(|| Some(status(&[])).filter(|told| told.contains("shards 0 to 1")));
-    for phrase in
-        ["run seen: training, step ", " of 8000 ", "shards 0 to 1", "the page of this run: http://127.0.0.1:"]
-    {
+    for phrase in [
+        "run seen: training, step ",
+        " of 8000 ",
+        "FLOP/s",
+        "shards 0 to 1",
+        "the page of this run: http://127.0.0.1:",
+    ] {
         assert!(told.contains(phrase), "{told:?} lacks {phrase:?}");
     }
     let url = fs::read_to_string(place.run("seen").join("dashboard.url")).unwrap();

@@ -13,6 +13,29 @@ pub struct Lease {
     pub shard_count: u32,
 }
 
+impl Lease {
+    /// How many sums its holder brings to a fold: one for each of the largest parts of the shards' tree that it can add up
+    /// alone, which are what crate `collective` calls subtrees.
+    pub fn sums(&self) -> u32 {
+        let (mut start, mut left, mut sums) = (self.first_shard, self.shard_count, 0);
+        while left > 0 {
+            let shards = 1_u32 << start.trailing_zeros().min(left.ilog2());
+            start = start.wrapping_add(shards);
+            left -= shards;
+            sums += 1;
+        }
+        sums
+    }
+
+    /// How many whole buckets its holder sends to the others in a fold of so many workers: each worker folds a slice, so it
+    /// sends the others their slices of its sums, and then its own slice of the result to each. Through shared memory the
+    /// others read as much of it. Around NCCL's ring, every worker sends as much as one that brings a single sum.
+    pub fn buckets_sent(&self, workers: u32) -> f64 {
+        let others = f64::from(workers.saturating_sub(1));
+        f64::from(self.sums() + 1) * others / f64::from(workers.max(1))
+    }
+}
+
 /// Deals `shards` to `workers` ranks: contiguous, in order of rank, and as evenly as possible: the first
 /// `shards % workers` ranks get one more. `workers` is at least 1.
 pub fn lease(shards: u32, workers: u32) -> Vec<Lease> {
@@ -73,6 +96,23 @@ mod tests {
         {
             let counts: Vec<u32> = lease(8, workers).iter().map(|lease| lease.shard_count).collect();
             assert_eq!(counts, expected, "{workers} workers");
+        }
+    }
+
+    #[test]
+    fn whoever_is_alone_sends_nothing_and_who_brings_more_sums_sends_more() {
+        for (first_shard, shard_count, workers, sums, sent) in [
+            (0, 8, 1, 1, 0.0),
+            (0, 4, 2, 1, 1.0),
+            (4, 1, 8, 1, 1.75),
+            // 0 and 1, 2 alone.
+            (0, 3, 3, 2, 2.0),
+            // 1 alone, 2 and 3, 4 and 5, 6 alone.
+            (1, 6, 2, 4, 2.5),
+            (0, 0, 0, 0, 0.0),
+        ] {
+            let lease = Lease { first_shard, shard_count };
+            assert_eq!((lease.sums(), lease.buckets_sent(workers)), (sums, sent), "{lease:?}");
         }
     }
 

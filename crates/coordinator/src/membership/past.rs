@@ -99,6 +99,7 @@ impl Past {
             | Record::Detached { .. }
             | Record::Adopted { .. }
             | Record::Skipped { .. }
+            | Record::Predicted { .. }
             | Record::Straggler { .. }
             | Record::Unhealthy { .. }
             | Record::Paused { .. }

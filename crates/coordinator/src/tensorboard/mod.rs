@@ -21,6 +21,8 @@ use crate::progress::StepMetrics;
 #[derive(Debug)]
 pub(crate) struct TensorBoard {
     file: GrowingFile,
+    /// As the recipe counts them.
+    flops_per_image: f64,
 }
 
 impl TensorBoard {
@@ -35,7 +37,8 @@ impl TensorBoard {
         fs::create_dir_all(folder)?;
         // Readers take the files of a folder in the order of their names, which begin with the time.
         let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
-        let mut board = TensorBoard { file: GrowingFile::open(&folder.join(name))? };
+        let file = GrowingFile::open(&folder.join(name))?;
+        let mut board = TensorBoard { file, flops_per_image: recipe.flops_per_image() };
         board.write(&Event::version(now));
         board.write(&Event::start(now, first_step + 1));
         if first_step == 0 {
@@ -74,6 +77,7 @@ impl TensorBoard {
             ("train/gradient_norm", metrics.gradient_norm),
             ("train/epoch", metrics.epoch as f64),
             ("speed/images_per_second", metrics.images_per_second),
+            ("speed/model_flops_per_second", metrics.images_per_second * self.flops_per_image),
             ("speed/step_seconds", seconds.step),
             ("speed/data_seconds", seconds.data),
             ("speed/forward_seconds", seconds.forward),
@@ -180,6 +184,9 @@ mod tests {
         assert!(text.starts_with("    name = \"quickstart\"\n"), "{text}");
         assert_eq!((first[3].step, first[3].wall_time), (1, 1_700_000_001.0));
         assert_eq!(values(&first[3])[0], Value::scalar("train/loss".to_owned(), -0.5));
+        let flops =
+            Value::scalar("speed/model_flops_per_second".to_owned(), 128.0 * recipe.flops_per_image());
+        assert!(values(&first[3]).contains(&flops));
         assert_eq!(values(&first[4]), [Value::scalar("evaluation/knn_top1_k20_t0.07".to_owned(), 0.25)]);
         assert_eq!(values(&first[5])[0].tag, "weights/fc.0.weight");
         assert_eq!(values(&first[6])[0].tag, "_hparams_/session_end_info");

@@ -39,6 +39,15 @@ function duration(seconds) {
   return `${Math.floor(whole / length)} ${name}${rest ? ` ${rest} ${next[1]}` : ""}`;
 }
 
+/** A size or a rate with the prefix that leaves one to three digits before the point. */
+function scaled(value, unit) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  const prefixes = ["", "k", "M", "G", "T", "P"];
+  const place = Math.max(0, Math.min(prefixes.length - 1, Math.floor(Math.log10(Math.max(value, 1)) / 3)));
+  const shown = value / 1000 ** place;
+  return `${number(shown, shown >= 100 ? 0 : shown >= 10 ? 1 : 2)} ${prefixes[place]}${unit}`;
+}
+
 const age = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : duration(ms / 1000));
 const milliseconds = (seconds) => (seconds < 1 ? `${number(1000 * seconds)} ms` : `${number(seconds, 2)} s`);
 const percent = (share, decimals = 0) => `${number(100 * share, decimals)} %`;
@@ -521,10 +530,11 @@ function drawStatus() {
   }
   tile("step", number(status.step), `${total ? `of ${number(total)} · ` : ""}epoch ${status.epoch} of ${status.total_epochs}`, status.step);
   const since = status.begun_unix_time_ms ? (status.unix_time_ms - status.begun_unix_time_ms) / 1000 : null;
-  tile("remaining", status.remaining_s === null ? "–" : duration(status.remaining_s), since === null ? "" : `begun ${duration(since)} ago`);
+  const until = status.remaining_s === null ? "" : ` · until about ${clock(status.unix_time_ms + 1000 * status.remaining_s, false)}`;
+  tile("remaining", status.remaining_s === null ? "–" : duration(status.remaining_s), since === null ? "" : `begun ${duration(since)} ago${until}`);
   tile("loss", number(last?.loss, 4), "between \u22121 and 1", last?.loss);
   tile("collapse_level", number(last?.collapse_level, 3), "near 1 is healthy, near 0 is collapse", last?.collapse_level);
-  const speed = recent ? `of the last ${recent.steps} steps, ${milliseconds(recent.step_s)} each` : "";
+  const speed = recent ? `of the last ${recent.steps} steps, ${milliseconds(recent.step_s)} each · ${scaled(recent.model_flops_per_second, "FLOP/s")}` : "";
   tile("images_per_second", number(recent?.images_per_second), speed, recent?.images_per_second);
   for (const button of document.querySelectorAll("[data-action]")) {
     button.disabled = !connected || !status.actions.includes(button.dataset.action);
@@ -559,12 +569,14 @@ function drawWorkers() {
   const rows = workers.map((worker) => {
     const name = make("th", { scope: "row" }, `worker ${worker.worker}`, make("span", { class: `doing${worker.doing === "training" || worker.doing === "finished" ? "" : " off"}` }, worker.doing), make("small", {}, worker.description));
     const seconds = worker.pace?.seconds;
-    const speed = seconds && worker.shard_count ? (status.batch * worker.shard_count) / shards / seconds.step : null;
+    const rates = status.rates[worker.worker];
     const late = worker.silent_ms > LATE_MS ? "number late" : "number";
     return make("tr", {}, name, make("td", {}, ...shardsOf(worker, shards)),
-      make("td", { class: "number", "data-label": "images/s" }, number(speed)),
+      make("td", { class: "number", "data-label": "images/s" }, number(rates?.images_per_second)),
+      make("td", { class: "number", "data-label": "FLOP/s" }, ...computed(rates)),
       make("td", {}, ...(seconds ? splitOf(seconds) : ["–"])),
       make("td", { class: "number", "data-label": "step" }, seconds ? milliseconds(seconds.step) : "–"),
+      make("td", { class: "number", "data-label": "to the others" }, ...sent(rates)),
       make("td", { class: late, "data-label": "last sign of life" }, `${age(worker.silent_ms)} ago`),
       make("td", {}, drainButton(worker.worker)));
   });
@@ -573,6 +585,19 @@ function drawWorkers() {
   $("workers-table").tBodies[0].replaceChildren(...rows);
   if (focused) $("workers-table").querySelector(`[data-worker="${focused}"]`)?.focus();
   $("workers-table").hidden = !workers.length;
+}
+
+/** What a worker's network computes, and which share that is of what its device can. */
+function computed(rates) {
+  if (!rates) return ["–"];
+  const share = rates.peak_share === null ? [] : [make("small", {}, `${percent(rates.peak_share)} of the peak`)];
+  return [scaled(rates.model_flops_per_second, "FLOP/s"), ...share];
+}
+
+/** What a worker sends to the others, while it is in an all-reduce and in each step. */
+function sent(rates) {
+  if (!rates || rates.sent_bytes_per_step === null) return ["–"];
+  return [scaled(rates.sent_bytes_per_second, "B/s"), make("small", {}, `${scaled(rates.sent_bytes_per_step, "B")} a step`)];
 }
 
 function drainButton(worker) {
@@ -624,9 +649,9 @@ function drawStory() {
 }
 
 /** The time of day, and the day if it is not today's. */
-function clock(ms) {
+function clock(ms, seconds = true) {
   const date = new Date(ms);
-  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hour12: false });
   const today = date.toDateString() === new Date(status?.unix_time_ms ?? Date.now()).toDateString();
   return today ? time : `${date.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use coordinator::{OnFailure, Outcome, Request, Run, RunDirectory, StepSeconds, Timeouts, serve};
-use dashboard::{Action, Dashboard, Observer, Settings, Status, Step};
+use dashboard::{Action, Dashboard, Observer, Settings, Status, Step, Yardsticks};
 use protocol::v1::order::Order;
 use protocol::v1::report::Event;
 use protocol::{Access, Client, PROTOCOL_VERSION, Token, v1};
@@ -26,6 +26,9 @@ use crate::wire::{Reply, get};
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const VERSION: &str = "1.2.3";
 const TOTAL_STEPS: u64 = 480;
+
+/// Of a network with 2 million numbers in a bucket, on devices of a TFLOP/s.
+const YARDSTICKS: Yardsticks = Yardsticks { all_reduce_bytes: Some(8e6), peak_flops_per_second: Some(1e12) };
 
 /// Waits until it is so.
 pub(crate) async fn eventually<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
@@ -128,6 +131,7 @@ impl TestRun {
             total_steps: TOTAL_STEPS,
             program_version: VERSION.to_string(),
             token: Token::parse(TOKEN).unwrap(),
+            yardsticks: YARDSTICKS,
         };
         Dashboard::start(TcpListener::bind(listen).await.unwrap(), settings, actions).unwrap()
     }

@@ -92,6 +92,10 @@ fn describe(event: &str, value: &Value) -> String {
             format!("generation {} from step {}, state {}…", text("generation"), text("step"), short_hash())
         }
         "checkpoint" => text("checkpoint"),
+        "predicted" => {
+            let seconds_left = value["seconds_left"].as_f64().unwrap_or(f64::NAN);
+            format!("{seconds_left:.0} s for the {} steps after step {}", text("steps_left"), text("step"))
+        }
         "stop_requested" => format!("after step {}", text("step")),
         "ended" if value["outcome"] == "completed" => {
             format!("completed after step {}, state {}…", text("step"), short_hash())
@@ -183,6 +187,7 @@ mod tests {
              {\"unix_time_ms\":5,\"event\":\"adopted\",\"generation\":2,\"step\":6}\n\
              {\"unix_time_ms\":1005,\"event\":\"ended\",\"outcome\":\"stopped\",\"step\":7}\n\
              {\"unix_time_ms\":1005,\"event\":\"opened\",\"checkpoint\":\"step-000007\",\"step\":7}\n\
+             {\"unix_time_ms\":1005,\"event\":\"predicted\",\"step\":17,\"steps_left\":80,\"seconds_left\":41.6}\n\
              {\"unix_time",
         );
         let told: Vec<&str> = journal.moments.iter().map(|moment| moment.detail.as_str()).collect();
@@ -195,6 +200,7 @@ mod tests {
                 "generation 2 goes on after step 6",
                 "stopped after step 7",
                 "goes on from step-000007",
+                "42 s for the 80 steps after step 17",
             ]
         );
         assert_eq!(journal.outcome, None, "it goes on");
