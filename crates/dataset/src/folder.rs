@@ -21,6 +21,9 @@ const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 const ADVICE: &str = "set data.path to a folder of .jpg, .jpeg or .png files";
 
+const LABELLED_ADVICE: &str = "sort pictures into such folders, or take other labelled images with --data, such as \
+                               cifar10:data/cifar-10-batches-bin; `evaluate quality` needs no labels";
+
 /// Labels are one byte.
 const MOST_CLASSES: usize = 256;
 
@@ -45,6 +48,10 @@ pub(crate) fn open_split(
     cache_dir: &Path,
     progress: &mut Progress<'_>,
 ) -> Result<Found, DatasetError> {
+    if folder.is_dir() && !is_laid_out(folder) {
+        let expected = "labelled pictures in train/CLASS/ and test/CLASS/ (or val/CLASS/)";
+        return Err(DatasetError::content(folder, expected, "no such folders", LABELLED_ADVICE));
+    }
     let train = folder.join("train");
     let root = match split {
         Split::Train => train.clone(),

@@ -468,7 +468,10 @@ mod tests {
         // A flat folder of pictures has no labels.
         let data = Data::Folder { path: scene.folder.path().to_owned(), image_px: 32 };
         let error = Job { data: &data, ..scene.job() }.knn(&VOTES, &mut fail).unwrap_err().to_string();
-        assert!(error.contains("expected a folder of pictures at") && error.contains("train"), "{error}");
+        assert!(
+            error.contains("expected labelled pictures in train/CLASS/") && error.contains("quality"),
+            "{error}"
+        );
     }
 
     #[test]
