@@ -241,6 +241,27 @@ fn a_healthy_step_moves_every_part_of_the_network() {
     assert!(backbone.min(projector) <= ratio && ratio <= backbone.max(projector), "{ratio} {monitors:?}");
 }
 
+/// One BatchNorm in three places was a fault of the program that this one comes from: it trained, and its running
+/// statistics were of none of the three.
+#[test]
+fn every_batch_norm_has_statistics_of_its_own() {
+    let trainer = trainer();
+    let mut replica = trainer.place(State::initial(trainer.layout(), 3));
+    let sum = bucket_of(&trainer, &trainer.bind(&replica), 0, noise(0));
+    trainer.commit(&mut replica, &trainer.bucket().read(&sum), RATES).unwrap();
+    let state = replica.state().unwrap();
+    let means: Vec<_> =
+        trainer.layout().statistics.iter().filter(|entry| entry.name.ends_with(".running_mean")).collect();
+    // Those of a ResNet-10, of the projector's two layers and of the predictor's first.
+    assert_eq!(means.len(), 12 + 2 + 1);
+    for (index, mean) in means.iter().enumerate() {
+        for other in &means[..index] {
+            let [mine, theirs] = [mean, other].map(|entry| &state.statistics[entry.range.clone()]);
+            assert!(mine != theirs, "{} and {}", mean.name, other.name);
+        }
+    }
+}
+
 #[test]
 fn a_step_of_which_a_part_was_not_computed_is_none() {
     let trainer = trainer().with_state_on_device();
