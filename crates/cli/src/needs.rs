@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use collective::subtrees;
-use coordinator::{RunDirectory, lease};
+use coordinator::{bytes_of_steps, lease};
 use recipe::{BatchNorm, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
@@ -93,7 +93,7 @@ impl Needs {
 
     /// Metrics, curves and traces.
     fn records_mb(&self, steps: u64) -> f64 {
-        RunDirectory::bytes_of_steps(steps, self.run_shards, self.workers) as f64 / 1e6
+        bytes_of_steps(steps, self.run_shards, self.workers) as f64 / 1e6
     }
 
     /// How large a run of so many steps is, in a line.

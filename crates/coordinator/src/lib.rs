@@ -6,7 +6,8 @@
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
-//! - [`RunDirectory`], [`checkpoint`], [`journal`], [`flight_recorder`], `growing.rs`: what a run leaves behind
+//! - [`RunDirectory`], [`checkpoint`], [`journal`], [`flight_recorder`], `growing.rs`: what a run leaves behind; `footprint.rs`: how
+//!   much
 //! - [`LocalWorkers`], `restarts.rs`: worker processes on this machine
 //! - [`Evaluations`]: evaluation processes beside them
 //! - `diagnosis.rs`, `remedy.rs`: whether the network learns, if not, why not, and what is done about it
@@ -20,6 +21,7 @@ pub mod checkpoint;
 mod diagnosis;
 mod evaluations;
 pub mod flight_recorder;
+mod footprint;
 mod growing;
 mod guard;
 mod incoming;
@@ -43,6 +45,7 @@ pub mod untrusted;
 mod wire;
 
 pub use evaluations::{Evaluated, EvaluationSettings, Evaluations};
+pub use footprint::bytes_of_steps;
 pub use incoming::Listener;
 pub use membership::{
     Doing, Lease, OnFailure, Outcome, Past, Phase, Request, SettingsError, Sight, StepSeconds, Timeouts,

@@ -572,8 +572,7 @@ function drawWorkers() {
     const rates = status.rates[worker.worker];
     const late = worker.silent_ms > LATE_MS ? "number late" : "number";
     return make("tr", {}, name, make("td", {}, ...shardsOf(worker, shards)),
-      make("td", { class: "number", "data-label": "images/s" }, number(rates?.images_per_second)),
-      make("td", { class: "number", "data-label": "FLOP/s" }, ...computed(rates)),
+      make("td", { class: "number", "data-label": "images/s" }, ...computed(rates)),
       make("td", {}, ...(seconds ? splitOf(seconds) : ["–"])),
       make("td", { class: "number", "data-label": "step" }, seconds ? milliseconds(seconds.step) : "–"),
       make("td", { class: "number", "data-label": "to the others" }, ...sent(rates)),
@@ -587,11 +586,11 @@ function drawWorkers() {
   $("workers-table").hidden = !workers.length;
 }
 
-/** What a worker's network computes, and which share that is of what its device can. */
+/** A worker's images, the arithmetic that its network needs for them, and which share that is of what its device can. */
 function computed(rates) {
   if (!rates) return ["–"];
   const share = rates.peak_share === null ? [] : [make("small", {}, `${percent(rates.peak_share)} of the peak`)];
-  return [scaled(rates.model_flops_per_second, "FLOP/s"), ...share];
+  return [number(rates.images_per_second), make("small", {}, scaled(rates.model_flops_per_second, "FLOP/s")), ...share];
 }
 
 /** What a worker sends to the others, while it is in an all-reduce and in each step. */

@@ -182,7 +182,7 @@ fn workers() -> Markup {
         }
         div.scroll tabindex="0" role="region" aria-label="Workers" {
             table #workers-table {
-                thead { tr { th { "worker" } th { "shards" } th.number { "images/s" } th.number { "FLOP/s" } th { "where a step's time goes" } th.number { "step" } th.number { "to the others" } th.number { "last sign of life" } th { span.hide { "actions" } } } }
+                thead { tr { th { "worker" } th { "shards" } th.number { "images/s" } th { "where a step's time goes" } th.number { "step" } th.number { "to the others" } th.number { "last sign of life" } th { span.hide { "actions" } } } }
                 // Rows are made by the script, with a button each.
                 tbody data-question=(Action::Drain { worker: 0 }.words().question) data-label=(Action::Drain { worker: 0 }.words().label) {}
             }
