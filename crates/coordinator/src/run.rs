@@ -224,6 +224,8 @@ struct Control<O> {
     observer: O,
     /// For what is found out beside the control loop.
     inputs: mpsc::Sender<Input>,
+    /// Checkpoints whose weights are being looked at there.
+    looks: usize,
     paces: Paces,
     outlook: Outlook,
     seen_at: Option<Instant>,
@@ -280,6 +282,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             remedy: None,
             observer,
             inputs,
+            looks: 0,
             paces: Paces::default(),
             outlook: Outlook::new(run.total_steps),
             seen_at: None,
@@ -340,7 +343,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         // The last order is on its way; a stream ends when its sender is dropped and all was received.
         let mut listening: Vec<WorkerId> = std::mem::take(&mut self.orders).into_keys().collect();
         let farewell = async {
-            while !listening.is_empty() {
+            while !listening.is_empty() || self.looks > 0 {
                 match inputs.recv().await {
                     Some(Input::Detached { worker, .. }) => listening.retain(|other| *other != worker),
                     Some(input) => self.refuse(input),
@@ -348,7 +351,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 }
             }
         };
-        if timeout(FAREWELL, farewell).await.is_err() {
+        if timeout(FAREWELL, farewell).await.is_err() && !listening.is_empty() {
             tracing::warn!(?listening, "dismissed workers did not go");
         }
         ended
@@ -436,7 +439,12 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     /// Writes down what is only looked at.
     fn note(&mut self, note: Note) {
         match note {
-            Note::Weights { step, histograms } => self.curves.weights(histograms, step, unix_time()),
+            Note::Weights { step, histograms } => {
+                self.looks -= 1;
+                if let Some(histograms) = histograms {
+                    self.curves.weights(histograms, step, unix_time());
+                }
+            }
             Note::Spans(spans) => {
                 self.directory.flight_recorder().note(&spans);
                 (self.observer)(&Progress::Spans(spans));
@@ -558,13 +566,16 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     }
 
     /// Finds out how the weights of a checkpoint are spread, beside the control loop.
-    fn look_at_weights(&self, checkpoint: &str, step: u64) {
+    fn look_at_weights(&mut self, checkpoint: &str, step: u64) {
         let path = self.directory.checkpoints().model_of(checkpoint);
         let inputs = self.inputs.clone();
-        spawn_blocking(move || match tensorboard::of_weights(&path) {
-            // The run may have ended.
-            Ok(histograms) => drop(inputs.blocking_send(Input::Note(Note::Weights { step, histograms }))),
-            Err(error) => tracing::debug!("{}: {error}", path.display()),
+        self.looks += 1;
+        spawn_blocking(move || {
+            let histograms = tensorboard::of_weights(&path)
+                .inspect_err(|error| tracing::debug!("{}: {error}", path.display()))
+                .ok();
+            // Nobody may be left who wants to know.
+            drop(inputs.blocking_send(Input::Note(Note::Weights { step, histograms })));
         });
     }
 

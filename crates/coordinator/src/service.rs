@@ -45,8 +45,8 @@ const MORE_JOINS: u32 = 64;
 pub(crate) enum Note {
     /// Where the time of a step went on a worker.
     Spans(StepSpans),
-    /// How the weights of a checkpoint are spread.
-    Weights { step: u64, histograms: Vec<(String, Histogram)> },
+    /// How the weights of a checkpoint are spread, if they could be read.
+    Weights { step: u64, histograms: Option<Vec<(String, Histogram)>> },
 }
 
 /// What the control loop hears.

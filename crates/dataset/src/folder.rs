@@ -302,7 +302,7 @@ mod tests {
             ("nowhere", ["nowhere", "found nothing"]),
             ("file.png", ["a folder", "found a file"]),
             ("empty", ["at least one picture", "found none"]),
-            ("flat", ["flat/train", "found nothing"]),
+            ("flat", ["train/CLASS/", "evaluate quality"]),
             ("loose", ["loose/train/2.png", "class"]),
             ("foreign", ["foreign/test/b", "classes that train/ has"]),
         ] {

@@ -80,6 +80,9 @@ let columns = empty();
 let range = "all";
 /** Rises with each question, so that a late answer to an earlier one is left alone. */
 let question = 0;
+/** The last question that was answered, and what has come since a question was asked: its answer may not know of it. */
+let answered = 0;
+let meanwhile = [];
 
 function empty() {
   return { first: [], last: [], epoch: [], curves: {}, seconds: {} };
@@ -96,6 +99,7 @@ const lastStep = () => Math.max(status?.last_step?.step ?? 0, columns.last.at(-1
 
 async function ask() {
   const mine = ++question;
+  meanwhile = [];
   const { from, to } = bounds();
   const live = range === "all" || range.last;
   const response = await fetch(`/api/history?points=${POINTS}&from=${from}${live ? "" : `&to=${to}`}`);
@@ -103,6 +107,8 @@ async function ask() {
   const answer = await response.json();
   if (mine !== question) return;
   columns = answer.columns;
+  answered = mine;
+  meanwhile.splice(0).forEach(append);
   draw();
   return answer.last_step;
 }
@@ -110,6 +116,7 @@ async function ask() {
 /** Steps that have come. */
 function append(news) {
   if (range !== "all" && !range.last) return;
+  if (answered !== question) meanwhile.push(news);
   let begin = news.first.findIndex((step) => step > (columns.last.at(-1) ?? 0));
   if (begin < 0) return;
   while (begin < news.first.length && mergeLast(news, begin)) begin++;
@@ -254,7 +261,8 @@ function draw() {
   const whole = range === "all";
   const shown = columns.first.length;
   const steps = columns.last.length ? columns.last.at(-1) - columns.first[0] + 1 : 0;
-  const thinned = shown && steps > shown ? ` Lines are means of up to ${Math.ceil(steps / shown)} steps that follow each other, bands their extremes.` : "";
+  const most = Math.max(...columns.last.map((last, at) => last - columns.first[at] + 1));
+  const thinned = shown && steps > shown ? ` Lines are means of up to ${most} steps that follow each other, bands their extremes.` : "";
   say($("range"), shown ? `${whole ? "All steps" : `Steps ${number(span.from)} to ${number(span.to)}`} of ${number(lastStep())}.${thinned}` : "The curves begin with the first step.");
   for (const button of document.querySelectorAll("[data-range]")) {
     const is = button.dataset.range === "all" ? whole : range.last === Number(button.dataset.range);
