@@ -13,29 +13,9 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 import torchvision.transforms._functional_tensor as T
 
-
-class SimSiam(nn.Module):
-    def __init__(self, dim=2048, hidden=512):
-        super().__init__()
-        self.encoder = torchvision.models.resnet18(zero_init_residual=True)
-        width = self.encoder.fc.in_features
-        self.encoder.conv1, self.encoder.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-        self.encoder.fc = nn.Sequential(
-            nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim, affine=False),
-        )
-        self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
-        )
-
-    def forward(self, x1, x2):
-        z1, z2 = self.encoder(x1), self.encoder(x2)
-        p1, p2 = self.predictor(z1), self.predictor(z2)
-        loss = -(F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()) / 2
-        return loss, z1
+from torch_step import SimSiam
 
 
 def load(folder, pattern):
@@ -134,7 +114,7 @@ def main(folder, epochs, options):
     torch.backends.cudnn.benchmark = True
     train, test = load(folder, "data_batch_*.bin"), load(folder, "test_batch.bin")
     images = train[0].float() / 255
-    model = SimSiam().cuda().to(memory_format=torch.channels_last)
+    model = SimSiam("resnet18", side=32).cuda().to(memory_format=torch.channels_last)
     # The predictor's rate stays, as the official code's --fix-pred-lr keeps it and as the recipe does.
     groups = [{"params": model.encoder.parameters()}, {"params": model.predictor.parameters()}]
     optimizer = torch.optim.SGD(groups, lr=base * batch / 256, momentum=0.9, weight_decay=5e-4)

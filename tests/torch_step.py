@@ -34,7 +34,8 @@ class SimSiam(nn.Module):
     def forward(self, x1, x2):
         z1, z2 = self.encoder(x1), self.encoder(x2)
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        return -(F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()) / 2
+        loss = -(F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()) / 2
+        return loss, z1
 
 
 def milliseconds(work):
@@ -57,7 +58,7 @@ def main(backbone, side, batch, precision, options):
 
     def step():
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss = loss_of(*views)
+            loss, _ = loss_of(*views)
         yield "forward"
         optimizer.zero_grad()
         loss.backward()

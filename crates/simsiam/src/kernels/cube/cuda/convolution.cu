@@ -34,24 +34,9 @@ struct Parameters {
     Tap taps[49];
 };
 
-#define THREADS 128
 #define ROW_BYTES 64
 #define ROW_CHUNKS 4
 #define DEPTH (ROW_CHUNKS * CHUNK)
-#if BY_WARPGROUP
-// All warps make all columns, each of them 16 of every 64 rows.
-#define ROW_TILES (ROWS / 64)
-#define ROW_TILES_APART 64
-#define COLUMN_TILES (COLUMNS / 8)
-// As many as keep their sums in registers.
-#define RESIDENT_BLOCKS (ROWS * COLUMNS > 128 * 64 ? 3 : 4)
-#else
-#define WARPS_ACROSS (COLUMNS / WARP_COLUMNS)
-#define ROW_TILES (WARP_ROWS / 16)
-#define ROW_TILES_APART 16
-#define COLUMN_TILES (WARP_COLUMNS / 8)
-#define RESIDENT_BLOCKS 1
-#endif
 #define ROW_COPIES (ROWS * ROW_CHUNKS / THREADS)
 #define COLUMN_COPIES (COLUMNS * ROW_CHUNKS / THREADS)
 #define STAGE_BYTES ((ROWS + COLUMNS) * ROW_BYTES)
@@ -132,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     };
 
     float sums[ROW_TILES][COLUMN_TILES][4] = {};
+    const int warp_row = FIRST_ROW(warp), warp_column = FIRST_COLUMN(warp);
 #if BY_WARPGROUP
-    const int warp_row = warp * 16, warp_column = 0;
     auto multiply_stage = [&](Word tile) {
         begin_products();
 #pragma unroll
@@ -145,7 +130,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
         end_products();
     };
 #else
-    const int warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
     auto multiply_stage = [&](Word tile) {
 #pragma unroll
         for (int step = 0; step < 2; step++) {

@@ -26,24 +26,9 @@ struct Parameters {
     Tap offsets[49];
 };
 
-#define THREADS 128
 #define DEPTH (CHUNK * 4)
 #define A_CHUNKS (ROWS / CHUNK)
 #define B_CHUNKS (COLUMNS / CHUNK)
-#if BY_WARPGROUP
-// All warps make all columns, each of them 16 of every 64 rows.
-#define ROW_TILES (ROWS / 64)
-#define ROW_TILES_APART 64
-#define COLUMN_TILES (COLUMNS / 8)
-// As many as keep their sums in registers.
-#define RESIDENT_BLOCKS (ROWS * COLUMNS > 128 * 64 ? 3 : 4)
-#else
-#define WARPS_ACROSS (COLUMNS / WARP_COLUMNS)
-#define ROW_TILES (WARP_ROWS / 16)
-#define ROW_TILES_APART 16
-#define COLUMN_TILES (WARP_COLUMNS / 8)
-#define RESIDENT_BLOCKS 1
-#endif
 #define A_COPIES (DEPTH * A_CHUNKS / THREADS)
 #define B_COPIES (DEPTH * B_CHUNKS / THREADS)
 #define A_BYTES (DEPTH * A_CHUNKS * 16)
@@ -143,8 +128,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     };
 
     float sums[ROW_TILES][COLUMN_TILES][4] = {};
+    const int warp_row = FIRST_ROW(warp), warp_column = FIRST_COLUMN(warp);
 #if BY_WARPGROUP
-    const int warp_row = warp * 16, warp_column = 0;
     auto multiply_stage = [&](Word a_tile, Word b_tile) {
         begin_products();
 #pragma unroll
@@ -156,7 +141,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
         end_products();
     };
 #else
-    const int warp_row = warp / WARPS_ACROSS * WARP_ROWS, warp_column = warp % WARPS_ACROSS * WARP_COLUMNS;
     auto multiply_stage = [&](Word a_tile, Word b_tile) {
 #pragma unroll
         for (int step = 0; step < 2; step++) {

@@ -17,6 +17,29 @@ typedef float Number;
 
 #define BY_WARPGROUP (BF16 && WARPGROUPS)
 
+#define THREADS 128
+
+// How the sums of a block's tile are dealt to its four warps: tiles of 16 rows by 8 columns, ROW_TILES_APART rows from one of a
+// warp to its next.
+#if BY_WARPGROUP
+// All warps make all columns, each of them 16 of every 64 rows.
+#define ROW_TILES (ROWS / 64)
+#define ROW_TILES_APART 64
+#define COLUMN_TILES (COLUMNS / 8)
+#define FIRST_ROW(warp) ((warp) * 16)
+#define FIRST_COLUMN(warp) 0
+// As many as keep their sums in registers.
+#define RESIDENT_BLOCKS (ROWS * COLUMNS > 128 * 64 ? 3 : 4)
+#else
+#define WARPS_ACROSS (COLUMNS / WARP_COLUMNS)
+#define ROW_TILES (WARP_ROWS / 16)
+#define ROW_TILES_APART 16
+#define COLUMN_TILES (WARP_COLUMNS / 8)
+#define FIRST_ROW(warp) ((warp) / WARPS_ACROSS * WARP_ROWS)
+#define FIRST_COLUMN(warp) ((warp) % WARPS_ACROSS * WARP_COLUMNS)
+#define RESIDENT_BLOCKS 1
+#endif
+
 // A divisor that is known before the kernel starts: a quotient costs a product and a shift (Granlund & Montgomery
 // 1994). For dividends below 2^31.
 struct Divisor {
