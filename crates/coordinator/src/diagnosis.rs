@@ -259,24 +259,13 @@ fn mean(window: &VecDeque<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::{Parts, StepSeconds};
-    use protocol::Generation;
+    use crate::membership::Parts;
 
     const TOTAL_STEPS: u64 = 480;
 
     fn report(step: u64) -> StepReport {
-        StepReport {
-            generation: Generation(1),
-            step,
-            loss: -0.3,
-            collapse_level: 0.95,
-            learning_rate: 0.05,
-            gradient_norm: 1.0,
-            seconds: StepSeconds::default(),
-            skipped: None,
-            state_hash: None,
-            monitors: (step == 1 || step.is_multiple_of(10)).then(monitors),
-        }
+        let monitors = (step == 1 || step.is_multiple_of(10)).then(monitors);
+        StepReport { loss: -0.3, collapse_level: 0.95, monitors, ..StepReport::usual(1, step) }
     }
 
     fn monitors() -> Monitors {

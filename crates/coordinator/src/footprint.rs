@@ -24,7 +24,6 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::time::Duration;
 
-    use protocol::Generation;
     use recipe::Recipe;
 
     use super::*;
@@ -91,16 +90,13 @@ mod tests {
             step: 0.119_317_759,
         };
         let report = StepReport {
-            generation: Generation(1),
-            step,
             loss: -x.sqrt().sin() / 1.1,
             collapse_level: 1.0 - 1.0 / (x + 20.0),
             learning_rate: 0.1 / x,
             gradient_norm: 0.1 + x.cos().abs(),
             seconds,
-            skipped: None,
-            state_hash: None,
             monitors: step.is_multiple_of(10).then(monitors),
+            ..StepReport::usual(1, step)
         };
         StepMetrics::new(&report, recipe, 1000)
     }

@@ -44,22 +44,13 @@ impl Outlook {
 mod tests {
     use super::*;
     use crate::membership::StepSeconds;
-    use protocol::Generation;
 
     /// What is said of a run of `total_steps` that goes on after `first_step`, whose steps take so long.
     fn told(total_steps: u64, first_step: u64, seconds: &[f64]) -> Vec<Record> {
         let mut outlook = Outlook::new(total_steps);
-        let report = |(step, seconds): (u64, &f64)| StepReport {
-            generation: Generation(1),
-            step,
-            loss: -0.5,
-            collapse_level: 1.0,
-            learning_rate: 0.1,
-            gradient_norm: 1.0,
-            seconds: StepSeconds { step: *seconds, ..StepSeconds::default() },
-            skipped: None,
-            state_hash: None,
-            monitors: None,
+        let report = |(step, seconds): (u64, &f64)| {
+            let seconds = StepSeconds { step: *seconds, ..StepSeconds::default() };
+            StepReport { seconds, ..StepReport::usual(1, step) }
         };
         (first_step + 1..).zip(seconds).filter_map(|step| outlook.note(&report(step))).collect()
     }

@@ -51,21 +51,10 @@ impl Paces {
 mod tests {
     use super::*;
     use crate::membership::{Doing, Phase, WorkerSight};
-    use protocol::Generation;
 
     fn report(step: u64, seconds: f64) -> StepReport {
-        StepReport {
-            generation: Generation(1),
-            step,
-            loss: -0.5,
-            collapse_level: 1.0,
-            learning_rate: 0.1,
-            gradient_norm: 1.0,
-            seconds: StepSeconds { step: seconds, data: seconds / 4.0, ..StepSeconds::default() },
-            skipped: None,
-            state_hash: None,
-            monitors: None,
-        }
+        let seconds = StepSeconds { step: seconds, data: seconds / 4.0, ..StepSeconds::default() };
+        StepReport { seconds, ..StepReport::usual(1, step) }
     }
 
     #[test]

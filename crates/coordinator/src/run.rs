@@ -239,6 +239,25 @@ struct Control<O> {
     outcome: Option<Outcome>,
 }
 
+/// What membership decides by, from a run that begins with the state after `first_step`.
+fn settings(run: &Run, first_step: u64, checkpoint: Option<String>) -> Settings {
+    let recipe = run.directory.recipe();
+    Settings {
+        workers: run.workers,
+        max_workers: run.max_workers,
+        mixes_arithmetic: run.mixes_arithmetic,
+        workers_are_local: run.local_workers.is_some(),
+        on_failure: run.on_failure,
+        min_workers: run.min_workers,
+        shards: recipe.training.shards,
+        total_steps: run.total_steps,
+        first_step,
+        checkpoint,
+        learning_rate_changes: recipe.optimizer.learning_rate_changes.clone(),
+        timeouts: run.timeouts.clone(),
+    }
+}
+
 impl<O: FnMut(&Progress) + Send> Control<O> {
     fn new(
         run: Run,
@@ -257,20 +276,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         past.committed_step = if has_left_workers { told.last_step.max(first_step) } else { first_step };
         let step = past.committed_step;
         let local_workers = run.local_workers.as_ref().map_or(0, LocalWorkers::count);
-        let settings = Settings {
-            workers: run.workers,
-            max_workers: run.max_workers,
-            mixes_arithmetic: run.mixes_arithmetic,
-            workers_are_local: run.local_workers.is_some(),
-            on_failure: run.on_failure,
-            min_workers: run.min_workers,
-            shards: run.directory.recipe().training.shards,
-            total_steps: run.total_steps,
-            first_step,
-            checkpoint: checkpoint.clone(),
-            learning_rate_changes: run.directory.recipe().optimizer.learning_rate_changes.clone(),
-            timeouts: run.timeouts,
-        };
+        let settings = settings(&run, first_step, checkpoint.clone());
         let diagnosis = Diagnosis::new(run.directory.recipe(), run.total_steps);
         let mut control = Control {
             membership: Membership::new(&past, settings, Duration::ZERO)?,

@@ -200,6 +200,11 @@ impl RunDirectory {
         self.run_id
     }
 
+    /// The same in hexadecimal digits, as people and other programs are told.
+    pub fn run_id_digits(&self) -> String {
+        self.run_id.map(|byte| format!("{byte:02x}")).concat()
+    }
+
     /// What the journal tells of the coordinators before.
     pub fn past(&self) -> &Past {
         &self.past

@@ -158,10 +158,7 @@ impl Timeline {
                 self.tell(at_ms, Kind::Fault, "skipped", detail);
             }
             Record::Predicted { steps_left, seconds_left, .. } => {
-                let until = time_of_end(at_ms, seconds_left);
-                let left = duration(seconds_left);
-                let detail = format!("{left} for the {steps_left} steps that are left, until about {until}");
-                self.tell(at_ms, Kind::Plain, "predicted", detail);
+                self.tell(at_ms, Kind::Plain, "predicted", rest(at_ms, steps_left, seconds_left));
             }
             Record::Straggler { worker, times_slower, .. } => {
                 let name = self.name(worker);
@@ -253,6 +250,12 @@ impl Timeline {
             None => format!("worker {worker}"),
         }
     }
+}
+
+/// How long the steps take that are left.
+fn rest(at_ms: u64, steps_left: u64, seconds_left: f64) -> String {
+    let (left, until) = (duration(seconds_left), time_of_end(at_ms, seconds_left));
+    format!("{left} for the {steps_left} steps that are left, until about {until}")
 }
 
 fn push<T>(kept: &mut VecDeque<T>, new: T, most: usize) {

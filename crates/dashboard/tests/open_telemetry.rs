@@ -156,7 +156,7 @@ async fn a_collector_is_told_which_run_it_is() {
     traces.end().await;
     let got = collector.0.lock().unwrap();
     let resource = got[0].resource.as_ref().unwrap();
-    let run_id = directory.run_id().map(|byte| format!("{byte:02x}")).concat();
+    let run_id = directory.run_id_digits();
     for (name, expected) in [
         ("service.name", "simsiam"),
         ("service.version", VERSION),

@@ -239,12 +239,18 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     if let Some(dashboard) = dashboard {
         dashboard.end().await;
     }
-    match served? {
-        Outcome::Completed { .. } => {
-            screen.line(&format!("weights, metrics and logs are in {}", path.display()));
-            Ok(Ending::Done)
-        }
-        Outcome::Stopped { step } => match (hopeless.get(), *stopped_by.borrow_and_update()) {
+    let outcome = served?;
+    if let Outcome::Completed { .. } = outcome {
+        screen.line(&format!("weights, metrics and logs are in {}", path.display()));
+    }
+    ending(outcome, hopeless.get(), *stopped_by.borrow_and_update())
+}
+
+/// How the program ends after such a run, which was found to be hopeless or not, and asked to stop by a signal or not.
+fn ending(outcome: Outcome, hopeless: Option<&String>, stopped_by: Ending) -> Result<Ending> {
+    match outcome {
+        Outcome::Completed { .. } => Ok(Ending::Done),
+        Outcome::Stopped { step } => match (hopeless, stopped_by) {
             (Some(finding), _) => bail!("stopped after step {step}, and saved: {finding}"),
             // No signal stopped the coordinator: a worker was drained, or a person has asked by the dashboard.
             (None, Ending::Done) => Ok(Ending::Terminated),
@@ -274,8 +280,7 @@ fn traces(directory: &RunDirectory, screen: &Screen) -> Option<OpenTelemetry> {
     let started = collector(|name| std::env::var(name).ok()).and_then(|endpoint| {
         let Some(endpoint) = endpoint else { return Ok(None) };
         let traces = OpenTelemetry::start(&endpoint, directory, PROGRAM_VERSION)?;
-        let trace = directory.run_id().map(|byte| format!("{byte:02x}")).concat();
-        screen.line(&format!("traces go to {endpoint}; the run's is {trace}"));
+        screen.line(&format!("traces go to {endpoint}; the run's is {}", directory.run_id_digits()));
         Ok(Some(traces))
     });
     started.unwrap_or_else(|error| {

@@ -416,6 +416,25 @@ pub struct StepReport {
     pub monitors: Option<Monitors>,
 }
 
+#[cfg(test)]
+impl StepReport {
+    /// A step of which nothing is to be said.
+    pub(crate) fn usual(generation: u64, step: u64) -> StepReport {
+        StepReport {
+            generation: Generation(generation),
+            step,
+            loss: -0.5,
+            collapse_level: 0.9,
+            learning_rate: 0.05,
+            gradient_norm: 1.0,
+            seconds: StepSeconds::default(),
+            skipped: None,
+            state_hash: None,
+            monitors: None,
+        }
+    }
+}
+
 /// What a step says of the network's health.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Monitors {

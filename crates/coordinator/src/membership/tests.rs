@@ -95,18 +95,7 @@ pub(super) fn holding(state: u8) -> Holding {
 }
 
 pub(super) fn report(generation: u64, step: u64) -> StepReport {
-    StepReport {
-        generation: Generation(generation),
-        step,
-        loss: -0.5,
-        collapse_level: 0.9,
-        learning_rate: 0.05,
-        gradient_norm: 1.0,
-        seconds: StepSeconds::default(),
-        skipped: None,
-        state_hash: None,
-        monitors: None,
-    }
+    StepReport::usual(generation, step)
 }
 
 /// A run in the making, with a clock that tests move.

@@ -193,13 +193,12 @@ fn exporter(endpoint: &str) -> Result<SpanExporter, ExporterBuildError> {
 
 /// What all spans come from. What OpenTelemetry's own variables say counts.
 fn resource(directory: &RunDirectory, program_version: &str) -> Resource {
-    let run_id = directory.run_id().map(|byte| format!("{byte:02x}")).concat();
     let resource = Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", SERVICE),
             KeyValue::new("service.version", program_version.to_string()),
             KeyValue::new("simsiam.run", directory.recipe().name.clone()),
-            KeyValue::new("simsiam.run_id", run_id),
+            KeyValue::new("simsiam.run_id", directory.run_id_digits()),
         ])
         .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
     match std::env::var("OTEL_SERVICE_NAME") {
