@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
             const int below = i * (THREADS / ROW_CHUNKS);
             const bool is_weight = is_inside && copied_column + below < p.output_channels;
             const Number *from = is_weight ? weight + weight_place + below * weight_pitch : weight;
-            copy_chunk(tile + chunk_place(ROWS + copied_row + below, chunk), from, is_weight);
+            copy_16_bytes(tile + chunk_place(ROWS + copied_row + below, chunk), from, is_weight);
         }
         channel += DEPTH;
         while (channel >= p.channels) {

@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
             const int place = a_pixel + i * (THREADS / A_CHUNKS), pixel = stage_pixel + place;
             const bool is_inside = has_a && pixel < end_pixel;
             const Number *from = is_inside ? dy + (size_t)pixel * p.y_channels + a_channel : dy;
-            copy_chunk(tile + chunk_place<A_CHUNKS>(place, a_chunk), from, is_inside);
+            copy_16_bytes(tile + chunk_place<A_CHUNKS>(place, a_chunk), from, is_inside);
         }
 #pragma unroll
         for (int i = 0; i < B_COPIES; i++) {

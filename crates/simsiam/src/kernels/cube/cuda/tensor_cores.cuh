@@ -52,12 +52,7 @@ __device__ __forceinline__ int divide(int dividend, const Divisor &by) {
     return by.shift < 0 ? dividend : (int)(__umulhi((Word)dividend, by.factor) >> by.shift);
 }
 
-// Starts to copy one chunk, or zeros where `is_inside` is false.
-__device__ __forceinline__ void copy_chunk(Word to, const Number *from, bool is_inside) {
-    copy_16_bytes(to, from, is_inside);
-}
-
-// The same of pixels, which other taps will want again.
+// Starts to copy a chunk of pixels, which other taps will want again.
 __device__ __forceinline__ void copy_pixel_chunk(Word to, const Number *from, bool is_inside) {
 #if CACHED
     copy_16_bytes_cached(to, from, is_inside);
