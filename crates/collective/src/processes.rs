@@ -1,6 +1,6 @@
 //! The fold between processes: first connected, then through the best medium that all of them share.
 
-use crate::mesh::Mesh;
+use crate::mesh::{LANES, Mesh};
 use crate::{Collective, CollectiveError, Gpu, Group, Key, Limits, agreement, gpus, shared_memory, tcp};
 use std::net::TcpListener;
 
@@ -33,7 +33,8 @@ pub enum Assembled {
 
 /// Connects the workers of `group`, of which rank `r` listens at `addresses[r]` ("host:port") and this one at
 /// `listener`. Connections that belong to no worker of this generation, or to none that knows the run's `key`, are
-/// refused and logged. What is sent over those that stay is neither encrypted nor signed.
+/// refused and logged. What is sent over those that stay is neither encrypted nor signed. Workers of different hosts, by
+/// the addresses at both ends, have several connections.
 ///
 /// Then the workers agree, the same on every rank, to fold through memory if all can share it and no one wants
 /// [`Medium::Tcp`], and over their connections otherwise.
@@ -74,12 +75,16 @@ pub fn assemble_with_gpu(
     medium: Medium,
     gpu: Option<Gpu>,
 ) -> Result<Assembled, CollectiveError> {
-    let mut mesh = Mesh::connect(listener, key, &group, addresses, limits)?;
+    let mut mesh = Mesh::connect(listener, key, &group, addresses, limits, LANES)?;
     if let Some(id) = gpus::agree(&mut mesh, &group, gpu, medium)? {
+        mesh.close_further();
         return assemble_gpus(id, mesh, &group, gpu, limits);
     }
     Ok(Assembled::Hosts(match agreement::agree(&mut mesh, key, &group, limits.bucket_len, medium)? {
-        Some(segment) => shared_memory::collective(segment, mesh, group, limits),
+        Some(segment) => {
+            mesh.close_further();
+            shared_memory::collective(segment, mesh, group, limits)
+        }
         None => tcp::collective(mesh, group, limits, tcp::CHUNK_LEN),
     }))
 }

@@ -104,7 +104,11 @@ pub(crate) fn limits(bucket_len: usize) -> Limits {
 }
 
 pub(crate) fn listen() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listen_at("127.0.0.1")
+}
+
+fn listen_at(host: &str) -> (TcpListener, String) {
+    let listener = TcpListener::bind((host, 0)).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     (listener, address)
 }
@@ -115,7 +119,18 @@ pub(crate) fn run_ranks<A: Send, T: Send>(
     assemble: impl Fn(&TcpListener, Group, &[String]) -> A + Sync,
     rank_main: impl Fn(usize, A) -> T + Sync,
 ) -> Vec<T> {
-    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..world).map(|_| listen()).unzip();
+    run_ranks_at(&vec!["127.0.0.1"; world], assemble, rank_main)
+}
+
+/// The same, where each rank listens at an address of its own. They all dial from 127.0.0.1, so that a rank which listens
+/// at 127.0.0.2 takes those above it for workers of other hosts.
+pub(crate) fn run_ranks_at<A: Send, T: Send>(
+    hosts: &[&str],
+    assemble: impl Fn(&TcpListener, Group, &[String]) -> A + Sync,
+    rank_main: impl Fn(usize, A) -> T + Sync,
+) -> Vec<T> {
+    let world = hosts.len();
+    let (listeners, addresses): (Vec<_>, Vec<_>) = hosts.iter().map(|host| listen_at(host)).unzip();
     thread::scope(|scope| {
         let ranks = listeners.iter().enumerate().map(|(rank, listener)| {
             let (addresses, assemble, rank_main) = (&addresses, &assemble, &rank_main);

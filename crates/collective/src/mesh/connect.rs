@@ -1,5 +1,6 @@
 //! Making the full mesh: every rank dials the ranks below it and is dialled by those above.
 
+use super::Lanes;
 use super::handshake::{GREETING_LEN, Greeting, Greetings, Hello, PROOF_LEN, Side, Verdict};
 use crate::interrupt::INTERRUPT_TICK;
 use crate::{CollectiveError, Group, Key, Limits};
@@ -14,7 +15,7 @@ use tracing::{debug, warn};
 /// How long a dialler may take over its greeting: a stranger must not hold a place for ever.
 const GREETING_LIMIT: Duration = Duration::from_secs(2);
 
-/// Greetings read at the same time beyond one for each peer; a flood of strangers costs no more than this.
+/// Greetings read at the same time beyond those of all peers; a flood of strangers costs no more than this.
 const STRANGERS_AT_ONCE: usize = 16;
 
 /// After how long without an answer from its machine a peer counts as gone: as long as its coordinator waits for a sign
@@ -36,21 +37,23 @@ struct Assembly<'a> {
     group: &'a Group,
     hello: Hello,
     limits: Limits,
+    lanes: Lanes,
     until: Instant,
     failed: AtomicBool,
 }
 
-/// Connects to every other rank until `until`; the entry of our own rank is `None`.
+/// Connects to every other rank until `until`; gives all connections to each, by lane, and none to our own rank.
 pub(super) fn connect_all(
     listener: &TcpListener,
     key: &Key,
     group: &Group,
     addresses: &[String],
     limits: Limits,
+    lanes: Lanes,
     until: Instant,
-) -> Result<Vec<Option<TcpStream>>, CollectiveError> {
+) -> Result<Vec<Vec<TcpStream>>, CollectiveError> {
     let hello = Hello::new(group, &limits);
-    let assembly = Assembly { key, group, hello, limits, until, failed: AtomicBool::new(false) };
+    let assembly = Assembly { key, group, hello, limits, lanes, until, failed: AtomicBool::new(false) };
     let (dialled, accepted) = thread::scope(|scope| {
         let dialling = scope.spawn(|| assembly.ending_both(assembly.dial_lower_ranks(addresses)));
         let accepted = assembly.ending_both(assembly.accept_higher_ranks(listener));
@@ -62,8 +65,8 @@ pub(super) fn connect_all(
         (Err(Some(error)), _) | (_, Err(Some(error))) => return Err(error),
         (Err(None), _) | (_, Err(None)) => return Err(CollectiveError::Poisoned),
     };
-    let own = std::iter::once(None);
-    let streams: Vec<_> = dialled.into_iter().map(Some).chain(own).chain(accepted).collect();
+    let own = std::iter::once(Vec::new());
+    let streams: Vec<Vec<_>> = dialled.into_iter().chain(own).chain(accepted).collect();
     for stream in streams.iter().flatten() {
         stream.set_nodelay(true).map_err(socket("set TCP_NODELAY"))?;
         stream.set_nonblocking(true).map_err(socket("set a connection non-blocking"))?;
@@ -89,13 +92,19 @@ fn notice_silence(stream: &TcpStream) -> io::Result<()> {
 /// timer (BBR) made a fold of 75 MB take a tenth longer. Other connections keep the host's choice.
 #[cfg(target_os = "linux")]
 fn unpace_within_host(stream: &TcpStream) {
-    let same_host = match (stream.local_addr(), stream.peer_addr()) {
+    // Reno is built into every Linux; where it is missing, the fold is only slower.
+    if is_within_host(stream)
+        && let Err(error) = rustix::net::sockopt::set_tcp_congestion(stream, "reno")
+    {
+        debug!(%error, "congestion control of a connection within this host is left as it is");
+    }
+}
+
+/// Whether both ends have the same address, and so no link between them.
+fn is_within_host(stream: &TcpStream) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
         (Ok(local), Ok(peer)) => local.ip() == peer.ip(),
         _ => false,
-    };
-    // Reno is built into every Linux; where it is missing, the fold is only slower.
-    if same_host && let Err(error) = rustix::net::sockopt::set_tcp_congestion(stream, "reno") {
-        debug!(%error, "congestion control of a connection within this host is left as it is");
     }
 }
 
@@ -107,9 +116,19 @@ pub(super) fn socket(what: &'static str) -> impl Fn(io::Error) -> CollectiveErro
 /// `Err(None)`: the other side of the assembly has failed.
 type Outcome<T> = Result<T, Option<CollectiveError>>;
 
+/// Whom to dial, and for which of the connections to it.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    rank: usize,
+    address: &'a str,
+    lane: u8,
+}
+
 /// A connection that somebody opened to us, and how far its greeting has come.
 struct Caller {
     stream: TcpStream,
+    /// How many connections we shall have with it, if it is a peer.
+    lanes: u8,
     /// Its greeting and its proof.
     bytes: [u8; GREETING_LEN + PROOF_LEN],
     filled: usize,
@@ -142,22 +161,35 @@ impl Assembly<'_> {
         CollectiveError::Superseded { ours: self.group.generation(), theirs }
     }
 
-    fn dial_lower_ranks(&self, addresses: &[String]) -> Outcome<Vec<TcpStream>> {
+    fn dial_lower_ranks(&self, addresses: &[String]) -> Outcome<Vec<Vec<TcpStream>>> {
         addresses[..self.group.rank()]
             .iter()
             .enumerate()
-            .map(|(rank, address)| self.dial(rank, address))
+            .map(|(rank, address)| self.dial_all_lanes(rank, address))
             .collect()
     }
 
-    /// Dials until `rank` welcomes us: it may not have started yet, or still be in an older generation.
-    fn dial(&self, rank: usize, address: &str) -> Outcome<TcpStream> {
+    /// Opens the first connection to `rank`, and then as many more as it asks for.
+    fn dial_all_lanes(&self, rank: usize, address: &str) -> Outcome<Vec<TcpStream>> {
+        let (first, lanes) = self.dial(Target { rank, address, lane: 0 })?;
+        let mut streams = vec![first];
+        for lane in 1..lanes {
+            let (stream, _) = self.dial(Target { rank, address, lane })?;
+            streams.push(stream);
+        }
+        Ok(streams)
+    }
+
+    /// Dials until the target welcomes us: it may not have started yet, or still be in an older generation. Gives the
+    /// number of connections that it wants, too.
+    fn dial(&self, target: Target) -> Outcome<(TcpStream, u8)> {
+        let Target { rank, address, lane } = target;
         let [mut pause, longest] = PAUSES;
         loop {
             self.check(rank)?;
-            match self.dial_once(rank, address)? {
-                Ok(stream) => return Ok(stream),
-                Err(reason) => debug!(rank, address, %reason, "peer not reached, trying again"),
+            match self.dial_once(target)? {
+                Ok(welcome) => return Ok(welcome),
+                Err(reason) => debug!(rank, address, lane, %reason, "peer not reached, trying again"),
             }
             thread::sleep(pause.min(self.until.saturating_duration_since(Instant::now())));
             pause = (2 * pause).min(longest);
@@ -165,16 +197,16 @@ impl Assembly<'_> {
     }
 
     /// One attempt; the inner error is worth another one.
-    fn dial_once(&self, rank: usize, address: &str) -> Outcome<io::Result<TcpStream>> {
+    fn dial_once(&self, target: Target) -> Outcome<io::Result<(TcpStream, u8)>> {
         let attempt = || {
             let unresolved = || io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
-            let address = address.to_socket_addrs()?.next().ok_or_else(unresolved)?;
+            let address = target.address.to_socket_addrs()?.next().ok_or_else(unresolved)?;
             let left =
                 self.until.saturating_duration_since(Instant::now()).clamp(INTERRUPT_TICK, GREETING_LIMIT);
             let mut stream = TcpStream::connect_timeout(&address, left)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(INTERRUPT_TICK))?;
-            let greeting = self.hello.greeting()?;
+            let greeting = self.hello.on_lane(target.lane).greeting()?;
             stream.write_all(&greeting)?;
             Ok((stream, greeting))
         };
@@ -186,7 +218,7 @@ impl Assembly<'_> {
         let mut filled = 0;
         // The peer may be busy with something else for long; the connection then waits in its backlog.
         while filled < bytes.len() {
-            self.check(rank)?;
+            self.check(target.rank)?;
             match stream.read(&mut bytes[filled..]) {
                 Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => filled += count,
@@ -194,33 +226,32 @@ impl Assembly<'_> {
                 Err(error) => return Ok(Err(error)),
             }
         }
-        self.conclude(rank, address, stream, &greeting, &bytes)
+        self.conclude(target, stream, &greeting, &bytes)
     }
 
     /// Judges the answer to `greeting`, and shows in turn that we know the key.
     fn conclude(
         &self,
-        rank: usize,
-        address: &str,
+        Target { rank, address, lane }: Target,
         mut stream: TcpStream,
         greeting: &Greeting,
         bytes: &[u8; GREETING_LEN + PROOF_LEN],
-    ) -> Outcome<io::Result<TcpStream>> {
+    ) -> Outcome<io::Result<(TcpStream, u8)>> {
         let (answer, proof) = (bytes.first_chunk().expect(WHOLE), *bytes.last_chunk().expect(WHOLE));
         let greetings = Greetings { dialling: greeting, dialled: answer };
-        let verdict = match self.hello.judge(answer, &(rank..rank + 1)) {
+        let verdict = match self.hello.judge(answer, &(rank..rank + 1), 1) {
             Verdict::Stranger(reason) => Verdict::Stranger(reason),
             _ if !greetings.are_proven(self.key, Side::Dialled, proof) => Verdict::Stranger(UNPROVEN),
             proven => proven,
         };
         if let Verdict::Stranger(reason) = verdict {
-            warn!(rank, address, reason, "a stranger answers at the address of a peer");
+            warn!(rank, address, lane, reason, "a stranger answers at the address of a peer");
             return Ok(Err(io::Error::other(reason)));
         }
         // Also where we cannot go on together: the peer acts on our greeting only if it is proven.
         let shown = stream.write_all(&greetings.proof(self.key, Side::Dialling));
         match verdict {
-            Verdict::Peer(_) => Ok(shown.map(|()| stream)),
+            Verdict::Peer { lanes, .. } => Ok(shown.map(|()| (stream, lanes))),
             Verdict::Stranger(reason) => Ok(Err(io::Error::other(reason))),
             Verdict::Stale { theirs } => {
                 Ok(Err(io::Error::other(format!("it is still in generation {theirs}"))))
@@ -230,34 +261,44 @@ impl Assembly<'_> {
         }
     }
 
-    /// Accepts until every higher rank has come, in rank order; of two that claim a rank, the later stays.
-    fn accept_higher_ranks(&self, listener: &TcpListener) -> Outcome<Vec<Option<TcpStream>>> {
+    /// Accepts until every higher rank has come on all its lanes, which come in any order; gives them by rank and lane.
+    /// Of two that claim a lane, the later stays: whoever dials anew has given up the one before.
+    fn accept_higher_ranks(&self, listener: &TcpListener) -> Outcome<Vec<Vec<TcpStream>>> {
         let fatal = |what| move |source| Some(CollectiveError::Socket { what, source });
         listener.set_nonblocking(true).map_err(fatal("set the listener non-blocking"))?;
         let first = self.group.rank() + 1;
-        let mut peers: Vec<Option<TcpStream>> = (first..self.group.world()).map(|_| None).collect();
+        // How many lanes a peer has is known once one of them is proven.
+        let mut peers: Vec<Vec<Option<TcpStream>>> =
+            (first..self.group.world()).map(|_| Vec::new()).collect();
         let mut callers: Vec<Caller> = Vec::new();
-        while let Some(missing) = peers.iter().position(Option::is_none) {
+        let callers_max = peers.len() * usize::from(self.lanes.most()) + STRANGERS_AT_ONCE;
+        let is_missing =
+            |lanes: &Vec<Option<TcpStream>>| lanes.is_empty() || lanes.iter().any(Option::is_none);
+        while let Some(missing) = peers.iter().position(is_missing) {
             self.check(first + missing)?;
             wait_for_callers(listener, &callers).map_err(fatal("wait for peers"))?;
             while let Some(stream) = accept(listener).map_err(fatal("accept a connection"))? {
-                if callers.len() >= peers.len() + STRANGERS_AT_ONCE {
+                if callers.len() >= callers_max {
                     warn!("too many greetings at once, the oldest is dropped");
                     callers.remove(0);
                 }
-                callers.push(Caller::new(stream));
+                callers.push(Caller::new(stream, self.lanes));
             }
-            for index in (0..callers.len()).rev() {
+            // In the order in which they came, for the later to stay.
+            let mut index = 0;
+            while index < callers.len() {
                 match callers[index].listen(self)? {
-                    Progress::Waiting => {}
-                    Progress::Refused => drop(callers.swap_remove(index)),
-                    Progress::Joined(rank) => {
-                        peers[rank - first] = Some(callers.swap_remove(index).stream);
+                    Progress::Waiting => index += 1,
+                    Progress::Refused => drop(callers.remove(index)),
+                    Progress::Joined { rank, lane } => {
+                        let Caller { stream, lanes, .. } = callers.remove(index);
+                        peers[rank - first].resize_with(usize::from(lanes), || None);
+                        peers[rank - first][usize::from(lane)] = Some(stream);
                     }
                 }
             }
         }
-        Ok(peers)
+        Ok(peers.into_iter().map(|lanes| lanes.into_iter().flatten().collect()).collect())
     }
 }
 
@@ -292,13 +333,14 @@ fn accept(listener: &TcpListener) -> io::Result<Option<TcpStream>> {
 enum Progress {
     Waiting,
     Refused,
-    Joined(usize),
+    Joined { rank: usize, lane: u8 },
 }
 
 impl Caller {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: TcpStream, lanes: Lanes) -> Self {
+        let lanes = if is_within_host(&stream) { lanes.within_host } else { lanes.between_hosts };
         let bytes = [0; GREETING_LEN + PROOF_LEN];
-        Self { stream, bytes, filled: 0, answered: None, until: Instant::now() + GREETING_LIMIT }
+        Self { stream, lanes, bytes, filled: 0, answered: None, until: Instant::now() + GREETING_LIMIT }
     }
 
     /// Reads what has come of the greeting and answers it. Fails only if the group cannot be assembled.
@@ -332,11 +374,12 @@ impl Caller {
     fn answer(&mut self, assembly: &Assembly) -> Result<(Greeting, Verdict), String> {
         let greeting = self.bytes.first_chunk().expect(WHOLE);
         let ranks = assembly.group.rank() + 1..assembly.group.world();
-        let verdict = assembly.hello.judge(greeting, &ranks);
+        let verdict = assembly.hello.judge(greeting, &ranks, self.lanes);
         if let Verdict::Stranger(reason) = verdict {
             return Err(reason.to_owned());
         }
-        let answer = assembly.hello.greeting().map_err(|error| error.to_string())?;
+        let hello = assembly.hello.with_lanes(self.lanes);
+        let answer = hello.greeting().map_err(|error| error.to_string())?;
         let proof = Greetings { dialling: greeting, dialled: &answer }.proof(assembly.key, Side::Dialled);
         // So few bytes always fit the empty send buffer of a new connection; if not, it is of no use anyway.
         let written = self.stream.write_all(&answer).and_then(|()| self.stream.write_all(&proof));
@@ -358,7 +401,7 @@ impl Caller {
             return Ok(self.refuse(UNPROVEN));
         }
         match verdict {
-            Verdict::Peer(rank) => Ok(Progress::Joined(rank)),
+            Verdict::Peer { rank, lane, .. } => Ok(Progress::Joined { rank, lane }),
             Verdict::Stranger(reason) => Ok(self.refuse(reason)),
             Verdict::Stale { theirs } => Ok(self.refuse(&format!("it is still in generation {theirs}"))),
             Verdict::Newer { theirs } => Err(assembly.superseded(theirs)),

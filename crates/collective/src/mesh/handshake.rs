@@ -6,6 +6,9 @@
 //! and is good for these two nonces only. Nothing that a greeting says has a consequence before its proof has come,
 //! and nothing is allocated for it. A connection counts only after the last proof, so that one whose dialler has long
 //! given up is not taken for a peer.
+//!
+//! Two workers may have several connections. Who was dialled decides how many, and says so in its answer; who dialled
+//! opens the further ones, each of which names its lane in its greeting and is proven like the first.
 
 use crate::{CollectiveError, Group, Key, Limits};
 use std::io;
@@ -30,8 +33,8 @@ pub(crate) type Proof = [u8; PROOF_LEN];
 const MAGIC: [u8; 8] = *b"simsiam\n";
 
 /// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
-/// agrees on shared memory or TCP after that.
-const VERSION: u32 = 4;
+/// agrees on shared memory or TCP after that; since 5 workers of different hosts have several connections.
+const VERSION: u32 = 5;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;
@@ -42,7 +45,11 @@ pub(crate) struct Hello {
     run: [u8; 16],
     version: u32,
     pub(crate) generation: u64,
-    rank: u32,
+    rank: u16,
+    /// Which of the connections between the two this is; zero in an answer.
+    lane: u8,
+    /// How many connections the two have; zero from who dials, for it does not decide.
+    lanes: u8,
     world: u32,
     bucket_len: u64,
     shards: u32,
@@ -85,8 +92,8 @@ impl Greetings<'_> {
 /// What is to be done with the sender of a greeting.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// It is this rank of our generation.
-    Peer(usize),
+    /// It is this rank of our generation, on this of our connections, and says that we have so many.
+    Peer { rank: usize, lane: u8, lanes: u8 },
     /// It has nothing to do with us.
     Stranger(&'static str),
     /// It is of our run, in an older generation.
@@ -103,12 +110,24 @@ impl Hello {
             run: group.run(),
             version: VERSION,
             generation: group.generation(),
-            rank: group.rank() as u32,
+            rank: group.rank() as u16, // a group has at most 65536
+            lane: 0,
+            lanes: 0,
             world: group.world() as u32,
             bucket_len: limits.bucket_len as u64,
             shards: group.shards(),
             leases_checksum: group.leases_checksum(),
         }
+    }
+
+    /// What whoever dials says on one of its connections.
+    pub(crate) fn on_lane(&self, lane: u8) -> Self {
+        Self { lane, ..self.clone() }
+    }
+
+    /// What is answered where the two are to have so many connections.
+    pub(crate) fn with_lanes(&self, lanes: u8) -> Self {
+        Self { lanes, ..self.clone() }
     }
 
     /// This hello with a new nonce, for one connection. Fails where the system has no randomness.
@@ -126,7 +145,9 @@ impl Hello {
         bytes[12..16].copy_from_slice(&self.version.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.run);
         bytes[32..40].copy_from_slice(&self.generation.to_le_bytes());
-        bytes[40..44].copy_from_slice(&self.rank.to_le_bytes());
+        bytes[40..42].copy_from_slice(&self.rank.to_le_bytes());
+        bytes[42] = self.lane;
+        bytes[43] = self.lanes;
         bytes[44..48].copy_from_slice(&self.world.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.bucket_len.to_le_bytes());
         bytes[56..60].copy_from_slice(&self.shards.to_le_bytes());
@@ -139,7 +160,9 @@ impl Hello {
             run: field(bytes, 16),
             version: u32::from_le_bytes(field(bytes, 12)),
             generation: u64::from_le_bytes(field(bytes, 32)),
-            rank: u32::from_le_bytes(field(bytes, 40)),
+            rank: u16::from_le_bytes(field(bytes, 40)),
+            lane: bytes[42],
+            lanes: bytes[43],
             world: u32::from_le_bytes(field(bytes, 44)),
             bucket_len: u64::from_le_bytes(field(bytes, 48)),
             shards: u32::from_le_bytes(field(bytes, 56)),
@@ -147,8 +170,9 @@ impl Hello {
         }
     }
 
-    /// Judges the greeting `bytes` of a worker that should hold one of `ranks`. It may be a lie, until it is proven.
-    pub(crate) fn judge(&self, bytes: &Greeting, ranks: &Range<usize>) -> Verdict {
+    /// Judges the greeting `bytes` of a worker that should hold one of `ranks`, on one of at most `lanes` connections. It
+    /// may be a lie, until it is proven.
+    pub(crate) fn judge(&self, bytes: &Greeting, ranks: &Range<usize>, lanes: u8) -> Verdict {
         if bytes[0..8] != MAGIC {
             return Verdict::Stranger("it does not speak this protocol");
         }
@@ -165,7 +189,7 @@ impl Hello {
         if theirs.generation > self.generation {
             return Verdict::Newer { theirs: theirs.generation };
         }
-        let rank = theirs.rank as usize;
+        let rank = usize::from(theirs.rank);
         let fields = [
             ("protocol version", self.version.into(), theirs.version.into()),
             ("number of workers", self.world.into(), theirs.world.into()),
@@ -178,11 +202,13 @@ impl Hello {
                 return Verdict::Mismatch(CollectiveError::Protocol { rank, field, expected, found });
             }
         }
-        if ranks.contains(&rank) {
-            Verdict::Peer(rank)
-        } else {
-            Verdict::Stranger("its rank is not expected here")
+        if !ranks.contains(&rank) {
+            return Verdict::Stranger("its rank is not expected here");
         }
+        if theirs.lane >= lanes {
+            return Verdict::Stranger("it opens more connections than it was told to");
+        }
+        Verdict::Peer { rank, lane: theirs.lane, lanes: theirs.lanes }
     }
 }
 
@@ -206,11 +232,14 @@ mod tests {
         let ours = Hello::new(&group(5, 0, 4, 8), &limits(100));
         let check = |theirs: &Hello, expected: &str| {
             assert_eq!(Hello::from_bytes(&greeting(theirs)), *theirs);
-            let verdict = format!("{:?}", ours.judge(&greeting(theirs), &(1..4)));
+            let verdict = format!("{:?}", ours.judge(&greeting(theirs), &(1..4), 3));
             assert!(verdict.starts_with(expected), "{verdict} is not {expected}");
         };
         let theirs = Hello::new(&group(5, 2, 4, 8), &limits(100));
-        check(&theirs, "Peer(2)");
+        check(&theirs, "Peer { rank: 2, lane: 0, lanes: 0 }");
+        check(&theirs.on_lane(2), "Peer { rank: 2, lane: 2, lanes: 0 }");
+        check(&theirs.with_lanes(4), "Peer { rank: 2, lane: 0, lanes: 4 }");
+        check(&theirs.on_lane(3), "Stranger");
         check(&ours, "Stranger");
         check(&Hello { run: [8; 16], ..theirs.clone() }, "Stranger");
         check(&Hello { generation: 4, bucket_len: 1, ..theirs.clone() }, "Stale { theirs: 4 }");
@@ -229,8 +258,8 @@ mod tests {
         );
         let mut bytes = greeting(&theirs);
         bytes[8..12].reverse();
-        assert!(matches!(ours.judge(&bytes, &(1..4)), Verdict::Stranger(_)));
-        assert!(matches!(ours.judge(&[0x47; GREETING_LEN], &(1..4)), Verdict::Stranger(_)));
+        assert!(matches!(ours.judge(&bytes, &(1..4), 3), Verdict::Stranger(_)));
+        assert!(matches!(ours.judge(&[0x47; GREETING_LEN], &(1..4), 3), Verdict::Stranger(_)));
     }
 
     #[test]
@@ -263,14 +292,15 @@ mod tests {
         ) {
             let ours = Hello::new(&group(5, 0, 4, 8), &limits(100));
             let noise = *noise.first_chunk().unwrap();
-            prop_assert!(matches!(ours.judge(&noise, &(1..4)), Verdict::Stranger(_)));
+            prop_assert!(matches!(ours.judge(&noise, &(1..4), 3), Verdict::Stranger(_)));
             let mut changed = greeting(&Hello::new(&group(5, 2, 4, 8), &limits(100)));
             for (place, byte) in changes {
                 changed[place] = byte;
             }
-            if let Verdict::Peer(rank) = ours.judge(&changed, &(1..4)) {
+            if let Verdict::Peer { rank, lane, lanes } = ours.judge(&changed, &(1..4), 3) {
+                prop_assert!(lane < 3);
                 let peer = Hello::new(&group(5, rank, 4, 8), &limits(100));
-                prop_assert_eq!(Hello::from_bytes(&changed), peer);
+                prop_assert_eq!(Hello::from_bytes(&changed), peer.on_lane(lane).with_lanes(lanes));
             }
         }
     }

@@ -22,12 +22,31 @@ pub(crate) const BROKEN_OFF: PollFlags = PollFlags::RDHUP;
 #[cfg(not(target_os = "linux"))]
 pub(crate) const BROKEN_OFF: PollFlags = PollFlags::HUP;
 
-/// Another worker, and the connection to it.
+/// How many connections two workers have: the lanes that a fold over TCP goes by. At least one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lanes {
+    pub(crate) within_host: u8,
+    pub(crate) between_hosts: u8,
+}
+
+/// Clouds cap what one flow carries (AWS: 5 Gbit/s), and a lost packet halves the window of one flow only. Within a host
+/// there is neither, and every connection more costs system calls.
+pub(crate) const LANES: Lanes = Lanes { within_host: 1, between_hosts: 4 };
+
+impl Lanes {
+    fn most(self) -> u8 {
+        self.within_host.max(self.between_hosts)
+    }
+}
+
+/// Another worker, and the connections to it, which never block.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) rank: usize,
-    /// Never blocks.
+    /// The first, over which all is said but a fold.
     pub(crate) stream: TcpStream,
+    /// The others, in the order of their lanes.
+    pub(crate) further: Vec<TcpStream>,
 }
 
 /// All other workers of a generation.
@@ -41,23 +60,35 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Connects to all others of `group`, as [`assemble`](crate::assemble) says.
+    /// Connects to all others of `group`, as [`assemble`](crate::assemble) says. Of two workers, the lower rank's `lanes`
+    /// hold for both.
     pub(crate) fn connect(
         listener: &TcpListener,
         key: &Key,
         group: &Group,
         addresses: &[String],
         limits: Limits,
+        lanes: Lanes,
     ) -> Result<Self, CollectiveError> {
         let world = group.world();
         if addresses.len() != world {
             return Err(CollectiveError::Addresses { expected: world, found: addresses.len() });
         }
         let until = Instant::now() + limits.connect_deadline;
-        let streams = connect::connect_all(listener, key, group, addresses, limits, until)?;
-        let peer = |(rank, stream): (usize, Option<_>)| stream.map(|stream| Peer { rank, stream });
-        let peers = streams.into_iter().enumerate().filter_map(peer).collect();
+        let connections = connect::connect_all(listener, key, group, addresses, limits, lanes, until)?;
+        let peer = |(rank, streams): (usize, Vec<TcpStream>)| {
+            let mut streams = streams.into_iter();
+            streams.next().map(|stream| Peer { rank, stream, further: streams.collect() })
+        };
+        let peers = connections.into_iter().enumerate().filter_map(peer).collect();
         Ok(Self { group: group.clone(), limits, until, peers })
+    }
+
+    /// Closes all but the first connection to each peer, for a group that does not fold over TCP.
+    pub(crate) fn close_further(&mut self) {
+        for peer in &mut self.peers {
+            peer.further.clear();
+        }
     }
 
     /// Fails once the generation is interrupted or the time for its assembly is over, which `rank` is then to blame for.

@@ -132,6 +132,83 @@ fn who_does_not_know_the_key_moves_nothing() {
     });
 }
 
+/// Joins as `hello` says, as whoever knows the key may.
+fn join(address: &str, hello: &handshake::Hello) -> TcpStream {
+    let (mut stream, greeting, answer) = greet(address, hello);
+    let greetings = handshake::Greetings { dialling: &greeting, dialled: answer.first_chunk().unwrap() };
+    stream.write_all(&greetings.proof(&key(), handshake::Side::Dialling)).unwrap();
+    stream
+}
+
+#[test]
+fn further_connections_are_proven_like_the_first_and_come_in_any_order() {
+    let lanes = Lanes { within_host: 3, ..LANES };
+    let (listener, address) = listen();
+    let addresses = [address.clone(), "nobody dials this".to_string()];
+    thread::scope(|scope| {
+        let group_of = |rank| group(3, rank, 2, SHARDS);
+        let waiting = scope.spawn(move || {
+            Mesh::connect(&listener, &key(), &group_of(0), &addresses, limits(1000), lanes).unwrap()
+        });
+        let hello = handshake::Hello::new(&group_of(1), &limits(1000));
+        let (mut stranger, _, answer) = greet(&address, &hello.on_lane(1));
+        stranger.write_all(&answer[handshake::GREETING_LEN..]).unwrap();
+        assert!(!matches!(stranger.read(&mut [0; 8]), Ok(1..)), "its proof is wrong");
+        let mut beyond = TcpStream::connect(&address).unwrap();
+        beyond.write_all(&hello.on_lane(3).greeting().unwrap()).unwrap();
+        assert!(!matches!(beyond.read(&mut [0; 8]), Ok(1..)), "there are only three");
+        let mut given_up = join(&address, &hello.on_lane(2));
+        let joined = [2, 1, 0].map(|lane| {
+            let mut stream = join(&address, &hello.on_lane(lane));
+            stream.write_all(&[lane]).unwrap();
+            stream
+        });
+        assert!(!matches!(given_up.read(&mut [0; 8]), Ok(1..)), "its place is taken by the later one");
+        let mesh = waiting.join().unwrap();
+        let Peer { rank, stream, further } = &mesh.peers[0];
+        let heard = std::iter::once(stream).chain(further).map(|mut stream| {
+            let mut byte = [0];
+            stream.set_nonblocking(false).unwrap();
+            stream.read_exact(&mut byte).unwrap();
+            byte[0]
+        });
+        assert_eq!((*rank, heard.collect::<Vec<_>>()), (1, vec![0, 1, 2]));
+        drop(joined);
+    });
+}
+
+#[test]
+fn a_stranger_that_answers_on_a_further_connection_is_not_believed() {
+    let lanes = Lanes { within_host: 2, ..LANES };
+    let (ours, address) = listen();
+    let (theirs, peer) = listen();
+    let greeted = |hello: &handshake::Hello, knows: &Key| {
+        let (mut stream, _) = theirs.accept().unwrap();
+        let mut greeting = [0; handshake::GREETING_LEN];
+        stream.read_exact(&mut greeting).unwrap();
+        let answer = hello.with_lanes(2).greeting().unwrap();
+        let greetings = handshake::Greetings { dialling: &greeting, dialled: &answer };
+        let proof = greetings.proof(knows, handshake::Side::Dialled);
+        stream.write_all(&[&answer[..], &proof[..]].concat()).unwrap();
+        let mut shown = [0; handshake::PROOF_LEN];
+        (stream.read_exact(&mut shown).is_ok(), stream)
+    };
+    thread::scope(|scope| {
+        let addresses = [peer, address];
+        let waiting = scope.spawn(move || {
+            Mesh::connect(&ours, &key(), &group(3, 1, 2, SHARDS), &addresses, limits(1000), lanes).unwrap()
+        });
+        let hello = handshake::Hello::new(&group(3, 0, 2, SHARDS), &limits(1000));
+        let (is_shown, _first) = greeted(&hello, &key());
+        assert!(is_shown);
+        let (is_shown, _stranger) = greeted(&hello, &Key::new([0; 32]));
+        assert!(!is_shown, "it gets no proof");
+        let (is_shown, _second) = greeted(&hello, &key());
+        assert!(is_shown);
+        assert_eq!(waiting.join().unwrap().peers[0].further.len(), 1);
+    });
+}
+
 #[test]
 fn a_stranger_at_a_peers_address_is_not_believed() {
     let short = Limits { connect_deadline: Duration::from_millis(300), ..limits(1000) };

@@ -70,6 +70,24 @@ proptest! {
     }
 }
 
+/// The system gives 127.0.0.2 to nobody elsewhere.
+#[cfg(target_os = "linux")]
+#[test]
+fn workers_with_several_connections_fold_through_each_medium() {
+    let hosts = ["127.0.0.2", "127.0.0.2", "127.0.0.1"];
+    for (medium, name) in MEDIA {
+        let assemble = |listener: &_, group: Group, addresses: &_| {
+            assemble(listener, &key(), group, addresses, limits(600_000), medium).unwrap()
+        };
+        crate::testing::run_ranks_at(&hosts, assemble, |_, mut collective| {
+            assert_eq!(collective.medium(), name);
+            for step in 0..3 {
+                fold_and_compare(&mut collective, step);
+            }
+        });
+    }
+}
+
 #[test]
 fn many_steps_in_a_row_stay_in_step() {
     for (medium, _) in MEDIA {

@@ -1,18 +1,43 @@
-//! One peer's socket and how far the two streams of frames on it have come.
+//! One socket to a peer and how far the two streams of frames on it have come.
 
 use super::frame::{Frame, HEADER_LEN};
 use crate::checksum;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 
-/// Chunks of our slice that a peer may be ahead of the slowest one. One is being received while another is
+/// Chunks of our slice that a peer may be ahead of the slowest one, on each lane. One is being received while another is
 /// folded; more would only fill the cache.
 pub(super) const WINDOW_CHUNKS: usize = 2;
 
-/// A peer.
+/// Which chunks of every slice a connection carries: every `count`-th, from chunk `place` on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lane {
+    pub(super) place: usize,
+    /// Connections to this peer.
+    pub(super) count: usize,
+}
+
+impl Lane {
+    pub(super) fn carries(self, chunk: usize) -> bool {
+        chunk % self.count == self.place
+    }
+
+    /// How many of the chunks before `end` this lane carries.
+    pub(super) fn chunks_before(self, end: usize) -> usize {
+        end.saturating_sub(self.place).div_ceil(self.count)
+    }
+
+    /// The chunk that this lane carries after `earlier` others of the same slice.
+    pub(super) fn chunk_after(self, earlier: usize) -> usize {
+        self.place + earlier * self.count
+    }
+}
+
+/// A connection to a peer.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) rank: usize,
+    pub(super) lane: Lane,
     pub(super) stream: TcpStream,
     /// Subtree sums that this peer sends of every chunk of our slice.
     pub(super) nodes: usize,
@@ -20,7 +45,7 @@ pub(super) struct Connection {
     pub(super) incoming: Incoming,
 }
 
-/// The frames to a peer.
+/// The frames to a peer on one lane.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     /// The frame being sent, with its header.
@@ -34,7 +59,7 @@ pub(super) struct Outgoing {
     pub(super) full: bool,
 }
 
-/// The frames from a peer.
+/// The frames from a peer on one lane.
 #[derive(Debug)]
 pub(super) struct Incoming {
     /// The next frame's header; it is read along with the payload before it.
@@ -50,7 +75,7 @@ pub(super) struct Incoming {
     pub(super) gathered: usize,
     /// The socket may have something for us.
     pub(super) ready: bool,
-    /// The peer's sums of `WINDOW_CHUNKS` chunks of our slice: for each chunk, one part of each node.
+    /// The peer's sums of `WINDOW_CHUNKS` of the lane's chunks of our slice: for each chunk, one part of each node.
     pub(super) window: Vec<f32>,
 }
 
@@ -64,7 +89,7 @@ pub(super) enum Moved {
 }
 
 impl Connection {
-    pub(super) fn new(rank: usize, stream: TcpStream, nodes: usize, chunk_len: usize) -> Self {
+    pub(super) fn new(rank: usize, lane: Lane, stream: TcpStream, nodes: usize, chunk_len: usize) -> Self {
         let incoming = Incoming {
             header: [0; HEADER_LEN],
             header_filled: 0,
@@ -76,7 +101,7 @@ impl Connection {
             ready: false,
             window: vec![0.0; WINDOW_CHUNKS * nodes * chunk_len],
         };
-        Self { rank, stream, nodes, outgoing: Outgoing::default(), incoming }
+        Self { rank, lane, stream, nodes, outgoing: Outgoing::default(), incoming }
     }
 
     /// Counts from zero again. A header that came early, of the next fold's first frame, is kept.
@@ -159,6 +184,27 @@ fn retried(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usi
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_goes_by_one_lane_and_each_lane_counts_its_own() {
+        for count in 1..=5 {
+            let lanes: Vec<Lane> = (0..count).map(|place| Lane { place, count }).collect();
+            for chunk in 0..40 {
+                let carriers: Vec<&Lane> = lanes.iter().filter(|lane| lane.carries(chunk)).collect();
+                assert_eq!(carriers.len(), 1, "chunk {chunk} of {count} lanes");
+                assert_eq!(carriers[0].chunk_after(carriers[0].chunks_before(chunk)), chunk);
+            }
+            for (lane, end) in lanes.iter().flat_map(|lane| (0..40).map(move |end| (lane, end))) {
+                let carried = (0..end).filter(|chunk| lane.carries(*chunk)).count();
+                assert_eq!(lane.chunks_before(end), carried, "{lane:?} before chunk {end}");
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
 //! One fold: our sums to the ranks that fold them, theirs to us, and the folded slices to everybody.
 //!
 //! One thread serves all sockets. A chunk of our slice is folded as soon as it has come from every peer, and
-//! sent on while the next one comes. A peer may run [`WINDOW_CHUNKS`] chunks ahead of the slowest; beyond that
-//! its socket is left unread. This cannot lock up: the slowest peer's socket is always read, and folded chunks
-//! go straight to their place.
+//! sent on while the next one comes. On each of its lanes a peer may run [`WINDOW_CHUNKS`] of the lane's chunks ahead of
+//! the slowest; beyond that the lane's socket is left unread.
+//!
+//! This cannot lock up. A lane brings its chunks in order, so one that is left unread has already brought the chunk that is
+//! folded next, or never carries it: every lane that this chunk is still to come by is read. Folded chunks go straight to
+//! their place. And nobody holds its sums back: they wait for room on their own lane, and for nothing else.
 
 use super::connection::{Connection, Moved, WINDOW_CHUNKS, read_payload};
 use super::frame::{self, Frame, Kind, Stamp};
@@ -23,6 +26,7 @@ pub(super) struct Exchange<'a> {
     pub(super) group: &'a Group,
     pub(super) layout: &'a Layout,
     pub(super) tree: &'a mut TreeFold,
+    /// In the order of the peers' ranks, and then of the lanes.
     pub(super) connections: &'a mut [Connection],
     /// Checksums of the folded chunks of our slice, computed once for all peers.
     pub(super) checksums: &'a mut Vec<u32>,
@@ -43,11 +47,11 @@ impl Exchange<'_> {
         }
         loop {
             let mut more_to_send = false;
-            for peer in 0..self.connections.len() {
-                more_to_send |= self.send_one(peer)?;
+            for index in 0..self.connections.len() {
+                more_to_send |= self.send_one(index)?;
             }
-            for peer in 0..self.connections.len() {
-                self.receive_one(peer)?;
+            for index in 0..self.connections.len() {
+                self.receive_one(index)?;
             }
             while self.fold_next_chunk() {
                 more_to_send = true;
@@ -66,34 +70,39 @@ impl Exchange<'_> {
 
     fn is_finished(&self) -> bool {
         self.folded_chunks() == self.layout.chunks(self.group.rank())
-            && (0..self.connections.len()).all(|peer| self.has_sent_all(peer) && self.has_received_all(peer))
+            && (0..self.connections.len()).all(|index| self.is_done(index))
     }
 
-    fn has_sent_all(&self, peer: usize) -> bool {
-        let Connection { rank, outgoing, .. } = &self.connections[peer];
+    /// Whether this fold needs a connection no more.
+    fn is_done(&self, index: usize) -> bool {
+        self.has_sent_all(index) && self.has_received_all(index)
+    }
+
+    fn has_sent_all(&self, index: usize) -> bool {
+        let Connection { rank, lane, outgoing, .. } = &self.connections[index];
         outgoing.frame.is_none()
-            && outgoing.scattered == self.layout.chunks(*rank) * self.sums.nodes().len()
-            && outgoing.gathered == self.layout.chunks(self.group.rank())
+            && outgoing.scattered == lane.chunks_before(self.layout.chunks(*rank)) * self.sums.nodes().len()
+            && outgoing.gathered == lane.chunks_before(self.layout.chunks(self.group.rank()))
     }
 
-    fn has_received_all(&self, peer: usize) -> bool {
-        let Connection { rank, nodes, incoming, .. } = &self.connections[peer];
-        incoming.scattered == self.layout.chunks(self.group.rank()) * nodes
-            && incoming.gathered == self.layout.chunks(*rank)
+    fn has_received_all(&self, index: usize) -> bool {
+        let Connection { rank, lane, nodes, incoming, .. } = &self.connections[index];
+        incoming.scattered == lane.chunks_before(self.layout.chunks(self.group.rank())) * nodes
+            && incoming.gathered == lane.chunks_before(self.layout.chunks(*rank))
     }
 
-    /// Sends at most one frame's worth to a peer; says whether there may be another to send at once.
-    fn send_one(&mut self, peer: usize) -> Result<bool, CollectiveError> {
-        if self.connections[peer].outgoing.full {
+    /// Sends at most one frame's worth over a connection; says whether there may be another to send at once.
+    fn send_one(&mut self, index: usize) -> Result<bool, CollectiveError> {
+        if self.connections[index].outgoing.full {
             return Ok(false);
         }
-        if self.connections[peer].outgoing.frame.is_none() {
-            let Some((frame, checksum)) = self.next_frame(peer) else { return Ok(false) };
+        if self.connections[index].outgoing.frame.is_none() {
+            let Some((frame, checksum)) = self.next_frame(index) else { return Ok(false) };
             let stamp = self.stamp(self.group.rank());
             let header = frame.encode(stamp, checksum);
-            self.connections[peer].outgoing.frame = Some((frame, header));
+            self.connections[index].outgoing.frame = Some((frame, header));
         }
-        let connection = &mut self.connections[peer];
+        let connection = &mut self.connections[index];
         let Some((frame, _)) = &connection.outgoing.frame else { return Ok(false) };
         let payload = match frame.kind {
             Kind::Scatter => &self.sums.node_sum(frame.node)[frame.range.clone()],
@@ -105,20 +114,20 @@ impl Exchange<'_> {
         }
     }
 
-    /// The next frame for a peer with its checksum: what is folded first, for it is still in the cache.
-    fn next_frame(&mut self, peer: usize) -> Option<(Frame, u32)> {
-        let Connection { rank, outgoing, .. } = &mut self.connections[peer];
-        if outgoing.gathered < self.checksums.len() {
-            let chunk = outgoing.gathered;
+    /// The next frame for a connection with its checksum: what is folded first, for it is still in the cache.
+    fn next_frame(&mut self, index: usize) -> Option<(Frame, u32)> {
+        let Connection { rank, lane, outgoing, .. } = &mut self.connections[index];
+        if outgoing.gathered < lane.chunks_before(self.checksums.len()) {
+            let chunk = lane.chunk_after(outgoing.gathered);
             outgoing.gathered += 1;
             let range = self.layout.chunk(self.group.rank(), chunk);
             return Some((Frame { kind: Kind::Gather, node: 0, chunk, range }, self.checksums[chunk]));
         }
         let nodes = self.sums.nodes().len();
-        if outgoing.scattered == self.layout.chunks(*rank) * nodes {
+        if outgoing.scattered == lane.chunks_before(self.layout.chunks(*rank)) * nodes {
             return None;
         }
-        let (chunk, node) = (outgoing.scattered / nodes, outgoing.scattered % nodes);
+        let (chunk, node) = (lane.chunk_after(outgoing.scattered / nodes), outgoing.scattered % nodes);
         outgoing.scattered += 1;
         let range = self.layout.chunk(*rank, chunk);
         let checksum = checksum_of(&self.sums.node_sum(node)[range.clone()]);
@@ -129,20 +138,21 @@ impl Exchange<'_> {
         Stamp { sender, generation: self.group.generation(), step: self.step }
     }
 
-    /// Receives at most one frame from a peer, so that folding follows close behind.
-    fn receive_one(&mut self, peer: usize) -> Result<(), CollectiveError> {
-        if !std::mem::take(&mut self.connections[peer].incoming.ready) {
+    /// Receives at most one frame over a connection, so that folding follows close behind.
+    fn receive_one(&mut self, index: usize) -> Result<(), CollectiveError> {
+        if !std::mem::take(&mut self.connections[index].incoming.ready) {
             return Ok(());
         }
-        self.open_frame(peer)?;
-        if !self.wants_input(peer) {
+        self.open_frame(index)?;
+        if !self.wants_input(index) {
             return Ok(());
         }
-        let Connection { rank, stream, nodes, incoming, .. } = &mut self.connections[peer];
+        let Connection { rank, lane, stream, nodes, incoming, .. } = &mut self.connections[index];
         let Some((frame, announced)) = &incoming.frame else { return Ok(()) };
         let payload = match frame.kind {
             Kind::Scatter => {
-                let place = window_range(self.layout, *nodes, frame.chunk, frame.node, 0..frame.range.len());
+                let turn = lane.chunks_before(frame.chunk);
+                let place = window_range(self.layout, *nodes, turn, frame.node, 0..frame.range.len());
                 &mut incoming.window[place]
             }
             Kind::Gather => &mut self.folded[frame.range.clone()],
@@ -166,11 +176,11 @@ impl Exchange<'_> {
     }
 
     /// Reads and checks the next header, unless a frame is open or this fold has all of them.
-    fn open_frame(&mut self, peer: usize) -> Result<(), CollectiveError> {
-        if self.connections[peer].incoming.frame.is_some() || self.has_received_all(peer) {
+    fn open_frame(&mut self, index: usize) -> Result<(), CollectiveError> {
+        if self.connections[index].incoming.frame.is_some() || self.has_received_all(index) {
             return Ok(());
         }
-        let Connection { rank, stream, nodes, incoming, .. } = &mut self.connections[peer];
+        let Connection { rank, lane, stream, nodes, incoming, .. } = &mut self.connections[index];
         match incoming.read_header(stream) {
             Ok(Moved::Whole) => incoming.header_filled = 0,
             Ok(Moved::Pending) => return Ok(()),
@@ -178,10 +188,11 @@ impl Exchange<'_> {
         }
         let own = self.group.rank();
         let kind = frame::kind(&incoming.header).ok_or(CollectiveError::Corrupt { rank: *rank })?;
-        let (of, chunk, node) = match kind {
+        let (of, earlier, node) = match kind {
             Kind::Scatter => (own, incoming.scattered / *nodes, incoming.scattered % *nodes),
             Kind::Gather => (*rank, incoming.gathered, 0),
         };
+        let chunk = lane.chunk_after(earlier);
         if chunk >= self.layout.chunks(of) {
             let (expected, found) = (self.layout.chunks(of) as u64, chunk as u64 + 1);
             return Err(CollectiveError::Protocol {
@@ -200,14 +211,15 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Whether a peer owes us something that there is room for.
-    fn wants_input(&self, peer: usize) -> bool {
-        match &self.connections[peer].incoming.frame {
+    /// Whether a connection owes us something that there is room for.
+    fn wants_input(&self, index: usize) -> bool {
+        let Connection { lane, incoming, .. } = &self.connections[index];
+        match &incoming.frame {
             Some((Frame { kind: Kind::Scatter, chunk, .. }, _)) => {
-                *chunk < self.folded_chunks() + WINDOW_CHUNKS
+                lane.chunks_before(*chunk) < lane.chunks_before(self.folded_chunks()) + WINDOW_CHUNKS
             }
             Some(_) => true,
-            None => !self.has_received_all(peer),
+            None => !self.has_received_all(index),
         }
     }
 
@@ -215,10 +227,15 @@ impl Exchange<'_> {
     fn fold_next_chunk(&mut self) -> bool {
         let chunk = self.folded_chunks();
         let rank = self.group.rank();
-        let arrived = |peer: &Connection| peer.incoming.scattered >= (chunk + 1) * peer.nodes;
-        if chunk == self.layout.chunks(rank) || !self.connections.iter().all(arrived) {
+        let carriers = self.connections.iter().filter(|connection| connection.lane.carries(chunk));
+        let has_arrived = |Connection { lane, nodes, incoming, .. }: &Connection| {
+            incoming.scattered >= lane.chunks_before(chunk + 1) * nodes
+        };
+        if chunk == self.layout.chunks(rank) || !carriers.clone().all(has_arrived) {
             return false;
         }
+        // In rank order without our own.
+        let carriers: Vec<&Connection> = carriers.collect();
         let range = self.layout.chunk(rank, chunk);
         let out = &mut self.folded[range.clone()];
         self.tree.fold(out, |source, part| {
@@ -226,9 +243,10 @@ impl Exchange<'_> {
                 return &self.sums.node_sum(source.position)
                     [range.start + part.start..range.start + part.end];
             }
-            // The connections are in rank order without our own.
-            let peer = &self.connections[source.rank - usize::from(source.rank > rank)];
-            &peer.incoming.window[window_range(self.layout, peer.nodes, chunk, source.position, part)]
+            let Connection { lane, nodes, incoming, .. } =
+                carriers[source.rank - usize::from(source.rank > rank)];
+            let turn = lane.chunks_before(chunk);
+            &incoming.window[window_range(self.layout, *nodes, turn, source.position, part)]
         });
         self.checksums.push(checksum_of(out));
         true
@@ -246,16 +264,16 @@ impl Exchange<'_> {
         let timeout = Timespec::try_from(timeout).expect("a tick is a small time");
         let mut waiting = Vec::with_capacity(self.connections.len());
         let mut polled = Vec::with_capacity(self.connections.len());
-        for peer in 0..self.connections.len() {
-            // A peer that is done with us may go: only those that are still needed are watched.
-            if self.has_sent_all(peer) && self.has_received_all(peer) {
+        for index in 0..self.connections.len() {
+            // A peer that is done with us may go: only what is still needed is watched.
+            if self.is_done(index) {
                 continue;
             }
             let mut flags = BROKEN_OFF;
-            flags.set(PollFlags::IN, self.wants_input(peer));
-            flags.set(PollFlags::OUT, self.connections[peer].outgoing.full);
-            waiting.push((peer, flags));
-            polled.push(PollFd::new(&self.connections[peer].stream, flags));
+            flags.set(PollFlags::IN, self.wants_input(index));
+            flags.set(PollFlags::OUT, self.connections[index].outgoing.full);
+            waiting.push((index, flags));
+            polled.push(PollFd::new(&self.connections[index].stream, flags));
         }
         match poll(&mut polled, Some(&timeout)) {
             Ok(0) if !more_to_send => {}
@@ -266,10 +284,10 @@ impl Exchange<'_> {
             }
         }
         let events: Vec<PollFlags> = polled.iter().map(PollFd::revents).collect();
-        for ((peer, flags), events) in waiting.into_iter().zip(events) {
+        for ((index, flags), events) in waiting.into_iter().zip(events) {
             let gone = events.intersects(PollFlags::HUP | PollFlags::ERR | BROKEN_OFF);
             let readable = flags.contains(PollFlags::IN);
-            let connection = &mut self.connections[peer];
+            let connection = &mut self.connections[index];
             if gone && !readable {
                 return Err(lost(connection.rank, &io::ErrorKind::ConnectionReset.into()));
             }
@@ -279,30 +297,25 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// The rank that has brought least of what it owes: first of its sums, then of its folded slice.
+    /// The rank one of whose lanes has brought least of what it owes: first of its sums, then of its folded slice.
     fn latest_peer(&self) -> usize {
-        let unfinished = |peer: &usize| !(self.has_sent_all(*peer) && self.has_received_all(*peer));
-        let brought = |peer: &usize| {
-            let Connection { nodes, incoming, .. } = &self.connections[*peer];
-            (self.has_received_all(*peer), incoming.scattered / nodes, incoming.gathered)
+        let own_chunks = self.layout.chunks(self.group.rank());
+        let brought = |index: &usize| {
+            let Connection { lane, nodes, incoming, .. } = &self.connections[*index];
+            // By the chunk that comes next, for lanes carry more of a slice the fewer they are.
+            let scattered = lane.chunk_after(incoming.scattered / nodes).min(own_chunks);
+            (self.has_received_all(*index), scattered, lane.chunk_after(incoming.gathered))
         };
-        let peers = 0..self.connections.len();
-        peers
-            .filter(unfinished)
+        (0..self.connections.len())
+            .filter(|index| !self.is_done(*index))
             .min_by_key(brought)
-            .map_or(self.group.rank(), |peer| self.connections[peer].rank)
+            .map_or(self.group.rank(), |index| self.connections[index].rank)
     }
 }
 
-/// Where in a peer's window the floats `part` of one node's part of a chunk lie.
-fn window_range(
-    layout: &Layout,
-    nodes: usize,
-    chunk: usize,
-    node: usize,
-    part: Range<usize>,
-) -> Range<usize> {
-    let start = (chunk % WINDOW_CHUNKS * nodes + node) * layout.chunk_len();
+/// Where in a lane's window the floats `part` of one node's part of a chunk lie, the `turn`-th of the lane's in its slice.
+fn window_range(layout: &Layout, nodes: usize, turn: usize, node: usize, part: Range<usize>) -> Range<usize> {
+    let start = (turn % WINDOW_CHUNKS * nodes + node) * layout.chunk_len();
     start + part.start..start + part.end
 }
 

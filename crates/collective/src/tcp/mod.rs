@@ -3,6 +3,9 @@
 //! The bucket is cut into one slice for each rank. Every rank sends each slice of its sums to that slice's
 //! rank, which folds it in tree order and sends the result to all. One fold is told in `exchange.rs`, what goes over
 //! the wire in `frame.rs`.
+//!
+//! Slices are sent in chunks. Where two ranks have several connections, each is a lane, and the chunks of every slice are
+//! dealt to the lanes in turn.
 
 mod connection;
 mod exchange;
@@ -15,8 +18,9 @@ use crate::layout::Layout;
 use crate::mesh::{Mesh, Peer};
 use crate::tree::TreeFold;
 use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums};
-use connection::Connection;
+use connection::{Connection, Lane};
 use exchange::Exchange;
+use std::iter;
 use std::net::Shutdown;
 
 /// Floats in a chunk (512 KiB). Measured with 4 processes and 75 MB: 128 KiB costs a tenth more for its system
@@ -33,7 +37,7 @@ struct TcpCollective {
     limits: Limits,
     layout: Layout,
     tree: TreeFold,
-    /// The peers in rank order, without this worker.
+    /// In the order of the peers' ranks, and then of the lanes.
     connections: Vec<Connection>,
     checksums: Vec<u32>,
     folded: Vec<f32>,
@@ -44,11 +48,15 @@ struct TcpCollective {
 pub(crate) fn collective(mesh: Mesh, group: Group, limits: Limits, chunk_len: usize) -> Collective {
     let chunk_len = chunk_len.max(limits.bucket_len.div_ceil(CHUNKS_MAX));
     let layout = Layout::new(limits.bucket_len, group.world(), chunk_len);
-    let connect = |Peer { rank, stream }| {
+    let mut connections = Vec::new();
+    for Peer { rank, stream, further } in mesh.peers {
         let nodes = SubtreeSums::node_count(&group.leases()[rank]);
-        Connection::new(rank, stream, nodes, layout.chunk_len())
-    };
-    let connections = mesh.peers.into_iter().map(connect).collect();
+        let count = 1 + further.len();
+        for (place, stream) in iter::once(stream).chain(further).enumerate() {
+            let lane = Lane { place, count };
+            connections.push(Connection::new(rank, lane, stream, nodes, layout.chunk_len()));
+        }
+    }
     let tree = TreeFold::new(group.leases());
     let (checksums, folded) = (Vec::new(), vec![0.0; limits.bucket_len]);
     let engine = TcpCollective { group: group.clone(), limits, layout, tree, connections, checksums, folded };

@@ -3,30 +3,120 @@
 use super::*;
 use crate::agreement::VOTE_LEN;
 use crate::gpus::CARD_BYTES;
-use crate::mesh::{GREETING_LEN, PROOF_LEN};
-use crate::testing::{SHARDS, fold_and_compare, fold_error, group, key, limits, listen, run_ranks};
+use crate::mesh::{GREETING_LEN, LANES, Lanes, PROOF_LEN};
+use crate::testing::{
+    SHARDS, assert_same_bits, fold_and_compare, fold_error, group, key, limits, listen, push_all, run_ranks,
+};
 use crate::{CollectiveError, Interrupt, Medium, Standstill, assemble};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-#[test]
-fn every_world_and_length_of_chunks_folds_to_the_same_bits() {
-    for world in [2, 3, 4, 8] {
-        for (len, chunk_len) in
-            [(1, CHUNK_LEN), (15, 16), (16, 16), (17, 5), (1000, 16), (100_003, 1000), (100_003, CHUNK_LEN)]
-        {
-            let assemble = |listener: &_, group: Group, addresses: &_| {
-                let mesh = Mesh::connect(listener, &key(), &group, addresses, limits(len)).unwrap();
-                collective(mesh, group, limits(len), chunk_len)
-            };
-            run_ranks(world, assemble, |_, mut collective| {
-                for step in 0..3 {
-                    fold_and_compare(&mut collective, step);
-                }
-            });
+/// A mesh of workers that have so many connections to each other within this host.
+fn connect(listener: &TcpListener, group: &Group, addresses: &[String], limits: Limits, lanes: u8) -> Mesh {
+    let lanes = Lanes { within_host: lanes, ..LANES };
+    Mesh::connect(listener, &key(), group, addresses, limits, lanes).unwrap()
+}
+
+/// Runs `world` ranks that fold a few steps, in chunks of `chunk_len` floats on so many lanes.
+fn fold_on_lanes(world: usize, lanes: u8, len: usize, chunk_len: usize) {
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        let mesh = connect(listener, &group, addresses, limits(len), lanes);
+        assert!(mesh.peers.iter().all(|peer| 1 + peer.further.len() == usize::from(lanes)));
+        collective(mesh, group, limits(len), chunk_len)
+    };
+    run_ranks(world, assemble, |_, mut collective| {
+        for step in 0..3 {
+            fold_and_compare(&mut collective, step);
         }
+    });
+}
+
+#[test]
+fn every_world_length_of_chunks_and_number_of_lanes_folds_to_the_same_bits() {
+    for world in [2, 3, 4, 8] {
+        for lanes in 1..=4 {
+            for (len, chunk_len) in [(1, CHUNK_LEN), (15, 16), (16, 16), (17, 5), (1000, 16), (20_003, 100)] {
+                fold_on_lanes(world, lanes, len, chunk_len);
+            }
+        }
+        for (len, chunk_len) in [(100_003, 1000), (100_003, CHUNK_LEN)] {
+            fold_on_lanes(world, 1, len, chunk_len);
+        }
+    }
+}
+
+#[test]
+fn lanes_whose_buffers_are_full_do_not_hold_each_other_up() {
+    // More than the sockets of all lanes hold, so that every kind of waiting happens.
+    let len = 1_500_000;
+    for lanes in [2, 4] {
+        let assemble = |listener: &_, group: Group, addresses: &_| {
+            let mesh = connect(listener, &group, addresses, limits(len), lanes);
+            collective(mesh, group, limits(len), 20_000)
+        };
+        run_ranks(4, assemble, |rank, mut collective| {
+            push_all(collective.sums(), rank as u64);
+            let first = collective.fold(0).unwrap().to_vec();
+            for step in 1..10 {
+                assert_same_bits(collective.fold(step).unwrap(), &first);
+            }
+        });
+    }
+}
+
+/// The system gives 127.0.0.2 to nobody elsewhere.
+#[cfg(target_os = "linux")]
+#[test]
+fn ranks_have_as_many_lanes_as_the_hosts_between_them_ask_for() {
+    let hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.1", "127.0.0.2"];
+    // Of two ranks, the lower one is dialled, from 127.0.0.1.
+    let lanes = |rank: usize, other: usize| match hosts[rank.min(other)] {
+        "127.0.0.1" => 1,
+        _ => usize::from(LANES.between_hosts),
+    };
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        let mesh = connect(listener, &group, addresses, limits(20_003), 1);
+        for peer in &mesh.peers {
+            assert_eq!(1 + peer.further.len(), lanes(group.rank(), peer.rank), "{group:?}, {peer:?}");
+        }
+        collective(mesh, group, limits(20_003), 100)
+    };
+    crate::testing::run_ranks_at(&hosts, assemble, |_, mut collective| {
+        for step in 0..3 {
+            fold_and_compare(&mut collective, step);
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_closes_one_of_its_connections_is_lost_at_once() {
+    const CONNECTIONS: usize = 3;
+    for closed in 0..CONNECTIONS {
+        let assemble = |listener: &_, group: Group, addresses: &_| {
+            let mesh = connect(listener, &group, addresses, limits(20_003), CONNECTIONS as u8);
+            if group.rank() == 1 {
+                let Peer { stream, further, .. } = &mesh.peers[0];
+                let mut streams = iter::once(stream).chain(further);
+                streams.nth(closed).unwrap().shutdown(Shutdown::Both).unwrap();
+            }
+            collective(mesh, group, limits(20_003), 100)
+        };
+        let has_noticed = Barrier::new(2);
+        let outcomes = run_ranks(2, assemble, |rank, mut collective| {
+            let begin = Instant::now();
+            let error = (rank == 0).then(|| fold_error(&mut collective, 0));
+            let elapsed = begin.elapsed();
+            // Rank 1 holds its other connections open so long.
+            has_noticed.wait();
+            error.map(|error| (error, elapsed))
+        });
+        let (error, elapsed) = outcomes.into_iter().flatten().next().unwrap();
+        let is_named = matches!(error, CollectiveError::PeerLost { rank: 1, .. });
+        assert!(is_named, "connection {closed} closed: {error}");
+        assert!(elapsed < Duration::from_secs(5), "connection {closed} closed: an error took {elapsed:?}");
     }
 }
 
@@ -160,9 +250,9 @@ fn a_peer_behind_a_silent_network_is_noticed() {
     };
     run("ip link set lo up");
     let limits = Limits { step_deadline: Duration::from_secs(120), ..limits(1000) };
-    let has_noticed = std::sync::Barrier::new(2);
+    let has_noticed = Barrier::new(2);
     let assemble = |listener: &_, group: Group, addresses: &_| {
-        let mesh = Mesh::connect(listener, &key(), &group, addresses, limits).unwrap();
+        let mesh = connect(listener, &group, addresses, limits, 1);
         collective(mesh, group, limits, 100)
     };
     run_ranks(2, assemble, |rank, mut collective| {
