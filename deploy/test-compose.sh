@@ -22,8 +22,6 @@ build() {
     DOCKER_BUILDKIT=1 docker build "$@" || DOCKER_BUILDKIT=1 /usr/bin/docker build "$@"
 }
 
-SIMSIAM_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
-export SIMSIAM_TOKEN
 export COMPOSE_PROJECT_NAME=simsiam-test SIMSIAM_IMAGE=simsiam:test RUN=quickstart WORKERS=4
 # Not where a coordinator of this machine has its own dashboard.
 export DASHBOARD_PORT=17080
@@ -32,6 +30,8 @@ export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"
 runs=${COMPOSE_PROJECT_NAME}_runs
 patience_s=400 # for a run that takes one minute alone on two cores
 scratch=$(mktemp -d)
+export SIMSIAM_TOKEN_FILE=$scratch/token
+od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$SIMSIAM_TOKEN_FILE"
 clean_up() {
     local result=$?
     [ "$result" = 0 ] || compose logs --no-color --tail 30 2>&1 || true

@@ -17,6 +17,9 @@ const FILE_BYTES: u64 = 1 << 20;
 /// Group and everyone else.
 const OTHERS: u32 = 0o077;
 
+/// Where Docker and Kubernetes show a container its secrets: nobody outside can open them there, whatever their mode.
+const SECRETS_OF_A_CONTAINER: &str = "/run/secrets";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct SecurityArguments {
     /// File with the token of the run, as `coordinator token FILE` makes it; without this it is taken from SIMSIAM_TOKEN
@@ -208,10 +211,14 @@ fn read_text(path: &Path) -> Result<String> {
 fn warn_if_others_read(path: &Path) {
     // A file that cannot be looked at cannot be read either, which is said then.
     let mode = path.metadata().map_or(0, |metadata| metadata.permissions().mode());
-    if mode & OTHERS != 0 {
+    if is_open_to_others(path, mode) {
         let path = path.display();
         tracing::warn!("{path} holds a secret, and others of this machine may read it: chmod 600 {path}");
     }
+}
+
+fn is_open_to_others(path: &Path, mode: u32) -> bool {
+    mode & OTHERS != 0 && !path.starts_with(SECRETS_OF_A_CONTAINER)
 }
 
 #[cfg(test)]
@@ -270,6 +277,20 @@ mod tests {
             ("trainer:7070", true, true, false, None),
         ] {
             check(security(token, tls, insecure_network).of_worker(join), problem);
+        }
+    }
+
+    #[test]
+    fn secrets_are_for_their_owner_or_in_a_container() {
+        for (path, mode, is_open) in [
+            ("token.txt", 0o100_600, false),
+            ("token.txt", 0o100_640, true),
+            ("token.txt", 0o100_604, true),
+            ("/run/secrets/token", 0o100_644, false),
+            ("/run/secrets/simsiam/token", 0o100_440, false),
+            ("/run/secrets-of-mine/token", 0o100_644, true),
+        ] {
+            assert_eq!(is_open_to_others(Path::new(path), mode), is_open, "{path} {mode:o}");
         }
     }
 
