@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains on two hosts with a Docker Engine each, as compose.node.yaml is meant, and compares the end of the run with that
-# of one process outside: the state's hash must be the same. Each host is a process of this machine with a network, a
-# name, mounts and process numbers of its own; a cable joins them. Needs the programs in target/release, root, and Docker
-# with its dockerd; where something is missing it says that it skipped.
+# Trains on two hosts with a Docker Engine each, by compose.node.yaml, and compares the end of the run with that of one
+# process outside: the state's hash must be the same. Each host is a further engine on this machine with a network, a
+# name, mounts and process numbers of its own; a cable joins the two. Needs the programs in target/release, root, and
+# Docker with its dockerd; where something is missing it says that it skipped.
 #
-#   deploy/test-hosts.sh                     # a worker of host two is killed; then host two's cable is out for 15 s
-#   deploy/test-hosts.sh kill_worker         # one of the two only
-#   PROGRAMS=folder SIMSIAM_IMAGE=simsiam deploy/test-hosts.sh    # with other programs, and an image that is there
+#   deploy/test-hosts.sh                # a worker of host two is killed; in a second run its cable is cut: 3 minutes
+#   deploy/test-hosts.sh unplug         # or kill_worker: one of the two only
+#   PROGRAMS=folder SIMSIAM_IMAGE=simsiam deploy/test-hosts.sh    # other programs, and an image that is there already
 set -euo pipefail
 programs=$(realpath --canonicalize-missing "${PROGRAMS:-$(dirname "$0")/../target/release}")
 cd "$(dirname "$0")"
 
 skip() { echo "hosts: SKIPPED, $*"; exit 0; }
 [ "$(id -u)" = 0 ] || skip "only root can make hosts"
-for needed in docker dockerd ip nsenter setpriv unshare; do
+for needed in docker dockerd ip nsenter pgrep setpriv unshare; do
     command -v "$needed" >/dev/null || skip "there is no $needed"
 done
 docker info >/dev/null 2>&1 || skip "no Docker Engine answers"
@@ -25,8 +25,8 @@ else
     skip "there is neither docker compose nor docker-compose"
 fi
 
-# What makes a program's surroundings a host. The last two let a folder /proc fit the process numbers, and end whatever
-# runs there together with unshare itself.
+# What makes a program's surroundings a host. With the last two, /proc shows that host's processes, and they end if
+# unshare is killed.
 host_of_its_own=(unshare --net --uts --mount --pid --fork --mount-proc --kill-child)
 "${host_of_its_own[@]}" true 2>/dev/null || skip "no namespaces can be made"
 
@@ -55,7 +55,11 @@ node() { compose --profile coordinator --profile cpu "$@"; }
 clean_up() {
     local result=$? host
     for host in "${!processes[@]}"; do
-        [ "$result" = 0 ] || { echo "--- host $host"; on "$host" node logs --no-color --tail 30 2>&1 || true; }
+        [ "$result" != 0 ] || break
+        echo "--- host $host"
+        on "$host" node logs --no-color --tail 30 2>&1 || true
+    done
+    for host in "${!processes[@]}"; do
         on "$host" node down --volumes --timeout 1 >/dev/null 2>&1 || true
         # The engine is its host's first process: the kernel ends all the others with it, and takes the mounts and
         # the cable away. Only then does unshare end, so nothing writes any more when the folder is removed.
@@ -65,6 +69,8 @@ clean_up() {
     rm -rf "$scratch"
 }
 trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # Waits until the command succeeds.
 wait_until() {
@@ -96,7 +102,8 @@ start_host one
 start_host two
 for host in one two; do
     wait_until answers_or_ended "$host"
-    kill -0 "${processes[$host]}" 2>/dev/null || skip "no second engine starts: $(tail -n 1 "$scratch/$host/engine.log")"
+    kill -0 "${processes[$host]}" 2>/dev/null ||
+        skip "no further engine starts: $(tail -n 1 "$scratch/$host/engine.log")"
 done
 # As between machines of a cluster, frames are large.
 ip link add name cable mtu 9000 netns "${processes[one]}" type veth \
@@ -116,16 +123,20 @@ if [ -z "$own_image" ]; then
     ./local-base-images.sh >"$scratch/base.log" 2>&1 ||
         skip "no base image could be made: $(tail -n 1 "$scratch/base.log")"
     build --quiet --file Dockerfile --target runtime-prebuilt --tag "$SIMSIAM_IMAGE" \
-        --build-arg PROGRAMS=target/deploy --build-arg RUNTIME_IMAGE=simsiam-base:local .. 2>"$scratch/build.log" ||
+        --build-arg PROGRAMS=target/deploy --build-arg RUNTIME_IMAGE=simsiam-base:local .. >"$scratch/build.log" 2>&1 ||
         { cat "$scratch/build.log"; exit 1; }
 fi
 for host in one two; do docker save "$SIMSIAM_IMAGE" | on "$host" docker load --quiet >/dev/null; done
 
 # A file of the run, from its volume on host one; empty while it is not there.
 show() { cat "$scratch/one/data/volumes/${COMPOSE_PROJECT_NAME}_runs/_data/$RUN/$1" 2>/dev/null || true; }
-# How many lines of the run's file $1 have the text $2.
-count() { show "$1" | grep --count --fixed-strings -- "$2" || true; }
-has() { [ "$(count "$1" "$2")" -ge "$3" ]; }
+# How many lines of the run's file $1 match $2.
+count() { show "$1" | grep --count "$2" || true; }
+steps() { count metrics.jsonl '"loss"'; }
+has_steps() { [ "$(steps)" -ge "$1" ]; }
+has_lost() { [ "$(count journal.jsonl '"lost"')" -ge "$1" ]; }
+# Whether $2 workers, those that came back counted again, were reached at the address of the host $1.
+has_joined_from() { [ "$(count journal.jsonl "\"joined\".*\"${addresses[$1]}:")" -ge "$2" ]; }
 # The containers of the host $1 that have the service $2.
 containers() { on "$1" docker ps --all --quiet --filter "label=com.docker.compose.service=$2"; }
 # The states of these.
@@ -138,37 +149,44 @@ begin() {
         { cat "$scratch/up.log"; return 1; }
 }
 
-# What goes wrong on host two while the run goes on, and how many of its workers have joined by the end.
+# What goes wrong on host two while the run goes on, until its workers are back: its engine starts them again.
 kill_worker() {
+    # shellcheck disable=SC2016
     on two docker exec "$(containers two worker-cpu | head -n 1)" sh -c 'kill -9 $(pidof worker)'
-    joined=3
+    wait_until has_joined_from two 3
 }
+# No connection is closed by this: what is sent finds no answer, until the cable is whole again.
 unplug() {
     in_network_of two ip link set cable down
-    sleep 15
+    wait_until has_lost 2
+    wait_until has_steps $(($(steps) + 20))
     in_network_of two ip link set cable up
-    joined=4
+    wait_until has_joined_from two 4
 }
 
-# The files in the folders of a worker on host two that may hold any.
-files() {
+# What is in the folders of a worker on host two that may hold images or a run.
+contents() {
     local folder
     for folder in data runs cache; do
-        on two docker cp "$1:/$folder" - | tar --list
-    done | grep --invert-match '/$' || true
+        on two docker cp "$1:/$folder" - | tar --list || return
+    done
 }
-# Whether that host has blocks of images, and nothing else of a run or its data.
-has_only_blocks() {
-    local worker found
+# Whether the workers there have blocks of images, and nothing else.
+have_only_blocks() {
+    local worker found block='cache/blocks/[0-9a-f]+\.block'
     for worker in $(containers two worker-cpu); do
-        found=$(files "$worker")
-        [ -n "$found" ] || { echo "a worker of host two has no blocks"; return 1; }
-        ! grep --invert-match --extended-regexp '^cache/blocks/[0-9a-f]+\.block$' <<<"$found" ||
-            { echo "a worker of host two has files that are no blocks"; return 1; }
+        found=$(contents "$worker")
+        grep --quiet --extended-regexp "^$block$" <<<"$found" ||
+            { echo "a worker of host two has no blocks"; return 1; }
+        if grep --invert-match --extended-regexp "^($block|(data|runs|cache|cache/blocks)/)$" <<<"$found"; then
+            echo "a worker of host two has these, which are no blocks"
+            return 1
+        fi
     done
 }
 
-"$programs/coordinator" --out "$scratch/runs" "${flags[@]}" >"$scratch/alone.log" 2>&1 || { cat "$scratch/alone.log"; exit 1; }
+"$programs/coordinator" --out "$scratch/runs" "${flags[@]}" >"$scratch/alone.log" 2>&1 ||
+    { cat "$scratch/alone.log"; exit 1; }
 state_hash() { grep state_hash | cut -d '"' -f 4; }
 expected=$(state_hash <"$scratch/runs/quickstart/checkpoints/step-000160/progress.json")
 
@@ -176,7 +194,8 @@ expected=$(state_hash <"$scratch/runs/quickstart/checkpoints/step-000160/progres
 for mishap in "$@"; do
     began=$SECONDS
     begin
-    wait_until has metrics.jsonl '"loss"' 30
+    wait_until has_steps 30
+    for host in one two; do has_joined_from "$host" 2 || { echo "host $host has not two workers"; exit 1; }; done
     "$mishap"
     wait_until have_ended one coordinator
     wait_until have_ended one worker-cpu
@@ -184,9 +203,7 @@ for mishap in "$@"; do
     found=$(show checkpoints/step-000160/progress.json | state_hash)
     echo "hosts: $mishap: $((SECONDS - began)) s, state ${found:0:8}"
     [ "$found" = "$expected" ] || { echo "expected the state $expected of one process"; exit 1; }
-    has_only_blocks
-    cp "$scratch/one/data/volumes/${COMPOSE_PROJECT_NAME}_runs/_data/$RUN/journal.jsonl" /tmp/journal-$mishap.jsonl
-    on two node logs --no-color > /tmp/two-$mishap.log; on one node logs --no-color > /tmp/one-$mishap.log
+    have_only_blocks
     for host in one two; do on "$host" node down --volumes --timeout 1 >/dev/null 2>&1; done
 done
 echo "hosts: the same state as one process, and host two had blocks of images only"

@@ -3,6 +3,7 @@
 back each packet as a link of this latency and rate would. Needs Linux and root, and nothing but Python's own library.
 
     cargo build --release --locked && sudo python3 tests/links.py
+    sudo python3 tests/links.py --workers 4 --set training.exchange_precision=bf16
 
 The model is that of `coordinator check --forecast`: 2 x latency, and the longer of sent / rate and what the sockets take without
 any link.
@@ -13,6 +14,7 @@ import fcntl
 import heapq
 import json
 import os
+import re
 import select
 import statistics
 import struct
@@ -26,7 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "target/release/coordinator"
 # Frames as in data centres: with 1,500 bytes this program would not keep up with a gigabit.
 MTU = 9000
-LINKS = [(0, 0), (0.001, 1e9), (0.020, 1e9), (0.001, 100e6), (0.020, 100e6)]
+# One-way latency in seconds, and bits a second of a worker's link, and of one connection on it as clouds have it; 0 is no limit.
+LINKS = [
+    (0, 0, 0), (0.001, 1e9, 0), (0.020, 1e9, 0), (0.001, 100e6, 0), (0.020, 100e6, 0), (0.001, 1e9, 300e6),
+]  # fmt: skip
 RUNS = {
     "quickstart, 1 MB": ["training.epochs=3", "optimizer.warmup_epochs=0", "data.images=2048"],
     "ResNet-18, 74 MB": [
@@ -39,9 +44,10 @@ RUNS = {
 class Switch(threading.Thread):
     """Joins namespaces by TUN devices. What leaves one waits until it would have been sent, and then for the latency."""
 
-    def __init__(self, devices, latency, bits_per_second):
+    def __init__(self, devices, latency, link_rate, flow_rate):
         super().__init__(daemon=True)
-        self.devices, self.latency, self.rate = devices, latency, bits_per_second
+        self.devices, self.latency = devices, latency
+        self.link_rate, self.flow_rate = link_rate, flow_rate
         self.is_over = False
 
     def run(self):
@@ -49,8 +55,8 @@ class Switch(threading.Thread):
         names = {device: address for address, device in self.devices.items()}
         for device in names:
             poll.register(device, select.EPOLLIN)
-        # By the way out and the way in, when it is free again.
-        free = {(address, way): 0.0 for address in self.devices for way in ("out", "in")}
+        # By the way out, the flow and the way in, when it is free again.
+        free = {}
         waiting, count = [], 0
         while not self.is_over:
             pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else 0.05
@@ -64,15 +70,18 @@ class Switch(threading.Thread):
                     target = packet[16:20]
                     if target not in self.devices:
                         continue
-                    seconds = len(packet) * 8 / self.rate if self.rate else 0.0
-                    at = time.monotonic()
-                    for way in ((names[device], "out"), (target, "in")):
-                        at = max(at, free[way]) + seconds
-                        free[way] = at
-                        # The second stretch begins while the first is still under way.
-                        at -= seconds
+                    bits = len(packet) * 8
+                    # Both addresses and both ports, where headers have no options.
+                    flow = packet[12:24]
+                    ways = [((names[device], "out"), self.link_rate), (flow, self.flow_rate), ((target, "in"), self.link_rate)]
+                    begin = end = time.monotonic()
+                    for way, rate in ways:
+                        # Each stretch begins while the one before is still under way.
+                        begin = max(begin, free.get(way, 0.0))
+                        free[way] = begin + (bits / rate if rate else 0.0)
+                        end = max(end, free[way])
                     count += 1
-                    heapq.heappush(waiting, (at + seconds + self.latency, count, target, packet))
+                    heapq.heappush(waiting, (end + self.latency, count, target, packet))
             now = time.monotonic()
             while waiting and waiting[0][0] <= now:
                 _, _, target, packet = heapq.heappop(waiting)
@@ -101,10 +110,10 @@ def command(text):
     subprocess.run(text.split(), check=True)
 
 
-def train(changes, latency, rate, workers):
+def train(changes, link, workers):
     """Median seconds of a step and of its all-reduce."""
     devices = dict(namespace(number) for number in range(1, workers + 2))
-    switch = Switch(devices, latency, rate)
+    switch = Switch(devices, *link)
     switch.start()
     with tempfile.TemporaryDirectory() as folder:
         token, run = f"{folder}/token", f"{folder}/run"
@@ -140,28 +149,34 @@ def environment(cache):
     return {**os.environ, "RAYON_NUM_THREADS": "1", "SIMSIAM_CACHE_DIR": cache, "RUST_LOG": "info"}
 
 
-def bucket_bytes(changes):
+def sent_bytes(changes, workers):
+    """What `coordinator check` says that a worker sends in a step."""
     text = subprocess.run(
-        [PROGRAM, "check", "--workers", "2", *(part for change in changes for part in ("--set", change))],
+        [PROGRAM, "check", "--workers", str(workers), *(part for change in changes for part in ("--set", change))],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    return float(text.split("buckets of ")[1].split(" MB")[0]) * 1e6
+    return float(re.search(r"sends ([\d.]+) MB to the others", text)[1]) * 1e6
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    workers = parser.parse_args().workers
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
+    arguments = parser.parse_args()
+    workers = arguments.workers
     print("| run | latency | rate | step, ms | its all-reduce, ms | model, ms | measured / model |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, changes in RUNS.items():
-        sent = 2 * bucket_bytes(changes) * (workers - 1) / workers
+        changes = changes + arguments.set
+        sent = sent_bytes(changes, workers)
         unshaped = None
-        for latency, rate in LINKS:
-            step, all_reduce = train(changes, latency, rate, workers)
+        for link in LINKS:
+            latency, rate, flow_rate = link
+            step, all_reduce = train(changes, link, workers)
             unshaped = unshaped or all_reduce
             model = 2 * latency + max(unshaped, 8 * sent / rate if rate else 0)
             link = f"{latency * 1e3:.0f} ms | {rate / 1e6:.0f} Mbit/s" if rate else "none | not limited"
+            link += f", {flow_rate / 1e6:.0f} a connection" if flow_rate else ""
             row = [step, all_reduce, model]
             print(f"| {name} | {link} | {' | '.join(f'{s * 1e3:.1f}' for s in row)} | {all_reduce / model:.2f} |", flush=True)
 

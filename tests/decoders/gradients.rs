@@ -89,7 +89,7 @@ fn fold(
 ) -> Result<Vec<f32>, CollectiveError> {
     let leases: Vec<Range<u32>> = vec![0..1, 1..2];
     let group = Group::new([1; 16], 1, rank, leases, 2).unwrap();
-    let limits = Limits { bucket_len: LEN, connect_deadline: limit, step_deadline: limit };
+    let limits = Limits { bucket_len: LEN, rounded_len: 0, connect_deadline: limit, step_deadline: limit };
     let key = Key::new([2; 32]);
     let mut collective: Collective = assemble(listener, &key, group, addresses, limits, Medium::Tcp)?;
     let sums = collective.sums();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use collective::subtrees;
 use coordinator::{bytes_of_steps, lease};
-use recipe::{BatchNorm, Recipe};
+use recipe::{BatchNorm, Precision, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
 /// What the worker with the most shards needs, and the run directory. MB are millions of bytes.
@@ -22,7 +22,8 @@ pub(crate) struct Needs {
     pub(crate) buckets_held: u32,
     pub(crate) views_mb: f64,
     pub(crate) activations_mb: f64,
-    /// What the workers add up together in a step: the bucket, and BatchNorm's statistics where they are synchronised.
+    /// What the workers add up together in a step, as it goes over TCP: the bucket, and BatchNorm's statistics where they
+    /// are synchronised.
     pub(crate) summed_mb: f64,
     /// What it sends to the others in a step.
     pub(crate) sent_mb: f64,
@@ -54,7 +55,11 @@ impl Needs {
         };
         let side = recipe.views.crop_px as usize;
         let images = recipe.shard_batch() as usize;
-        let summed_mb = bucket_mb + statistics_mb(recipe, &layout);
+        let halved = match recipe.training.exchange_precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => layout.parameter_count(),
+        };
+        let summed_mb = bucket_mb - megabytes(halved) / 2.0 + statistics_mb(recipe, &layout);
         let buckets_sent = leases.iter().map(|lease| lease.buckets_sent(workers)).fold(0.0, f64::max);
         Needs {
             parameters: layout.parameter_count(),
@@ -242,6 +247,8 @@ mod tests {
         assert!((needs.sent_mb - 1.5 * needs.bucket_mb).abs() < 1e-9, "{needs:?}");
         let synchronised = Needs::of(&recipe(&["training.batch_norm=sync"]), 4);
         assert!(synchronised.summed_mb > needs.summed_mb && needs.summed_mb == needs.bucket_mb);
+        let rounded = Needs::of(&recipe(&["training.exchange_precision=bf16"]), 4);
+        assert!((0.5..0.51).contains(&(rounded.sent_mb / needs.sent_mb)), "{rounded:?}");
     }
 
     #[test]

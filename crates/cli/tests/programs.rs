@@ -226,6 +226,27 @@ fn a_stopped_run_goes_on_to_the_same_end() {
 }
 
 #[test]
+fn gradients_are_rounded_on_their_way_over_tcp_and_nowhere_else() {
+    let place = Place::new();
+    for (name, workers, medium, precision) in [
+        ("exact", "2", "tcp", "f32"),
+        ("alone", "1", "tcp", "bf16"),
+        ("memory", "2", "shared-memory", "bf16"),
+        ("rounded", "2", "tcp", "bf16"),
+        ("again", "2", "tcp", "bf16"),
+    ] {
+        let change = format!("training.exchange_precision={precision}");
+        let mut command = place.train(name, workers, &[&change]);
+        let output = command.args(["--collective", medium]).output().unwrap();
+        expect(&output, 0, &["all 96 steps are done"]);
+    }
+    let exact = place.state_hash("exact");
+    assert_eq!([place.state_hash("alone"), place.state_hash("memory")], [exact.clone(), exact.clone()]);
+    assert_ne!(place.state_hash("rounded"), exact);
+    assert_eq!(place.state_hash("rounded"), place.state_hash("again"));
+}
+
+#[test]
 fn a_killed_worker_ends_a_run_that_is_to_abort_with_a_sentence_and_a_valid_checkpoint() {
     let place = Place::new();
     let mut command = place.train("killed", "3", &[]);

@@ -123,7 +123,7 @@ fn assemble(
     let leases = (0..world).map(|shard| shard..shard + 1).collect();
     let group = Group::new([1; 16], generation, rank, leases, world)?;
     let deadline = Duration::from_secs(30);
-    let limits = Limits { bucket_len, connect_deadline: deadline, step_deadline: deadline };
+    let limits = Limits { bucket_len, rounded_len: 0, connect_deadline: deadline, step_deadline: deadline };
     Ok(collective::assemble(listener, &Key::new([1; 32]), group, addresses, limits, medium)?)
 }
 

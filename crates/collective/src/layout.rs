@@ -1,4 +1,4 @@
-//! How a bucket is cut: one slice for each rank to fold, and each slice into chunks to send.
+//! How a bucket is cut: one slice for each rank to fold, and each slice into chunks to send, some of them rounded.
 
 use std::ops::Range;
 
@@ -11,12 +11,29 @@ pub(crate) struct Layout {
     bucket_len: usize,
     slice_len: usize,
     chunk_len: usize,
+    rounded_len: usize,
 }
 
 impl Layout {
     pub(crate) fn new(bucket_len: usize, world: usize, chunk_len: usize) -> Self {
         let slice_len = bucket_len.div_ceil(world).next_multiple_of(SLICE_ALIGNMENT);
-        Self { bucket_len, slice_len, chunk_len }
+        Self { bucket_len, slice_len, chunk_len, rounded_len: 0 }
+    }
+
+    /// The same where chunks that lie within the first `rounded_len` floats are sent as bf16.
+    pub(crate) fn rounding(self, rounded_len: usize) -> Self {
+        Self { rounded_len, ..self }
+    }
+
+    /// Whether the chunk that lies there is sent as bf16.
+    pub(crate) fn is_rounded(&self, chunk: &Range<usize>) -> bool {
+        chunk.end <= self.rounded_len
+    }
+
+    /// How many floats of the slice of `rank`, from its first on, may be sent as bf16.
+    pub(crate) fn rounded_in_slice(&self, rank: usize) -> usize {
+        let slice = self.slice(rank);
+        self.rounded_len.clamp(slice.start, slice.end) - slice.start
     }
 
     /// The floats that `rank` folds; empty for the last ranks of a very small bucket.
@@ -46,6 +63,18 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_are_rounded_up_to_the_one_that_reaches_beyond() {
+        for (rounded_len, chunks) in [(0, 0), (63, 0), (64, 1), (127, 1), (500, 7), (1000, 16), (2000, 16)] {
+            let layout = Layout::new(1000, 2, 64).rounding(rounded_len);
+            let of = |rank| (0..layout.chunks(rank)).map(move |chunk| layout.chunk(rank, chunk));
+            let rounded: Vec<_> = of(0).chain(of(1)).filter(|chunk| layout.is_rounded(chunk)).collect();
+            assert_eq!(rounded.len(), chunks, "{rounded_len}");
+            let ends = [0, 1].map(|rank| layout.slice(rank).start + layout.rounded_in_slice(rank));
+            assert!(rounded.iter().all(|chunk| ends.iter().any(|end| chunk.end <= *end)), "{rounded_len}");
+        }
+    }
 
     #[test]
     fn slices_and_chunks_cover_a_bucket_once_in_order() {

@@ -50,11 +50,14 @@ pub use tree::{Node, subtrees};
 
 use std::time::Duration;
 
-/// How long a collective waits, and for how much.
+/// What a collective carries, and how long it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Floats in a bucket; the same on every rank.
     pub bucket_len: usize,
+    /// How many of them, from the first on, are rounded to bf16 wherever they go over TCP; the same on every rank. Their
+    /// sum is then the same on every rank too, but not for other leases.
+    pub rounded_len: usize,
     /// How long the assembly of the group may take, from its call.
     pub connect_deadline: Duration,
     /// How long one fold may take, from its call: it covers waiting for the slowest worker to come to it.

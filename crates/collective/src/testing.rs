@@ -100,7 +100,7 @@ pub(crate) fn key() -> Key {
 /// Limits that no healthy test comes near.
 pub(crate) fn limits(bucket_len: usize) -> Limits {
     let long = Duration::from_secs(20);
-    Limits { bucket_len, connect_deadline: long, step_deadline: long }
+    Limits { bucket_len, rounded_len: 0, connect_deadline: long, step_deadline: long }
 }
 
 pub(crate) fn listen() -> (TcpListener, String) {

@@ -92,25 +92,27 @@ impl Trace {
     }
 
     /// In the format that `ui.perfetto.dev` and `chrome://tracing` open (Trace Event Format, Google 2016): a process for each
-    /// worker, and one for the coordinator.
+    /// worker, whose steps are its main thread, and one for the coordinator.
     pub fn to_chrome(&self) -> Value {
         let workers: BTreeSet<u64> = self.steps.iter().map(|step| step.worker).collect();
-        let name = |pid: u64, name: String| json!({ "ph": "M", "name": "process_name", "pid": pid, "args": { "name": name } });
-        let mut events = vec![name(0, "coordinator".to_string())];
-        events.extend(
-            workers.iter().map(|worker| name(*worker, format!("worker {worker} ({})", self.name(*worker)))),
-        );
+        let name = |what: &str, pid: u64, name: String| json!({ "ph": "M", "name": what, "pid": pid, "tid": pid, "args": { "name": name } });
+        let mut events = vec![name("process_name", 0, "coordinator".to_string())];
+        for worker in workers {
+            events.push(name("process_name", worker, format!("worker {worker} ({})", self.name(worker))));
+            events.push(name("thread_name", worker, "steps".to_string()));
+        }
         let origin = self.steps.iter().map(|step| self.begin_us(step)).min().unwrap_or(0);
         for step in &self.steps {
             let begin = self.begin_us(step) - origin;
             // The parts of a step lie within it, and are shown below it.
             events.push(json!({
-                "ph": "X", "cat": "step", "name": format!("step {}", step.step), "pid": step.worker, "tid": 0,
+                "ph": "X", "cat": "step", "name": format!("step {}", step.step),
+                "pid": step.worker, "tid": step.worker,
                 "ts": begin, "dur": self.end_us(step) - origin - begin, "args": { "generation": step.generation },
             }));
             events.extend(step.spans.iter().map(|span| {
                 json!({
-                    "ph": "X", "cat": "step", "name": phase(span.phase), "pid": step.worker, "tid": 0,
+                    "ph": "X", "cat": "step", "name": phase(span.phase), "pid": step.worker, "tid": step.worker,
                     "ts": begin + i64::from(span.start_us), "dur": span.duration_us,
                     "args": { "step": step.step, "shard": span.shard },
                 })
@@ -285,8 +287,8 @@ mod tests {
         let trace = Trace::read(folder.path(), Some(1), 2).unwrap().to_chrome();
         let events = trace["traceEvents"].as_array().unwrap();
         let of = |ph: &str| events.iter().filter(|event| event["ph"] == ph).collect::<Vec<_>>();
-        assert_eq!(of("M").len(), 4);
-        assert_eq!(of("M")[2]["args"]["name"], "worker 2 (host-2, process 9)");
+        assert_eq!(of("M").len(), 1 + 2 * 3);
+        assert_eq!(of("M")[3]["args"]["name"], "worker 2 (host-2, process 9)");
         assert_eq!(of("X").len(), 2 * 3 * 4, "two steps of three workers, each whole and in three parts");
         let begins: BTreeSet<i64> = of("X").iter().map(|event| event["ts"].as_i64().unwrap()).collect();
         assert!(begins.first() == Some(&0) && begins.last().unwrap() < &200_000, "{begins:?}");

@@ -80,9 +80,14 @@ pub struct Training {
     /// The paper's one essential: no gradient through `z`. `false` is for watching the collapse.
     #[serde(default = "yes")]
     pub stop_gradient: bool,
-    /// What convolutions and linear layers multiply in.
+    /// What convolutions and linear layers multiply in, and activations are kept in.
     #[serde(default)]
     pub precision: Precision,
+    /// What gradients are rounded to where they go from worker to worker over TCP, which halves the bytes; they are added
+    /// up in `f32`. With [`Bf16`](Precision::Bf16) the result depends on the number of workers and on what lies between
+    /// them: memory that workers share, and GPUs, carry all bits. PyTorch's `bf16_compress_hook` does the same.
+    #[serde(default)]
+    pub exchange_precision: Precision,
     /// Steps in a row that may be left out because a loss or a gradient is not finite: the batch is used up, the weights
     /// stay as they are. With 0 the first such step ends the run.
     #[serde(default)]
@@ -119,15 +124,14 @@ pub enum OnCollapse {
     Rollback,
 }
 
-/// What convolutions and linear layers multiply in, and activations are kept in. Weights, statistics, loss and
-/// optimizer are in `f32` either way.
+/// Bits of a number, where there is a choice. Weights, statistics, loss and optimizer are in `f32` in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32 bits. A GPU may round factors to TF32, which has 10 bits behind the point.
+    /// 32 bits. Where a GPU multiplies, it may round factors to TF32, which has 10 bits behind the point.
     #[default]
     F32,
-    /// 16 bits with the range of `f32`: half the memory and several times the speed on a GPU, slow on a CPU.
+    /// 16 bits with the range of `f32`: half the bytes. A GPU multiplies them several times as fast, a CPU slowly.
     Bf16,
 }
 
@@ -245,6 +249,7 @@ mod tests {
             (vec!["training.batch=100", "training.shards=8"], "does not divide"),
             (vec!["training.batch=8", "training.shards=8"], "at least 2"),
             (vec!["training.precision=fp8"], "fp8"),
+            (vec!["training.exchange_precision=int8"], "int8"),
             (vec!["training.batch_norm=global"], "global"),
             (vec!["training.epochs=0"], "training.epochs"),
             (vec!["optimizer.momentum=1.5"], "optimizer.momentum"),

@@ -65,6 +65,11 @@ impl BucketLayout {
         self.stop + 1
     }
 
+    /// How many of them, from the first on, are the gradient.
+    pub fn gradient_values(&self) -> usize {
+        self.gradient.end
+    }
+
     /// Completes a shard's bucket behind its sums: whether all of it is finite, and whether its worker wants the run to
     /// end after this step.
     pub(crate) fn flag(&self, bucket: &mut [f32], shard: u32, stop: bool) {

@@ -62,7 +62,8 @@ impl Lockstep {
     pub(crate) fn alone(shards: u32, longest: usize) -> Lockstep {
         let leases = std::iter::once(0..shards).collect();
         let group = Group::new([0; 16], 1, 0, leases, shards).expect("one lease of all shards is a group");
-        let limits = Limits { bucket_len: longest, connect_deadline: ALONE, step_deadline: ALONE };
+        let limits =
+            Limits { bucket_len: longest, rounded_len: 0, connect_deadline: ALONE, step_deadline: ALONE };
         let collective = Hub::default().assemble(group, limits);
         let lockstep = collective.and_then(|collective| Lockstep::begin(collective, 0..shards, shards));
         lockstep.expect("who is alone waits for nobody")
@@ -183,7 +184,7 @@ mod tests {
     fn lockstep(hub: &Hub, rank: usize, leases: &[Range<u32>], shards: u32) -> Arc<Lockstep> {
         let group = Group::new([0; 16], 1, rank, leases.to_vec(), shards).unwrap();
         let limit = Duration::from_secs(20);
-        let limits = Limits { bucket_len: 4, connect_deadline: limit, step_deadline: limit };
+        let limits = Limits { bucket_len: 4, rounded_len: 0, connect_deadline: limit, step_deadline: limit };
         let collective = hub.assemble(group, limits).unwrap();
         Arc::new(Lockstep::begin(collective, leases[rank].clone(), shards).unwrap())
     }

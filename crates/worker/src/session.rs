@@ -7,7 +7,7 @@ use std::time::Duration;
 use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits, Standstill};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
-use recipe::{BatchNorm, Recipe};
+use recipe::{BatchNorm, Precision, Recipe};
 use simsiam::{Device, Folded, NonFinite, Trainer};
 
 use crate::WorkerError;
@@ -72,6 +72,10 @@ impl Session {
             order.members.iter().map(|member| member.collective_address.clone()).collect();
         let limits = Limits {
             bucket_len: run.trainer.bucket().values(),
+            rounded_len: match run.recipe.training.exchange_precision {
+                Precision::F32 => 0,
+                Precision::Bf16 => run.trainer.bucket().gradient_values(),
+            },
             connect_deadline: Duration::from_millis(order.deadline_ms),
             step_deadline: run.step_limit,
         };
@@ -81,7 +85,7 @@ impl Session {
         let lockstep = match run.recipe.training.batch_norm {
             BatchNorm::Shard => None,
             BatchNorm::Sync => {
-                let limits = Limits { bucket_len: run.trainer.longest_shard_sum(), ..limits };
+                let limits = Limits { bucket_len: run.trainer.longest_shard_sum(), rounded_len: 0, ..limits };
                 let collective = run.transport.assemble_on_hosts(run.key, group.clone(), &addresses, limits);
                 let lockstep = Lockstep::begin(collective.map_err(failed)?, lease.clone(), group.shards());
                 Some(Arc::new(lockstep.map_err(failed)?))

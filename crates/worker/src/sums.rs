@@ -228,8 +228,12 @@ mod tests {
     fn alone(trainer: &Trainer) -> Sums {
         let group = Group::new([0; 16], 1, 0, vec![0..SHARDS], SHARDS).unwrap();
         let second = Duration::from_secs(1);
-        let limits =
-            Limits { bucket_len: trainer.bucket().values(), connect_deadline: second, step_deadline: second };
+        let limits = Limits {
+            bucket_len: trainer.bucket().values(),
+            rounded_len: 0,
+            connect_deadline: second,
+            step_deadline: second,
+        };
         let collective = Hub::default().assemble(group, limits).unwrap();
         Sums::new(Assembled::Hosts(collective), trainer, 0..SHARDS)
     }

@@ -6,11 +6,11 @@ use anyhow::Result;
 use dashboard::scaled;
 use dataset::Images;
 use dataset::views::{Scratch, ViewMaker};
-use recipe::{BatchNorm, Recipe};
+use recipe::{BatchNorm, Precision, Recipe};
 use simsiam::{Device, DeviceBucket, LearningRates, Replica, State, Trainer, Views};
 
 use crate::display::duration;
-use crate::forecast::{GPU_LINKS, HOST_LINKS, Link, Measured};
+use crate::forecast::{GPU_LINKS, HOST_LINKS, Link, Measured, Way};
 
 /// Steps of each kind that are measured, after one that is not. The quickest counts: others at work only add to it.
 const REPETITIONS: usize = 4;
@@ -77,7 +77,12 @@ pub(super) fn forecast(recipe: &Recipe, images: &Images, device: Device) -> Resu
 /// Of the gradients, and where BatchNorm is synchronised of its statistics, which meet forward and backward.
 fn all_reduce_seconds(recipe: &Recipe, trainer: &Trainer, link: &Link, workers: u32) -> f64 {
     let bytes = |floats: usize| (floats * size_of::<f32>()) as f64;
-    let gradients = link.all_reduce_seconds(bytes(trainer.bucket().values()), workers);
+    let whole = bytes(trainer.bucket().values());
+    let bucket = match (link.way, recipe.training.exchange_precision) {
+        (Way::Slices, Precision::Bf16) => whole - bytes(trainer.bucket().gradient_values()) / 2.0,
+        (Way::Slices, Precision::F32) | (Way::Ring, _) => whole,
+    };
+    let gradients = link.all_reduce_seconds(bucket, workers);
     let meetings = match recipe.training.batch_norm {
         BatchNorm::Shard => 0,
         // Each BatchNorm has two statistics and two meetings.

@@ -42,6 +42,8 @@ pub(super) struct Connection {
     /// Subtree sums that this peer sends of every chunk of our slice.
     pub(super) nodes: usize,
     pub(super) outgoing: Outgoing,
+    /// The payload of the frame being sent, where that is rounded.
+    pub(super) rounded: Vec<u16>,
     pub(super) incoming: Incoming,
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Incoming {
     /// Bytes of its payload that are read, and their checksum so far.
     pub(super) filled: usize,
     pub(super) checksum: u32,
+    /// Where the payload comes to, if it is rounded.
+    pub(super) rounded: Vec<u16>,
     /// Whole frames received in this fold: of the peer's sums, and of its folded slice.
     pub(super) scattered: usize,
     pub(super) gathered: usize,
@@ -96,12 +100,13 @@ impl Connection {
             frame: None,
             filled: 0,
             checksum: 0,
+            rounded: Vec::new(),
             scattered: 0,
             gathered: 0,
             ready: false,
             window: vec![0.0; WINDOW_CHUNKS * nodes * chunk_len],
         };
-        Self { rank, lane, stream, nodes, outgoing: Outgoing::default(), incoming }
+        Self { rank, lane, stream, nodes, outgoing: Outgoing::default(), rounded: Vec::new(), incoming }
     }
 
     /// Counts from zero again. A header that came early, of the next fold's first frame, is kept.
@@ -111,29 +116,31 @@ impl Connection {
         self.incoming.gathered = 0;
         self.incoming.ready = true;
     }
+}
 
+impl Outgoing {
     /// Sends what the socket takes of the current frame, whose payload is given.
-    pub(super) fn send(&mut self, payload: &[u8]) -> io::Result<Moved> {
-        let Some((_, header)) = &self.outgoing.frame else { return Ok(Moved::Whole) };
+    pub(super) fn send(&mut self, stream: &mut TcpStream, payload: &[u8]) -> io::Result<Moved> {
+        let Some((_, header)) = &self.frame else { return Ok(Moved::Whole) };
         let total = HEADER_LEN + payload.len();
-        while self.outgoing.sent < total {
-            let sent = self.outgoing.sent;
+        while self.sent < total {
+            let sent = self.sent;
             let parts = [
                 IoSlice::new(&header[sent.min(HEADER_LEN)..]),
                 IoSlice::new(&payload[sent.saturating_sub(HEADER_LEN)..]),
             ];
-            match self.stream.write_vectored(&parts) {
-                Ok(count) => self.outgoing.sent += count,
+            match stream.write_vectored(&parts) {
+                Ok(count) => self.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.outgoing.full = true;
+                    self.full = true;
                     return Ok(Moved::Pending);
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.outgoing.frame = None;
-        self.outgoing.sent = 0;
+        self.frame = None;
+        self.sent = 0;
         Ok(Moved::Whole)
     }
 }

@@ -10,6 +10,7 @@
 
 use super::connection::{Connection, Moved, WINDOW_CHUNKS, read_payload};
 use super::frame::{self, Frame, Kind, Stamp};
+use super::rounding;
 use crate::checksum;
 use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
@@ -33,6 +34,8 @@ pub(super) struct Exchange<'a> {
     pub(super) step: u64,
     pub(super) sums: &'a SubtreeSums,
     pub(super) folded: &'a mut [f32],
+    /// Our slice of it as it is sent, as far as it is rounded.
+    pub(super) rounded: &'a mut [u16],
     pub(super) limit: Duration,
 }
 
@@ -102,26 +105,32 @@ impl Exchange<'_> {
             let header = frame.encode(stamp, checksum);
             self.connections[index].outgoing.frame = Some((frame, header));
         }
-        let connection = &mut self.connections[index];
-        let Some((frame, _)) = &connection.outgoing.frame else { return Ok(false) };
-        let payload = match frame.kind {
-            Kind::Scatter => &self.sums.node_sum(frame.node)[frame.range.clone()],
-            Kind::Gather => &self.folded[frame.range.clone()],
+        let Connection { rank, stream, outgoing, rounded, .. } = &mut self.connections[index];
+        let Some((frame, _)) = &outgoing.frame else { return Ok(false) };
+        let range = frame.range.clone();
+        let payload: &[u8] = match (frame.kind, frame.is_rounded) {
+            (Kind::Scatter, false) => bytemuck::cast_slice(&self.sums.node_sum(frame.node)[range]),
+            (Kind::Scatter, true) => bytemuck::cast_slice(rounded),
+            (Kind::Gather, false) => bytemuck::cast_slice(&self.folded[range]),
+            (Kind::Gather, true) => {
+                let start = self.layout.slice(self.group.rank()).start;
+                bytemuck::cast_slice(&self.rounded[range.start - start..range.end - start])
+            }
         };
-        match connection.send(bytemuck::cast_slice(payload)) {
+        match outgoing.send(stream, payload) {
             Ok(moved) => Ok(moved == Moved::Whole),
-            Err(error) => Err(lost(connection.rank, &error)),
+            Err(error) => Err(lost(*rank, &error)),
         }
     }
 
     /// The next frame for a connection with its checksum: what is folded first, for it is still in the cache.
     fn next_frame(&mut self, index: usize) -> Option<(Frame, u32)> {
-        let Connection { rank, lane, outgoing, .. } = &mut self.connections[index];
+        let Connection { rank, lane, outgoing, rounded, .. } = &mut self.connections[index];
         if outgoing.gathered < lane.chunks_before(self.checksums.len()) {
             let chunk = lane.chunk_after(outgoing.gathered);
             outgoing.gathered += 1;
-            let range = self.layout.chunk(self.group.rank(), chunk);
-            return Some((Frame { kind: Kind::Gather, node: 0, chunk, range }, self.checksums[chunk]));
+            let frame = Frame::of(self.layout, self.group.rank(), Kind::Gather, 0, chunk);
+            return Some((frame, self.checksums[chunk]));
         }
         let nodes = self.sums.nodes().len();
         if outgoing.scattered == lane.chunks_before(self.layout.chunks(*rank)) * nodes {
@@ -129,9 +138,14 @@ impl Exchange<'_> {
         }
         let (chunk, node) = (lane.chunk_after(outgoing.scattered / nodes), outgoing.scattered % nodes);
         outgoing.scattered += 1;
-        let range = self.layout.chunk(*rank, chunk);
-        let checksum = checksum_of(&self.sums.node_sum(node)[range.clone()]);
-        Some((Frame { kind: Kind::Scatter, node, chunk, range }, checksum))
+        let frame = Frame::of(self.layout, *rank, Kind::Scatter, node, chunk);
+        let part = &self.sums.node_sum(node)[frame.range.clone()];
+        if !frame.is_rounded {
+            return Some((frame, checksum_of(part)));
+        }
+        rounded.resize(part.len(), 0);
+        rounding::round(part, rounded);
+        Some((frame, checksum_of(rounded)))
     }
 
     fn stamp(&self, sender: usize) -> Stamp {
@@ -149,7 +163,7 @@ impl Exchange<'_> {
         }
         let Connection { rank, lane, stream, nodes, incoming, .. } = &mut self.connections[index];
         let Some((frame, announced)) = &incoming.frame else { return Ok(()) };
-        let payload = match frame.kind {
+        let place = match frame.kind {
             Kind::Scatter => {
                 let turn = lane.chunks_before(frame.chunk);
                 let place = window_range(self.layout, *nodes, turn, frame.node, 0..frame.range.len());
@@ -157,15 +171,25 @@ impl Exchange<'_> {
             }
             Kind::Gather => &mut self.folded[frame.range.clone()],
         };
+        let payload = match frame.is_rounded {
+            true => {
+                incoming.rounded.resize(frame.range.len(), 0);
+                bytemuck::cast_slice_mut(&mut incoming.rounded)
+            }
+            false => bytemuck::cast_slice_mut(place),
+        };
         let progress = (&mut incoming.filled, &mut incoming.checksum);
         let next = (&mut incoming.header, &mut incoming.header_filled);
-        match read_payload(stream, bytemuck::cast_slice_mut(payload), progress, next) {
+        match read_payload(stream, payload, progress, next) {
             Ok(Moved::Pending) => return Ok(()),
             Ok(Moved::Whole) if incoming.checksum != *announced => {
                 return Err(CollectiveError::Corrupt { rank: *rank });
             }
             Ok(Moved::Whole) => {}
             Err(error) => return Err(lost(*rank, &error)),
+        }
+        if frame.is_rounded {
+            rounding::widen(&incoming.rounded, place);
         }
         match frame.kind {
             Kind::Scatter => incoming.scattered += 1,
@@ -202,7 +226,7 @@ impl Exchange<'_> {
                 found,
             });
         }
-        let frame = Frame { kind, node, chunk, range: self.layout.chunk(of, chunk) };
+        let frame = Frame::of(self.layout, of, kind, node, chunk);
         let stamp = Stamp { sender: *rank, generation: self.group.generation(), step: self.step };
         let announced = frame::check(&incoming.header, &frame, stamp)?;
         incoming.frame = Some((frame, announced));
@@ -248,7 +272,18 @@ impl Exchange<'_> {
             let turn = lane.chunks_before(chunk);
             &incoming.window[window_range(self.layout, *nodes, turn, source.position, part)]
         });
-        self.checksums.push(checksum_of(out));
+        let checksum = match self.layout.is_rounded(&range) {
+            true => {
+                let start = self.layout.slice(rank).start;
+                let rounded = &mut self.rounded[range.start - start..range.end - start];
+                // Everybody goes on with what the others get, or replicas would part.
+                rounding::round(out, rounded);
+                rounding::widen(rounded, out);
+                checksum_of(rounded)
+            }
+            false => checksum_of(out),
+        };
+        self.checksums.push(checksum);
         true
     }
 
@@ -319,6 +354,6 @@ fn window_range(layout: &Layout, nodes: usize, turn: usize, node: usize, part: R
     start + part.start..start + part.end
 }
 
-fn checksum_of(floats: &[f32]) -> u32 {
-    checksum::extend(0, bytemuck::cast_slice(floats))
+fn checksum_of<T: bytemuck::NoUninit>(numbers: &[T]) -> u32 {
+    checksum::extend(0, bytemuck::cast_slice(numbers))
 }

@@ -1,6 +1,7 @@
 //! The frames between workers: 32 bytes of header, of which the receiver knows every field but the checksum.
 
 use crate::CollectiveError;
+use crate::layout::Layout;
 use crate::mesh::field;
 use std::ops::Range;
 
@@ -30,6 +31,8 @@ pub(super) struct Frame {
     pub(super) chunk: usize,
     /// The floats carried, as they lie in the bucket.
     pub(super) range: Range<usize>,
+    /// Whether they are sent as bf16.
+    pub(super) is_rounded: bool,
 }
 
 /// What all frames of one sender in one fold share.
@@ -55,9 +58,16 @@ struct Header {
 }
 
 impl Frame {
+    /// The frame of a chunk of the slice of `rank`.
+    pub(super) fn of(layout: &Layout, rank: usize, kind: Kind, node: usize, chunk: usize) -> Self {
+        let range = layout.chunk(rank, chunk);
+        let is_rounded = layout.is_rounded(&range);
+        Self { kind, node, chunk, range, is_rounded }
+    }
+
     /// Bytes of payload.
     pub(super) fn payload_len(&self) -> usize {
-        self.range.len() * size_of::<f32>()
+        self.range.len() * if self.is_rounded { size_of::<u16>() } else { size_of::<f32>() }
     }
 
     fn header(&self, stamp: Stamp, checksum: u32) -> Header {
@@ -153,7 +163,7 @@ mod tests {
 
     #[test]
     fn every_changed_field_is_noticed() {
-        let frame = Frame { kind: Kind::Gather, node: 0, chunk: 3, range: 100..164 };
+        let frame = Frame { kind: Kind::Gather, node: 0, chunk: 3, range: 100..164, is_rounded: false };
         let stamp = Stamp { sender: 5, generation: 1 << 40, step: 77 };
         let bytes = frame.encode(stamp, 0xdead_beef);
         assert_eq!(kind(&bytes), Some(Kind::Gather));
@@ -163,6 +173,11 @@ mod tests {
             bytes[place] ^= 0x10;
             assert!(check(&bytes, &frame, stamp).is_err(), "byte {place}");
         }
+        let rounded = Frame { is_rounded: true, ..frame.clone() };
+        let other = check(&bytes, &rounded, stamp).unwrap_err();
+        let named =
+            CollectiveError::Protocol { rank: 5, field: "bytes in the chunk", expected: 128, found: 256 };
+        assert_eq!(other.to_string(), named.to_string());
         let late = check(&bytes, &frame, Stamp { step: 78, ..stamp }).unwrap_err();
         let named = CollectiveError::Protocol { rank: 5, field: "step", expected: 78, found: 77 };
         assert_eq!(late.to_string(), named.to_string());
@@ -175,7 +190,7 @@ mod tests {
             noise in proptest::array::uniform32(any::<u8>()),
             changes in proptest::collection::vec((0..28usize, any::<u8>()), 0..4),
         ) {
-            let frame = Frame { kind: Kind::Scatter, node: 3, chunk: 9, range: 0..1000 };
+            let frame = Frame { kind: Kind::Scatter, node: 3, chunk: 9, range: 0..1000, is_rounded: false };
             let stamp = Stamp { sender: 2, generation: 7, step: 40 };
             prop_assert!(check(&noise, &frame, stamp).is_err());
             let bytes = frame.encode(stamp, 1);

@@ -5,11 +5,13 @@
 //! the wire in `frame.rs`.
 //!
 //! Slices are sent in chunks. Where two ranks have several connections, each is a lane, and the chunks of every slice are
-//! dealt to the lanes in turn.
+//! dealt to the lanes in turn. Chunks of the bucket's first [`rounded_len`](Limits::rounded_len) floats go as bf16 both
+//! ways, and are added up in `f32`.
 
 mod connection;
 mod exchange;
 mod frame;
+mod rounding;
 #[cfg(test)]
 mod tests;
 
@@ -41,13 +43,14 @@ struct TcpCollective {
     connections: Vec<Connection>,
     checksums: Vec<u32>,
     folded: Vec<f32>,
+    rounded: Vec<u16>,
 }
 
 /// The fold over the connections of `mesh`, in chunks of `chunk_len` floats or of more where there would be too many;
 /// it must be the same on every rank.
 pub(crate) fn collective(mesh: Mesh, group: Group, limits: Limits, chunk_len: usize) -> Collective {
     let chunk_len = chunk_len.max(limits.bucket_len.div_ceil(CHUNKS_MAX));
-    let layout = Layout::new(limits.bucket_len, group.world(), chunk_len);
+    let layout = Layout::new(limits.bucket_len, group.world(), chunk_len).rounding(limits.rounded_len);
     let mut connections = Vec::new();
     for Peer { rank, stream, further } in mesh.peers {
         let nodes = SubtreeSums::node_count(&group.leases()[rank]);
@@ -58,8 +61,16 @@ pub(crate) fn collective(mesh: Mesh, group: Group, limits: Limits, chunk_len: us
         }
     }
     let tree = TreeFold::new(group.leases());
-    let (checksums, folded) = (Vec::new(), vec![0.0; limits.bucket_len]);
-    let engine = TcpCollective { group: group.clone(), limits, layout, tree, connections, checksums, folded };
+    let engine = TcpCollective {
+        group: group.clone(),
+        limits,
+        tree,
+        connections,
+        checksums: Vec::new(),
+        folded: vec![0.0; limits.bucket_len],
+        rounded: vec![0; layout.rounded_in_slice(group.rank())],
+        layout,
+    };
     Collective::new(group, limits.bucket_len, Box::new(engine))
 }
 
@@ -78,6 +89,7 @@ impl Engine for TcpCollective {
             step,
             sums,
             folded: &mut self.folded,
+            rounded: &mut self.rounded,
             limit: self.limits.step_deadline,
         };
         exchange.run()

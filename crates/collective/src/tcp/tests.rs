@@ -5,9 +5,10 @@ use crate::agreement::VOTE_LEN;
 use crate::gpus::CARD_BYTES;
 use crate::mesh::{GREETING_LEN, LANES, Lanes, PROOF_LEN};
 use crate::testing::{
-    SHARDS, assert_same_bits, fold_and_compare, fold_error, group, key, limits, listen, push_all, run_ranks,
+    SHARDS, assert_same_bits, bucket, fold_and_compare, fold_error, group, key, limits, listen, push_all,
+    reference, run_ranks,
 };
-use crate::{CollectiveError, Interrupt, Medium, Standstill, assemble};
+use crate::{CollectiveError, Interrupt, Medium, Node, Standstill, assemble};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Barrier;
@@ -46,6 +47,63 @@ fn every_world_length_of_chunks_and_number_of_lanes_folds_to_the_same_bits() {
             fold_on_lanes(world, 1, len, chunk_len);
         }
     }
+}
+
+/// Folds in chunks of `chunk_len` floats, of which those in the first `rounded_len` are sent as bf16.
+fn check_rounded(world: usize, lanes: u8, len: usize, rounded_len: usize, chunk_len: usize) {
+    let limits = Limits { rounded_len, ..limits(len) };
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        collective(connect(listener, &group, addresses, limits, lanes), group, limits, chunk_len)
+    };
+    for seed in 0..2 {
+        let sums = run_ranks(world, assemble, |_, mut collective| {
+            push_all(collective.sums(), seed);
+            collective.fold(seed).unwrap().to_vec()
+        });
+        sums.iter().for_each(|sum| assert_same_bits(sum, &sums[0]));
+        let exact = reference(seed, Node { level: SHARDS.ilog2(), index: 0 }, len);
+        let shards: Vec<Vec<f32>> = (0..SHARDS).map(|shard| bucket(seed, shard, len)).collect();
+        let layout = Layout::new(len, world, chunk_len).rounding(rounded_len);
+        for (rank, chunk) in (0..world).flat_map(|rank| (0..layout.chunks(rank)).map(move |at| (rank, at))) {
+            let range = layout.chunk(rank, chunk);
+            if !layout.is_rounded(&range) {
+                assert_same_bits(&sums[0][range.clone()], &exact[range]);
+                continue;
+            }
+            for place in range {
+                let (found, exact) = (sums[0][place], exact[place]);
+                assert_eq!(found.to_bits() as u16, 0, "float {place}: {found} is no bf16");
+                // Each part, and the sum, is off by half a unit of its eighth bit at most.
+                let largest = exact.abs() + shards.iter().map(|bucket| bucket[place].abs()).sum::<f32>();
+                let error = (found - exact).abs();
+                assert!(error <= largest / 256.0, "float {place}: {found} is far from {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_floats_have_the_same_sum_everywhere_and_the_others_their_own() {
+    for world in [2, 3, 4] {
+        for lanes in [1, 3] {
+            for (len, rounded_len) in [(17, 17), (1000, 0), (1000, 500), (20_003, 15_011), (20_003, 20_003)] {
+                check_rounded(world, lanes, len, rounded_len, 100);
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_that_round_otherwise_are_told_so() {
+    let assemble = |listener: &_, group: Group, addresses: &_| {
+        let limits = Limits { rounded_len: 500 * group.rank(), ..limits(1000) };
+        collective(connect(listener, &group, addresses, limits, 1), group, limits, 100)
+    };
+    let errors = run_ranks(2, assemble, |_, mut collective| fold_error(&mut collective, 0));
+    let is_named = |error: &CollectiveError| {
+        matches!(error, CollectiveError::Protocol { field: "bytes in the chunk", .. })
+    };
+    assert!(errors.iter().any(is_named), "{errors:?}");
 }
 
 #[test]
