@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 skip() { echo "compose: SKIPPED, $*"; exit 0; }
 docker info >/dev/null 2>&1 || skip "no Docker Engine answers"
 if docker compose version >/dev/null 2>&1; then
-    compose() { docker compose "$@"; }
+    compose() { docker compose --compatibility "$@"; } # containers have the names that docker-compose gives them
 elif docker-compose version >/dev/null 2>&1; then
     compose() { docker-compose "$@"; }
 else
@@ -30,7 +30,8 @@ export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"
 runs=${COMPOSE_PROJECT_NAME}_runs
 patience_s=400 # for a run that takes one minute alone on two cores
 scratch=$(mktemp -d)
-export SIMSIAM_TOKEN_FILE=$scratch/token
+export SIMSIAM_TOKEN_FILE=$scratch/token DATA=$scratch/images
+mkdir "$DATA"
 od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$SIMSIAM_TOKEN_FILE"
 clean_up() {
     local result=$?
