@@ -91,8 +91,8 @@ class Switch(threading.Thread):
                     pass  # dropped, as by any full queue
 
 
-def namespace(number):
-    """A namespace with one address; gives that, and its end of the link."""
+def namespace(number, settings):
+    """A namespace with one address and these settings of the kernel; gives that, and its end of the link."""
     name, address = f"links{number}", f"10.99.0.{number}"
     subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
     command(f"ip netns add {name}")
@@ -103,6 +103,8 @@ def namespace(number):
     command(f"ip -n {name} link set lo up")
     command(f"ip -n {name} link set {name} mtu {MTU} txqueuelen 10000 up")
     command(f"ip -n {name} addr add {address}/24 dev {name}")
+    for setting in settings:
+        command(f"ip netns exec {name} sysctl -qw {setting}")
     return bytes(map(int, address.split("."))), device
 
 
@@ -110,9 +112,9 @@ def command(text):
     subprocess.run(text.split(), check=True)
 
 
-def train(changes, link, workers):
+def train(changes, link, workers, settings):
     """Median seconds of a step and of its all-reduce."""
-    devices = dict(namespace(number) for number in range(1, workers + 2))
+    devices = dict(namespace(number, settings) for number in range(1, workers + 2))
     switch = Switch(devices, *link)
     switch.start()
     with tempfile.TemporaryDirectory() as folder:
@@ -162,6 +164,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe")
+    parser.add_argument("--sysctl", action="append", default=[], metavar="KEY=VALUE", help="in each worker's namespace")
     arguments = parser.parse_args()
     workers = arguments.workers
     print("| run | latency | rate | step, ms | its all-reduce, ms | model, ms | measured / model |")
@@ -172,7 +175,7 @@ def main():
         unshaped = None
         for link in LINKS:
             latency, rate, flow_rate = link
-            step, all_reduce = train(changes, link, workers)
+            step, all_reduce = train(changes, link, workers, arguments.sysctl)
             unshaped = unshaped or all_reduce
             model = 2 * latency + max(unshaped, 8 * sent / rate if rate else 0)
             link = f"{latency * 1e3:.0f} ms | {rate / 1e6:.0f} Mbit/s" if rate else "none | not limited"

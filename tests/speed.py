@@ -61,6 +61,11 @@ def memory_torch():
     return {f"peak memory of the step, {side} px, MiB": peak_mib(command(side)) for side in SIZES_PX}
 
 
+def memory_torch_step():
+    imported = peak_mib([sys.executable, __file__, "--peer", "torch_import"])
+    return {row: peak - imported for row, peak in memory_torch().items()}
+
+
 def views_here():
     return {"views of 96 px by one core, views/s": rate(bench("view", ""), "view/96 px")}
 
@@ -92,7 +97,8 @@ def all_reduce_gloo():
 
 
 def all_reduce_row(world, megabytes):
-    return f"all-reduce, {world} processes, {megabytes:.3g} MB, ms"
+    # Ours come with three digits behind the point.
+    return f"all-reduce, {world} processes, {round(megabytes, 3):.3g} MB, ms"
 
 
 def workers_here():
@@ -110,6 +116,7 @@ MEASURES = {
     "step": ("PyTorch channels_last", step_here, step_torch, "more"),
     "features": ("PyTorch channels_last", features_here, features_torch, "more"),
     "memory": ("PyTorch, all of its process", memory_here, memory_torch, "less"),
+    "memory-of-step": ("PyTorch, less what importing it takes", memory_here, memory_torch_step, "less"),
     "views": ("albumentations", views_here, views_albumentations, "more"),
     "views-torchvision": ("torchvision on PIL", views_here, views_torchvision, "more"),
     "all-reduce": ("Gloo", lambda: all_reduce_here("shared memory"), all_reduce_gloo, "less"),
@@ -145,7 +152,7 @@ def run_speed(workers):
     with tempfile.TemporaryDirectory() as folder:
         changes = [
             "data.images=2048", f"training.batch={GLOBAL_BATCH}", "training.shards=4", "training.epochs=1",
-            "views.crop_px=32", "model.backbone=resnet18", "model.width=64", "model.projector_dim=2048",
+            "views.crop_px=32", "model.backbone=resnet18", "model.stem=small", "model.width=64", "model.projector_dim=2048",
             "model.predictor_dim=512", "optimizer.warmup_epochs=0", "evaluation.every_checkpoints=0",
         ]
         command = ["cargo", "run", "--release", "--locked", "--bin", "coordinator", "--"]
@@ -231,6 +238,10 @@ def torch_step(side):
     torch.set_num_threads(2)
     model = simsiam(int(side)).to(memory_format=torch.channels_last)
     print(BATCH * steps_per_second(model, BATCH, int(side), 10))
+
+
+def torch_import():
+    import torchvision  # noqa: F401
 
 
 def torch_features(side):

@@ -60,7 +60,7 @@ fn import(bytes: &[u8]) -> bool {
 fn state(bytes: &[u8]) -> bool {
     let layout = Layout::of(&small_network().model);
     let written = State::initial(&layout, 1);
-    let mut files = checkpoint::write(&layout, &written);
+    let mut files = checkpoint::write(&layout, written.clone());
     let mut places = files.iter_mut().rev().flat_map(|(_, content)| content).collect::<Vec<_>>();
     for (place, change) in changes(bytes) {
         if let Some(byte) = places.get_mut(place) {

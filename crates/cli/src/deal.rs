@@ -12,13 +12,17 @@ use crate::display::Screen;
 /// The images, dealt to shards.
 pub(crate) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> Result<Deal> {
     let folder = cache.folder();
-    let mut progress = |done, total| {
-        screen.position(done, total, "preparing images, once".to_string());
+    let mut preparing = |done, total| {
+        screen.action(done, total, "preparing images, once".to_string());
     };
-    let images = Images::open_with_progress(&recipe.data, &folder, &mut progress);
+    let images = Images::open_with_progress(&recipe.data, &folder, &mut preparing);
     screen.finish();
-    let images = images?;
-    Ok(Deal::new(Arc::new(images), recipe.training.shards, &folder)?)
+    let mut hashing = |done, total| {
+        screen.action(done, total, "reading and hashing all images, once".to_string());
+    };
+    let deal = Deal::new_with_progress(Arc::new(images?), recipe.training.shards, &folder, &mut hashing);
+    screen.finish();
+    Ok(deal?)
 }
 
 /// Pictures that were left out, for the person and the log.

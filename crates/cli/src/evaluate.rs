@@ -176,7 +176,7 @@ pub fn main() -> ExitCode {
 pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
     let screen = Screen::stderr();
     logging::start(&screen);
-    let progress = &mut |phase, done, total| screen.position(done, total, describe(phase).to_string());
+    let progress = &mut |phase, done, total| screen.action(done, total, describe(phase).to_string());
     let tell = |answer: String| {
         screen.finish();
         exit::answer(&answer);

@@ -29,6 +29,8 @@ pub(crate) struct Needs {
     pub(crate) sent_mb: f64,
     /// Weights, statistics and momentum.
     pub(crate) checkpoint_mb: f64,
+    /// What the worker that saves holds meanwhile: a copy of its state, and of that what is in its files already.
+    pub(crate) saving_mb: f64,
     /// The checkpoints that are kept, and the one that is being written.
     pub(crate) checkpoints: u32,
     /// Shards and workers of the run.
@@ -59,6 +61,7 @@ impl Needs {
             Precision::F32 => 0,
             Precision::Bf16 => layout.parameter_count(),
         };
+        let checkpoint_mb = megabytes(2 * layout.parameter_count() + layout.statistic_count());
         let summed_mb = bucket_mb - megabytes(halved) / 2.0 + statistics_mb(recipe, &layout);
         let buckets_sent = leases.iter().map(|lease| lease.buckets_sent(workers)).fold(0.0, f64::max);
         Needs {
@@ -78,7 +81,8 @@ impl Needs {
             ),
             summed_mb,
             sent_mb: buckets_sent * summed_mb,
-            checkpoint_mb: megabytes(2 * layout.parameter_count() + layout.statistic_count()),
+            checkpoint_mb,
+            saving_mb: 1.5 * checkpoint_mb,
             checkpoints: recipe.checkpoint.keep.saturating_add(1),
             run_shards: recipe.training.shards,
             workers,
@@ -104,9 +108,10 @@ impl Needs {
     /// How large a run of so many steps is, in a line.
     pub(crate) fn size(&self, steps: u64) -> String {
         format!(
-            "about {:.0} MB of memory for each worker, and up to {:.0} MB of disk: {} checkpoints of {:.1} MB with the one \
-             being written, {:.1} MB of metrics, curves and traces",
+            "about {:.0} MB of memory for each worker, {:.0} more for the one that saves, and up to {:.0} MB of disk: {} \
+             checkpoints of {:.1} MB with the one being written, {:.1} MB of metrics, curves and traces",
             self.memory_mb(),
+            self.saving_mb,
             self.disk_mb(steps),
             self.checkpoints,
             self.checkpoint_mb,
@@ -133,7 +138,7 @@ pub(crate) fn shortages(recipe: &Recipe, steps: u64, local_workers: u32, folder:
     let needs = Needs::of(recipe, local_workers.max(1));
     let memory = shortage(
         "memory",
-        needs.memory_mb() * f64::from(local_workers),
+        needs.memory_mb() * f64::from(local_workers) + needs.saving_mb,
         available_memory_mb(),
         "lower training.batch, or raise training.shards, which makes each part of a batch smaller",
     );

@@ -53,7 +53,7 @@ pub(crate) fn publish(directory: &RunDirectory, first: &FirstState, screen: &Scr
     let checkpoints = directory.checkpoints();
     let write = || {
         let mut partial = checkpoints.begin(state.step)?;
-        for (name, content) in checkpoint::write(&Layout::of(&recipe.model), state) {
+        for (name, content) in checkpoint::write(&Layout::of(&recipe.model), state.clone()) {
             partial.write(name, &content)?;
         }
         checkpoints.publish(partial, recipe.checkpoint.keep)

@@ -1,6 +1,6 @@
 //! The fold between processes: first connected, then through the best medium that all of them share.
 
-use crate::mesh::{LANES, Mesh};
+use crate::mesh::{Lanes, Mesh};
 use crate::{Collective, CollectiveError, Gpu, Group, Key, Limits, agreement, gpus, shared_memory, tcp};
 use std::net::TcpListener;
 
@@ -75,7 +75,8 @@ pub fn assemble_with_gpu(
     medium: Medium,
     gpu: Option<Gpu>,
 ) -> Result<Assembled, CollectiveError> {
-    let mut mesh = Mesh::connect(listener, key, &group, addresses, limits, LANES)?;
+    let lanes = Lanes::of(group.world());
+    let mut mesh = Mesh::connect(listener, key, &group, addresses, limits, lanes)?;
     if let Some(id) = gpus::agree(&mut mesh, &group, gpu, medium)? {
         mesh.close_further();
         return assemble_gpus(id, mesh, &group, gpu, limits);
@@ -85,7 +86,10 @@ pub fn assemble_with_gpu(
             mesh.close_further();
             shared_memory::collective(segment, mesh, group, limits)
         }
-        None => tcp::collective(mesh, group, limits, tcp::CHUNK_LEN),
+        None => {
+            let chunk_len = tcp::chunk_len(limits.bucket_len, group.world());
+            tcp::collective(mesh, group, limits, chunk_len)
+        }
     }))
 }
 

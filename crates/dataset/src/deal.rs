@@ -11,7 +11,7 @@ use recipe::{Draws, Purpose};
 
 use crate::aside;
 use crate::error::DatasetError;
-use crate::images::Images;
+use crate::images::{Images, Progress};
 use crate::manifest::Manifest;
 use crate::record_file::RecordFile;
 use crate::seal::ContentHash;
@@ -19,6 +19,9 @@ use crate::seal::ContentHash;
 /// The size that blocks aim at. Large enough that a request for each costs nothing beside its bytes, small
 /// enough that a window of them fits in memory and that a run begins at once.
 const BLOCK_BYTES: usize = 4 << 20;
+
+/// Blocks that are hashed between two looks at how far that is: a fraction of a second's work.
+const BLOCKS_AT_ONCE: usize = 32;
 
 /// A change to how images are dealt needs a new number, so that old manifests are not used for it.
 const DEAL_VERSION: u32 = 1;
@@ -42,6 +45,19 @@ impl Deal {
     /// # Errors
     /// Fewer images than shards.
     pub fn new(images: Arc<Images>, shards: u32, cache_dir: &Path) -> Result<Deal, DatasetError> {
+        Deal::new_with_progress(images, shards, cache_dir, &mut |_, _| {})
+    }
+
+    /// As [`Deal::new`], and tells how many of all blocks are hashed, if they need be.
+    ///
+    /// # Errors
+    /// As [`Deal::new`].
+    pub fn new_with_progress(
+        images: Arc<Images>,
+        shards: u32,
+        cache_dir: &Path,
+        progress: &mut Progress<'_>,
+    ) -> Result<Deal, DatasetError> {
         let count = images.len();
         let per_shard = count.checked_div(u64::from(shards)).unwrap_or(0);
         if per_shard == 0 {
@@ -50,7 +66,7 @@ impl Deal {
         let order = dealt_order(count);
         let kept = cache_dir.join(format!("manifest-{}.json", key(&images, shards)));
         let manifest = read_kept(&kept, &images).unwrap_or_else(|| {
-            let manifest = hash_all(&images, &order, shards, per_shard as u32);
+            let manifest = hash_all(&images, &order, shards, per_shard as u32, progress);
             keep(&kept, &manifest);
             manifest
         });
@@ -108,9 +124,15 @@ pub(crate) fn gather(images: &Images, order: &[u32], manifest: &Manifest, shard:
     bytes
 }
 
-fn hash_all(images: &Images, order: &[u32], shards: u32, images_per_shard: u32) -> Manifest {
+fn hash_all(
+    images: &Images,
+    order: &[u32],
+    shards: u32,
+    images_per_shard: u32,
+    progress: &mut Progress<'_>,
+) -> Manifest {
     let images_per_block = (BLOCK_BYTES / images.geometry().record_bytes()).max(1) as u32;
-    let mut manifest = Manifest {
+    let manifest = Manifest {
         name: images.name().to_owned(),
         images: images.len(),
         geometry: images.geometry(),
@@ -124,14 +146,18 @@ fn hash_all(images: &Images, order: &[u32], shards: u32, images_per_shard: u32) 
     };
     images.files().iter().for_each(RecordFile::read_ahead);
     let per_shard = manifest.blocks_per_shard() as usize;
-    manifest.blocks = (0..shards as usize * per_shard)
-        .into_par_iter()
-        .map(|number| {
-            let (shard, block) = ((number / per_shard) as u32, (number % per_shard) as u32);
-            ContentHash::of(&gather(images, order, &manifest, shard, block))
-        })
-        .collect();
-    manifest
+    let hash = |number: usize| {
+        let (shard, block) = ((number / per_shard) as u32, (number % per_shard) as u32);
+        ContentHash::of(&gather(images, order, &manifest, shard, block))
+    };
+    let count = shards as usize * per_shard;
+    let mut blocks = Vec::with_capacity(count);
+    while blocks.len() < count {
+        let group = blocks.len()..count.min(blocks.len() + BLOCKS_AT_ONCE);
+        blocks.par_extend(group.into_par_iter().map(hash));
+        progress(blocks.len() as u64, count as u64);
+    }
+    Manifest { blocks, ..manifest }
 }
 
 /// Workers may run in another folder.

@@ -99,7 +99,7 @@ impl Encoder {
     pub fn random(recipe: &Recipe) -> Encoder {
         let layout = Layout::of(&recipe.model);
         let state = State::initial(&layout, recipe.seed);
-        let files = checkpoint::write(&layout, &state);
+        let files = checkpoint::write(&layout, state.clone());
         let model = files.iter().find(|(name, _)| *name == checkpoint::MODEL);
         let model_blake3 = blake3::hash(model.map_or(&[], |(_, content)| content));
         Self::new(recipe, layout, state, None, model_blake3)

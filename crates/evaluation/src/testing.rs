@@ -60,7 +60,7 @@ pub(crate) fn write_checkpoint(path: &Path, state: &State, manifest_step: u64) {
 
 pub(crate) fn write_checkpoint_of(layout: &Layout, path: &Path, state: &State, manifest_step: u64) {
     let mut files = serde_json::Map::new();
-    for (name, content) in checkpoint::write(layout, state) {
+    for (name, content) in checkpoint::write(layout, state.clone()) {
         let entry = json!({"bytes": content.len(), "blake3": blake3::hash(&content).to_string()});
         files.insert(name.to_owned(), entry);
         fs::write(path.join(name), content).unwrap();

@@ -71,18 +71,21 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// The three files of a checkpoint, as name and content.
-pub fn write(layout: &Layout, state: &State) -> Vec<(&'static str, Vec<u8>)> {
+/// The three files of a checkpoint, as name and content. Each part of the state is let go as soon as it is in its file, so
+/// that no more than one and a half times the state is held.
+pub fn write(layout: &Layout, state: State) -> Vec<(&'static str, Vec<u8>)> {
     let progress = Progress {
         step: state.step,
         skipped_steps: state.skipped_steps,
         state_hash: state.hash().to_string(),
     };
     let progress = serde_json::to_vec_pretty(&progress).expect("a struct of numbers and text");
-    let model =
-        tensors(&layout.parameters, &state.weights).chain(tensors(&layout.statistics, &state.statistics));
-    let optimizer = tensors(&layout.parameters, &state.momentum);
-    vec![(MODEL, serialize(model)), (OPTIMIZER, serialize(optimizer)), (PROGRESS, progress)]
+    let State { weights, statistics, momentum, .. } = state;
+    let model = tensors(&layout.parameters, &weights).chain(tensors(&layout.statistics, &statistics));
+    let model = serialize(model);
+    drop(weights);
+    let optimizer = serialize(tensors(&layout.parameters, &momentum));
+    vec![(MODEL, model), (OPTIMIZER, optimizer), (PROGRESS, progress)]
 }
 
 /// The state in a checkpoint's files. `file` gives the content of a name.

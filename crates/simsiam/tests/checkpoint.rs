@@ -38,15 +38,15 @@ fn content<'a>(files: &'a mut Files, name: &str) -> &'a mut Vec<u8> {
 fn a_state_survives_the_round_trip_bit_for_bit() {
     let layout = layout(4);
     let state = state(&layout);
-    let files = write(&layout, &state);
+    let files = write(&layout, state.clone());
     assert!(read_files(&layout, &files).unwrap() == state);
-    assert!(write(&layout, &state) == files, "equal states are equal files");
+    assert!(write(&layout, state.clone()) == files, "equal states are equal files");
 }
 
 #[test]
 fn what_is_missing_damaged_or_foreign_is_said() {
     let layout = layout(4);
-    let good = write(&layout, &state(&layout));
+    let good = write(&layout, state(&layout));
     type Damage = fn(&mut Files);
     let damages: [(Damage, &[&str]); 6] = [
         (|files| files.retain(|(name, _)| *name != OPTIMIZER), &["lacks optimizer.safetensors"]),
@@ -55,7 +55,7 @@ fn what_is_missing_damaged_or_foreign_is_said() {
         (|files| *content(files, MODEL).last_mut().unwrap() ^= 1, &["hash"]),
         (|files| *content(files, OPTIMIZER) = content(files, MODEL).clone(), &["hash"]),
         (
-            |files| *files = write(&self::layout(8), &state(&self::layout(8))),
+            |files| *files = write(&self::layout(8), state(&self::layout(8))),
             &["encoder.conv1.weight", "[4, 3, 3, 3]", "[8, 3, 3, 3]", "another recipe"],
         ),
     ];
@@ -73,7 +73,7 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(at in 0usize..4000, value in any::<u8>(), cut in 0usize..4000) {
         let layout = layout(1);
-        let mut files = write(&layout, &state(&layout));
+        let mut files = write(&layout, state(&layout));
         for (_, content) in &mut files {
             let at = at % content.len();
             content[at] = value;

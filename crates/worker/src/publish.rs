@@ -108,7 +108,7 @@ impl Publisher {
         let (step, state, layout) = (state.step, state.clone(), self.layout.clone());
         let (link, generation) = (self.link.clone(), self.generation);
         let task = self.link.runtime.spawn(async move {
-            let written = tokio::task::spawn_blocking(move || checkpoint::write(&layout, &state));
+            let written = tokio::task::spawn_blocking(move || checkpoint::write(&layout, state));
             let files = written.await.expect("a state can always be written into memory");
             // Copies of them are views of the same files.
             let parts = parts(&link, generation, step, files);

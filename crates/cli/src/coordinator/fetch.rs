@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &FetchArguments) -> Result<Ending> {
                 told_at = Instant::now();
                 screen.line(&text);
             }
-            screen.position(done_bytes, total_bytes, text);
+            screen.action(done_bytes, total_bytes, text);
         }
         Event::Interrupted { reason, pause } => {
             screen.line(&format!("interrupted: {reason}; tried again in {} s", pause.as_secs()));

@@ -48,13 +48,23 @@ impl Screen {
 
     /// Moves the bar, and shows `message` beside it. Without a terminal it does nothing.
     pub(crate) fn position(&self, done: u64, total: u64, message: String) {
+        self.show("{bar:24} {pos}/{len} {wide_msg}", done, total, message);
+    }
+
+    /// The same for an action whose end only its pace tells: also shows how long the rest takes.
+    pub(crate) fn action(&self, done: u64, total: u64, message: String) {
+        self.show("{bar:24} {percent}% {eta} left  {wide_msg}", done, total, message);
+    }
+
+    fn show(&self, template: &'static str, done: u64, total: u64, message: String) {
         let Some(bar) = &self.bar else { return };
-        if bar.is_finished() {
+        // Who begins anew, or at less, does something else now, with a pace of its own.
+        if bar.is_finished() || done < bar.position() {
             bar.reset();
         }
         if bar.length() != Some(total) {
             bar.set_length(total);
-            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}");
+            let style = ProgressStyle::with_template(template);
             bar.set_style(style.expect("the template is a constant and correct"));
             bar.enable_steady_tick(Duration::from_millis(500));
         }

@@ -29,11 +29,17 @@ pub(crate) struct Lanes {
     pub(crate) between_hosts: u8,
 }
 
-/// Clouds cap what one flow carries (AWS: 5 Gbit/s), and a lost packet halves the window of one flow only. Within a host
-/// there is neither, and every connection more costs system calls.
-pub(crate) const LANES: Lanes = Lanes { within_host: 1, between_hosts: 4 };
+/// Connections of a worker to others by which it fills its link, whatever one of them may carry.
+const FILLING: usize = 32;
 
 impl Lanes {
+    /// Those of a group of `world` workers. Clouds cap what one connection carries (AWS: 5 Gbit/s), and a lost packet
+    /// halves the window of one of them only. Within a host there is neither, and every connection more costs system
+    /// calls; and where there are many hosts, one to each is enough together, and a process may not open any number.
+    pub(crate) fn of(world: usize) -> Self {
+        Self { within_host: 1, between_hosts: (FILLING / world).clamp(1, 4) as u8 }
+    }
+
     fn most(self) -> u8 {
         self.within_host.max(self.between_hosts)
     }

@@ -141,8 +141,16 @@ fn join(address: &str, hello: &handshake::Hello) -> TcpStream {
 }
 
 #[test]
+fn few_hosts_have_several_connections_to_each_and_many_have_one() {
+    for (world, between_hosts) in [(1, 4), (2, 4), (8, 4), (10, 3), (16, 2), (17, 1), (512, 1), (65_536, 1)] {
+        let lanes = Lanes::of(world);
+        assert_eq!((lanes.within_host, lanes.between_hosts), (1, between_hosts), "{world} workers");
+    }
+}
+
+#[test]
 fn further_connections_are_proven_like_the_first_and_come_in_any_order() {
-    let lanes = Lanes { within_host: 3, ..LANES };
+    let lanes = Lanes { within_host: 3, ..Lanes::of(2) };
     let (listener, address) = listen();
     let addresses = [address.clone(), "nobody dials this".to_string()];
     thread::scope(|scope| {
@@ -179,7 +187,7 @@ fn further_connections_are_proven_like_the_first_and_come_in_any_order() {
 
 #[test]
 fn a_stranger_that_answers_on_a_further_connection_is_not_believed() {
-    let lanes = Lanes { within_host: 2, ..LANES };
+    let lanes = Lanes { within_host: 2, ..Lanes::of(2) };
     let (ours, address) = listen();
     let (theirs, peer) = listen();
     let greeted = |hello: &handshake::Hello, knows: &Key| {

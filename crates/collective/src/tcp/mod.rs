@@ -17,7 +17,7 @@ mod tests;
 
 use crate::engine::Engine;
 use crate::layout::Layout;
-use crate::mesh::{Mesh, Peer};
+use crate::mesh::{Lanes, Mesh, Peer};
 use crate::tree::TreeFold;
 use crate::{Collective, CollectiveError, Group, Limits, SubtreeSums};
 use connection::{Connection, Lane};
@@ -27,7 +27,10 @@ use std::net::Shutdown;
 
 /// Floats in a chunk (512 KiB). Measured with 4 processes and 75 MB: 128 KiB costs a tenth more for its system
 /// calls and wake-ups, 1 MiB gains nothing.
-pub(crate) const CHUNK_LEN: usize = 128 * 1024;
+const CHUNK_LEN: usize = 128 * 1024;
+
+/// Floats in a chunk of a small bucket (64 KiB), whose slices are cut finer to have a chunk for each lane.
+const SHORT_CHUNK_LEN: usize = 16 * 1024;
 
 /// Chunks of a slice must be countable in the 16 bits that a header has for them.
 const CHUNKS_MAX: usize = 1 << 16;
@@ -44,6 +47,12 @@ struct TcpCollective {
     checksums: Vec<u32>,
     folded: Vec<f32>,
     rounded: Vec<u16>,
+}
+
+/// Floats in a chunk of a group of `world` workers, whichever of them share a host: all must cut alike.
+pub(crate) fn chunk_len(bucket_len: usize, world: usize) -> usize {
+    let lanes = usize::from(Lanes::of(world).between_hosts);
+    bucket_len.div_ceil(world * lanes).clamp(SHORT_CHUNK_LEN, CHUNK_LEN)
 }
 
 /// The fold over the connections of `mesh`, in chunks of `chunk_len` floats or of more where there would be too many;

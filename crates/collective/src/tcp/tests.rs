@@ -3,7 +3,7 @@
 use super::*;
 use crate::agreement::VOTE_LEN;
 use crate::gpus::CARD_BYTES;
-use crate::mesh::{GREETING_LEN, LANES, Lanes, PROOF_LEN};
+use crate::mesh::{GREETING_LEN, PROOF_LEN};
 use crate::testing::{
     SHARDS, assert_same_bits, bucket, fold_and_compare, fold_error, group, key, limits, listen, push_all,
     reference, run_ranks,
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// A mesh of workers that have so many connections to each other within this host.
 fn connect(listener: &TcpListener, group: &Group, addresses: &[String], limits: Limits, lanes: u8) -> Mesh {
-    let lanes = Lanes { within_host: lanes, ..LANES };
+    let lanes = Lanes { within_host: lanes, ..Lanes::of(group.world()) };
     Mesh::connect(listener, &key(), group, addresses, limits, lanes).unwrap()
 }
 
@@ -46,6 +46,19 @@ fn every_world_length_of_chunks_and_number_of_lanes_folds_to_the_same_bits() {
         for (len, chunk_len) in [(100_003, 1000), (100_003, CHUNK_LEN)] {
             fold_on_lanes(world, 1, len, chunk_len);
         }
+    }
+}
+
+#[test]
+fn small_buckets_are_cut_finer_for_every_lane_to_have_a_chunk() {
+    for (bucket_len, world, expected) in [
+        (1, 2, SHORT_CHUNK_LEN),
+        (8 * SHORT_CHUNK_LEN, 2, SHORT_CHUNK_LEN),
+        (350_000, 2, 43_750),
+        (20_000_000, 2, CHUNK_LEN),
+        (20_000_000, 64, CHUNK_LEN),
+    ] {
+        assert_eq!(chunk_len(bucket_len, world), expected, "{bucket_len} floats, {world} workers");
     }
 }
 
@@ -133,7 +146,7 @@ fn ranks_have_as_many_lanes_as_the_hosts_between_them_ask_for() {
     // Of two ranks, the lower one is dialled, from 127.0.0.1.
     let lanes = |rank: usize, other: usize| match hosts[rank.min(other)] {
         "127.0.0.1" => 1,
-        _ => usize::from(LANES.between_hosts),
+        _ => usize::from(Lanes::of(hosts.len()).between_hosts),
     };
     let assemble = |listener: &_, group: Group, addresses: &_| {
         let mesh = connect(listener, &group, addresses, limits(20_003), 1);
