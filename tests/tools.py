@@ -471,6 +471,14 @@ def check_page(page):
         # On a fast machine: what came last is thinned only when the page asks for all of them again.
         page.browser.click("[data-range=all]")
     page.wait_for_curves(steps)
+    check_views(page, steps[-1]["epoch"])
+
+
+def check_views(page, epoch):
+    """The pairs of views of this epoch, as a picture of four images."""
+    address = f"/views.png?epoch={epoch - 1}"
+    seen = "const views = document.getElementById('views'); return [views.getAttribute('src'), views.naturalWidth > 0]"
+    page.browser.wait_until("the views", [address, True], lambda: page.browser.run(seen))
 
 
 def differences(pairs):
@@ -787,7 +795,7 @@ def check_console(browser):
     expect("what the browser's console complains of", [], severe)
 
 
-PAGES = {"/", "/style.css", "/dashboard.js", "/api/history", "/api/events", "/api/actions"}
+PAGES = {"/", "/style.css", "/dashboard.js", "/views.png", "/api/history", "/api/events", "/api/actions"}
 
 
 def check_requests(browser, origin):

@@ -74,6 +74,7 @@ fn exchange(folder: &Path, listen: &str, requests: &[&[u8]], silence: Duration) 
             program_version: "1".to_owned(),
             token: Token::parse(TOKEN).unwrap(),
             yardsticks: Yardsticks::default(),
+            views: None,
         };
         let (actions, _asked) = mpsc::channel(1);
         let _dashboard = Dashboard::start(listener, settings, actions).unwrap();

@@ -3,15 +3,13 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use coordinator::RunDirectory;
-use dashboard::{Action, Dashboard, Settings, Yardsticks};
-use protocol::Token;
+use dashboard::{Action, Dashboard, Settings};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::display::Screen;
+use crate::network;
 use crate::security::Security;
-use crate::{PROGRAM_VERSION, network};
 
 /// Beside 7070, at which coordinators of several machines listen, and none of TensorBoard's (6006) or Prometheus' (9090).
 const DEFAULT: &str = "127.0.0.1:7080";
@@ -74,13 +72,10 @@ pub(crate) struct DashboardPlace {
 }
 
 impl DashboardPlace {
-    /// Serves it, and says where. In a step, the workers add up so many bytes together.
+    /// Serves it, and says where.
     pub(crate) async fn serve(
         self,
-        directory: &RunDirectory,
-        total_steps: u64,
-        all_reduce_bytes: f64,
-        token: &Token,
+        mut settings: Settings,
         actions: mpsc::Sender<Action>,
         screen: &Screen,
     ) -> Result<Option<Dashboard>> {
@@ -100,12 +95,7 @@ impl DashboardPlace {
                 )
             })?,
         };
-        let yardsticks = Yardsticks {
-            all_reduce_bytes: Some(all_reduce_bytes),
-            peak_flops_per_second: self.peak_tflops.map(|tflops| 1e12 * tflops),
-        };
-        let settings = Settings::new(directory, total_steps, PROGRAM_VERSION, token);
-        let settings = Settings { yardsticks, ..settings };
+        settings.yardsticks.peak_flops_per_second = self.peak_tflops.map(|tflops| 1e12 * tflops);
         let dashboard = Dashboard::start(listener, settings, actions)?;
         screen.line(&format!("dashboard: http://{}", dashboard.address()));
         Ok(Some(dashboard))

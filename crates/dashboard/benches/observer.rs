@@ -54,6 +54,7 @@ fn observer(criterion: &mut Criterion) {
             program_version: "1.0.0".to_string(),
             token: Token::random().expect("this system has randomness"),
             yardsticks: Yardsticks::default(),
+            views: None,
         };
         Dashboard::start(listener, settings, mpsc::channel(1).0).expect("a dashboard starts")
     });

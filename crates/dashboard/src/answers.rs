@@ -84,6 +84,7 @@ pub(crate) async fn answer(site: Arc<Site>, request: Request<Incoming>, neighbou
         ("/", true) => html(StatusCode::OK, page::render(&site)),
         ("/dashboard.js", true) => file("text/javascript; charset=utf-8", page::SCRIPT),
         ("/report", true) => report(&site),
+        ("/views.png", true) => views(&site, request.uri().query().unwrap_or_default()).await,
         (path, true) => {
             // What follows speaks of the whole run, so a long one is read first.
             let mut is_read = site.is_read.clone();
@@ -186,6 +187,20 @@ fn stream(site: Arc<Site>, request: &Request<Incoming>) -> Answer {
     let frames = ReceiverStream::new(receiver).map(|bytes| Ok(Frame::data(bytes)));
     let body = StreamBody::new(frames).boxed_unsync();
     finished(StatusCode::OK, "text/event-stream", body)
+}
+
+/// The views of `epoch`, counted from 0.
+async fn views(site: &Site, query: &str) -> Answer {
+    let Some(Ok(epoch)) = query.strip_prefix("epoch=").map(str::parse) else {
+        return text(StatusCode::BAD_REQUEST, "expected a whole number as epoch\n");
+    };
+    let Some(views) = site.views.clone() else {
+        return text(StatusCode::NOT_FOUND, "there are no views: the images are not here\n");
+    };
+    match tokio::task::spawn_blocking(move || views.draw(epoch)).await {
+        Ok(Some(png)) => with_type(StatusCode::OK, "image/png", png),
+        _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the views cannot be drawn\n"),
+    }
 }
 
 fn report(site: &Site) -> Answer {

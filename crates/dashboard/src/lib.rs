@@ -47,7 +47,7 @@ pub use live::Observer;
 pub use metrics::Step;
 pub use open_telemetry::{OpenTelemetry, OpenTelemetryError, SpanObserver, collector};
 pub use rates::{Rates, Yardsticks};
-pub use server::{Dashboard, DashboardError, Settings};
+pub use server::{Dashboard, DashboardError, Settings, Views};
 pub use status::{Recent, State, Status};
 pub use status_lines::status_lines;
 pub use timeline::{Kind, Moment};

@@ -1,5 +1,6 @@
 //! The server: connections with their limits, and the task that reads the run directory.
 
+use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -39,6 +40,27 @@ const HEADER_LIMIT: Duration = Duration::from_secs(15);
 /// How long pages have to take the last words.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Draws what the network sees of some images in an epoch, counted from 0, as a PNG.
+#[derive(Clone)]
+pub struct Views(Arc<dyn Fn(u64) -> Option<Vec<u8>> + Send + Sync>);
+
+impl Views {
+    /// By `draw`, which may take a while, and may fail.
+    pub fn new(draw: impl Fn(u64) -> Option<Vec<u8>> + Send + Sync + 'static) -> Views {
+        Views(Arc::new(draw))
+    }
+
+    pub(crate) fn draw(&self, epoch: u64) -> Option<Vec<u8>> {
+        (self.0)(epoch)
+    }
+}
+
+impl fmt::Debug for Views {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Views(…)")
+    }
+}
+
 /// What a dashboard shows, and to whom.
 #[derive(Debug)]
 pub struct Settings {
@@ -56,10 +78,12 @@ pub struct Settings {
     pub token: Token,
     /// What the workers' rates are measured by.
     pub yardsticks: Yardsticks,
+    /// Its views, if they can be drawn.
+    pub views: Option<Views>,
 }
 
 impl Settings {
-    /// Those of the run in `directory`, whose rates are measured by nothing but its recipe.
+    /// Those of the run in `directory`, whose rates are measured by nothing but its recipe, without views.
     pub fn new(directory: &RunDirectory, total_steps: u64, program_version: &str, token: &Token) -> Settings {
         Settings {
             folder: directory.path().to_path_buf(),
@@ -69,6 +93,7 @@ impl Settings {
             program_version: program_version.to_string(),
             token: token.clone(),
             yardsticks: Yardsticks::default(),
+            views: None,
         }
     }
 }
@@ -122,6 +147,7 @@ impl Dashboard {
                 yardsticks: settings.yardsticks,
             },
             program_version: settings.program_version,
+            views: settings.views,
             instance: Token::random()?.secret().chars().take(16).collect(),
             access: Access::new(settings.token, !address.ip().is_loopback(), &run_id)?,
             record: Mutex::new(RunRecord::default()),

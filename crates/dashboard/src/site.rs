@@ -12,6 +12,7 @@ use crate::history::{Bucket, Columns};
 use crate::live::{Live, lock};
 use crate::prometheus;
 use crate::record::{self, RunRecord};
+use crate::server::Views;
 use crate::status::{Frame, State, Status};
 
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct Site {
     pub(crate) folder: PathBuf,
     pub(crate) frame: Frame,
     pub(crate) program_version: String,
+    pub(crate) views: Option<Views>,
     /// Tells a page that another process answers now, whose secret is another.
     pub(crate) instance: String,
     pub(crate) access: Access,

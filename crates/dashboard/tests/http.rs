@@ -158,7 +158,9 @@ async fn other_pages_and_other_names_get_nothing() {
     let host = served.address.to_string();
     let origin = format!("http://{host}");
     // A name that points here, as a page elsewhere may make its own do.
-    for path in ["/", "/api/status", "/api/events", "/metrics", "/dashboard.js", "/report"] {
+    for path in
+        ["/", "/api/status", "/api/events", "/metrics", "/dashboard.js", "/report", "/views.png?epoch=0"]
+    {
         let reply = send(served.address, "GET", path, &[("host", "evil.example")], "").await;
         assert_eq!(reply.status, 421, "{path}");
         assert!(!reply.text.contains(secret));
@@ -233,6 +235,7 @@ async fn where_others_reach_it_the_token_is_asked_for() {
         "/metrics",
         "/dashboard.js",
         "/report",
+        "/views.png?epoch=0",
     ] {
         let reply = get(near, path).await;
         assert_eq!(reply.status, 401, "{path}");
@@ -379,6 +382,25 @@ fn samples(reply: &Reply) -> Vec<(String, f64)> {
         }
     }
     samples
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_are_those_of_the_epoch_that_is_asked_for() {
+    let run = TestRun::new();
+    let served = run.serve("127.0.0.1:0").await;
+    assert!(served.get("/").await.text.contains("id=\"views\""));
+    for (query, status, text) in [
+        ("?epoch=7", 200, "views of 7"),
+        ("?epoch=30", 500, "cannot be drawn"),
+        ("?epoch=-1", 400, "expected a whole number"),
+        ("", 400, "expected a whole number"),
+    ] {
+        let reply = served.get(&format!("/views.png{query}")).await;
+        assert!(reply.status == status && reply.text.contains(text), "{query}: {}", reply.text);
+        let is_picture = reply.header("content-type").unwrap() == "image/png";
+        assert_eq!(is_picture, status == 200, "{query}");
+    }
+    served.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,10 +13,11 @@ use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
-use dashboard::{Action, Dashboard, OpenTelemetry, collector};
+use dashboard::{Action, Dashboard, OpenTelemetry, Settings, Views, collector};
 use dataset::views::{ViewMaker, grid_png};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
+use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -179,6 +181,7 @@ fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirect
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
     let Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls } =
         prepared;
+    let deal = Arc::new(deal);
     let listener = TcpListener::bind(&cluster.listen)
         .await
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
@@ -191,8 +194,10 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let (requests, mut stopped_by, asked) = requests()?;
     let dashboard = match dashboard {
         Some(place) => {
-            let all_reduce_bytes = 1e6 * needs.summed_mb;
-            place.serve(&directory, total_steps, all_reduce_bytes, &token, asked, screen).await?
+            let mut settings = Settings::new(&directory, total_steps, PROGRAM_VERSION, &token);
+            settings.yardsticks.all_reduce_bytes = Some(1e6 * needs.summed_mb);
+            settings.views = Some(views_by_epoch(&directory, &deal));
+            place.serve(settings, asked, screen).await?
         }
         None => None,
     };
@@ -216,7 +221,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
-        views_png: first_views(&directory, &deal),
+        views_png: views_png(directory.recipe(), &deal, 8, 0..2),
         directory,
         token,
         tls,
@@ -379,14 +384,20 @@ fn start_workers(
     Ok(Some(LocalWorkers::spawn(&settings)?))
 }
 
-/// The first pairs of views of the run's first images. What is wrong with an image, training says.
-fn first_views(directory: &RunDirectory, deal: &Deal) -> Option<Vec<u8>> {
-    const IMAGES: u32 = 8;
-    let (recipe, manifest) = (directory.recipe(), deal.manifest());
-    let count = IMAGES.min(manifest.images_per_shard);
+/// The views of the epoch that is asked for and of the next ones, for the dashboard.
+fn views_by_epoch(directory: &RunDirectory, deal: &Arc<Deal>) -> Views {
+    const EPOCHS: u64 = 4;
+    let (recipe, deal) = (directory.recipe().clone(), Arc::clone(deal));
+    Views::new(move |epoch| views_png(&recipe, &deal, 4, epoch..epoch.checked_add(EPOCHS)?))
+}
+
+/// The first `images` of the first shard with their views of some epochs, as a PNG; none if they cannot be read.
+fn views_png(recipe: &Recipe, deal: &Deal, images: u32, epochs: Range<u64>) -> Option<Vec<u8>> {
+    let manifest = deal.manifest();
+    let count = images.min(manifest.images_per_shard);
     let records = (0..count).map(|index| Some((u64::from(index), deal.record(0, index).ok()?)));
     let maker = ViewMaker::new(&recipe.views, manifest.geometry);
-    Some(grid_png(&maker, &records.collect::<Option<Vec<_>>>()?, 0..2, recipe.seed))
+    Some(grid_png(&maker, &records.collect::<Option<Vec<_>>>()?, epochs, recipe.seed))
 }
 
 /// This program again, in the role of `evaluate`, whenever the recipe asks for it.

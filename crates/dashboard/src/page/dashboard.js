@@ -549,8 +549,16 @@ function drawStatus() {
   }
   drawKnn();
   drawWorkers();
+  drawViews();
   $("report-there").hidden = !status.has_report;
   $("report-missing").hidden = status.has_report;
+}
+
+/** Those of the epoch under way, asked for once each. */
+function drawViews() {
+  const picture = $("views");
+  const address = `/views.png?epoch=${Math.max(0, status.epoch - 1)}`;
+  if (picture && picture.getAttribute("src") !== address) picture.src = address;
 }
 
 function drawKnn() {

@@ -47,7 +47,7 @@ pub(crate) fn render(site: &Site) -> String {
             (actions())
             nav aria-label="Sections" { @for (id, title) in SECTIONS { a href={ "#" (id) } { (title) } } }
         }
-        main id="content" { @for (id, title) in SECTIONS { (section(id, title)) } }
+        main id="content" { @for (id, title) in SECTIONS { (section(site, id, title)) } }
         (confirmation())
         footer { "Version " (site.program_version) ". Served by the coordinator of this run from its own files; this page loads nothing from elsewhere." }
         div #tip role="status" hidden {}
@@ -144,7 +144,7 @@ fn confirmation() -> Markup {
     }
 }
 
-fn section(id: &str, title: &str) -> Markup {
+fn section(site: &Site, id: &str, title: &str) -> Markup {
     html! {
         section id=(id) aria-labelledby={ (id) "-title" } {
             h2 id={ (id) "-title" } { (title) }
@@ -153,7 +153,7 @@ fn section(id: &str, title: &str) -> Markup {
                 "workers" => (workers()),
                 "timeline" => (timeline()),
                 "evaluations" => div #cards { p.missing { "…" } },
-                _ => (pictures()),
+                _ => (pictures(site.views.is_some())),
             }
         }
     }
@@ -204,8 +204,14 @@ fn timeline() -> Markup {
     }
 }
 
-fn pictures() -> Markup {
+fn pictures(has_views: bool) -> Markup {
     html! {
+        @if has_views {
+            figure.views {
+                img #views alt="Some images, each with the pairs of views that the network sees of it in this epoch and the next ones";
+                figcaption { "Some images, and the pairs of views that the network sees of them in this epoch and the next ones." }
+            }
+        }
         p #report-there hidden {
             "The report of this run has the pictures: "
             a href="/report#views" { "the views as the network sees them" } ", "

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use coordinator::{OnFailure, Outcome, Request, Run, RunDirectory, StepSeconds, Timeouts, serve};
-use dashboard::{Action, Dashboard, Observer, Settings, Status, Step, Yardsticks};
+use dashboard::{Action, Dashboard, Observer, Settings, Status, Step, Views, Yardsticks};
 use protocol::v1::order::Order;
 use protocol::v1::report::Event;
 use protocol::{Access, Client, PROTOCOL_VERSION, Token, v1};
@@ -132,6 +132,8 @@ impl TestRun {
             program_version: VERSION.to_string(),
             token: Token::parse(TOKEN).unwrap(),
             yardsticks: YARDSTICKS,
+            // No picture, but no browser looks here.
+            views: Some(Views::new(|epoch| (epoch < 30).then(|| format!("views of {epoch}").into_bytes()))),
         };
         Dashboard::start(TcpListener::bind(listen).await.unwrap(), settings, actions).unwrap()
     }
