@@ -29,9 +29,9 @@ case $(arguments | grep -m 1 -E '^(.*/)?(coordinator|worker|evaluate)$') in
 *) exit 0 ;;
 esac
 # In the host's network the table is the whole host's: what counts are sockets of this container's processes.
-own_sockets() { ls -l /proc/[0-9]*/fd 2>/dev/null | sed -n 's/.* socket:\[\([0-9]*\)\]$/own \1/p'; }
+own_sockets() { find /proc/[0-9]*/fd -lname 'socket:*' -printf 'own %l\n' 2>/dev/null || true; }
 { own_sockets; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; } |
     awk -v column="$column" -v state="$state" -v port="$(printf ':%04X$' "${address##*:}")" '
-        $1 == "own" { is_own[$2] = 1; next }
+        $1 == "own" { gsub(/[^0-9]/, "", $2); is_own[$2] = 1; next }
         $4 == state && $column ~ port && ($10 in is_own) { found = 1 }
         END { exit !found }'
