@@ -8,19 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 skip() { echo "compose: SKIPPED, $*"; exit 0; }
-docker info >/dev/null 2>&1 || skip "no Docker Engine answers"
-if docker compose version >/dev/null 2>&1; then
-    compose() { docker compose --compatibility "$@"; } # containers have the names that docker-compose gives them
-elif docker-compose version >/dev/null 2>&1; then
-    compose() { docker-compose "$@"; }
-else
-    skip "there is neither docker compose nor docker-compose"
-fi
-
-# A client from 23 on hands builds to its plugin buildx, which may be missing; Debian's older one has BuildKit in it.
-build() {
-    DOCKER_BUILDKIT=1 docker build "$@" || DOCKER_BUILDKIT=1 /usr/bin/docker build "$@"
-}
+# shellcheck source=deploy/test-engine.sh
+. ./test-engine.sh
 
 export COMPOSE_PROJECT_NAME=simsiam-test SIMSIAM_IMAGE=simsiam:test RUN=quickstart WORKERS=4
 # Not where a coordinator of this machine has its own dashboard.
@@ -28,7 +17,6 @@ export DASHBOARD_PORT=17080
 flags=(--set training.epochs=10 --set checkpoint.every_steps=20 --set evaluation.every_checkpoints=0)
 export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"
 runs=${COMPOSE_PROJECT_NAME}_runs
-patience_s=400 # for a run that takes one minute alone on two cores
 scratch=$(mktemp -d)
 export SIMSIAM_TOKEN_FILE=$scratch/token DATA=$scratch/images
 mkdir "$DATA"
@@ -43,29 +31,13 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# The programs without their debug information: a tenth of the size.
-mkdir -p ../target/deploy
-for program in coordinator worker evaluate; do
-    strip -o "../target/deploy/$program" "../target/release/$program" || { echo "build first"; exit 1; }
-done
-./local-base-images.sh >"$scratch/base.log" 2>&1 || skip "no base image could be made: $(tail -n 1 "$scratch/base.log")"
-build --quiet --file Dockerfile --target runtime-prebuilt --tag "$SIMSIAM_IMAGE" \
-    --build-arg PROGRAMS=target/deploy --build-arg RUNTIME_IMAGE=simsiam-base:local .. 2>"$scratch/build.log" ||
-    { cat "$scratch/build.log"; exit 1; }
+make_image ../target/release
 
 # A file of the run, from its volume; empty while it is not there.
 show() { docker run --rm --volume "$runs:/runs:ro" "$SIMSIAM_IMAGE" sh -c "cat /runs/$RUN/$1 2>/dev/null" || true; }
 steps() { show metrics.jsonl | grep -c '"loss"' || true; }
 container() { echo "${COMPOSE_PROJECT_NAME}_$1"; }
 
-# Waits until the command succeeds.
-wait_until() {
-    local deadline=$((SECONDS + patience_s))
-    until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || { echo "waited in vain for: $*"; return 1; }
-        sleep 1
-    done
-}
 has_steps() { [ "$(steps)" -ge "$1" ]; }
 has_ended() { [ "$(docker inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container coordinator_1)")" = "exited $1" ]; }
 has_card() { [ -n "$(show 'evaluations/knn-step-000160-*.json')" ]; }
@@ -132,9 +104,7 @@ while True:
 PYTHON
 }
 
-../target/release/coordinator --out "$scratch/runs" "${flags[@]}" >"$scratch/alone.log" 2>&1
-state_hash() { grep state_hash | cut -d '"' -f 4; }
-expected=$(state_hash <"$scratch/runs/quickstart/checkpoints/step-000160/progress.json")
+expected=$(hash_of_one_process ../target/release "${flags[@]}")
 
 for mishap in "${@:-kill_worker}"; do
     if [ "$mishap" = disk ]; then

@@ -16,24 +16,13 @@ skip() { echo "hosts: SKIPPED, $*"; exit 0; }
 for needed in docker dockerd ip nsenter pgrep setpriv unshare; do
     command -v "$needed" >/dev/null || skip "there is no $needed"
 done
-docker info >/dev/null 2>&1 || skip "no Docker Engine answers"
-if docker compose version >/dev/null 2>&1; then
-    compose() { docker compose "$@"; }
-elif docker-compose version >/dev/null 2>&1; then
-    compose() { docker-compose "$@"; }
-else
-    skip "there is neither docker compose nor docker-compose"
-fi
+# shellcheck source=deploy/test-engine.sh
+. ./test-engine.sh
 
 # What makes a program's surroundings a host. With the last two, /proc shows that host's processes, and they end if
 # unshare is killed.
 host_of_its_own=(unshare --net --uts --mount --pid --fork --mount-proc --kill-child)
 "${host_of_its_own[@]}" true 2>/dev/null || skip "no namespaces can be made"
-
-# A client from 23 on hands builds to its plugin buildx, which may be missing; Debian's older one has BuildKit in it.
-build() {
-    DOCKER_BUILDKIT=1 docker build "$@" || DOCKER_BUILDKIT=1 /usr/bin/docker build "$@"
-}
 
 own_image=${SIMSIAM_IMAGE:-}
 export COMPOSE_PROJECT_NAME=simsiam-hosts COMPOSE_FILE=compose.node.yaml
@@ -42,7 +31,6 @@ declare -A addresses=([one]=10.98.0.1 [two]=10.98.0.2) processes=()
 export JOIN=${addresses[one]}:7070
 flags=(--set training.epochs=10 --set checkpoint.every_steps=20 --set evaluation.every_checkpoints=0)
 export COORDINATOR_FLAGS="${flags[*]} --heartbeat-timeout-s 5"
-patience_s=400 # for a run that takes one minute alone on two cores
 scratch=$(mktemp -d)
 export SIMSIAM_TOKEN_FILE=$scratch/token DATA=$scratch/images
 od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$SIMSIAM_TOKEN_FILE"
@@ -71,15 +59,6 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-
-# Waits until the command succeeds.
-wait_until() {
-    local deadline=$((SECONDS + patience_s))
-    until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || { echo "waited in vain for: $*"; return 1; }
-        sleep 1
-    done
-}
 
 # Starts the engine of the host $1. It has its own containerd, whose children end up in this host, and its own settings,
 # since the machine's may contradict these flags. It needs no network for containers: they use the host's.
@@ -114,18 +93,7 @@ for host in one two; do
     in_network_of "$host" ip link set cable up
 done
 
-if [ -z "$own_image" ]; then
-    # The programs without their debug information: a tenth of the size.
-    mkdir -p ../target/deploy
-    for program in coordinator worker evaluate; do
-        strip -o "../target/deploy/$program" "$programs/$program" || { echo "build first"; exit 1; }
-    done
-    ./local-base-images.sh >"$scratch/base.log" 2>&1 ||
-        skip "no base image could be made: $(tail -n 1 "$scratch/base.log")"
-    build --quiet --file Dockerfile --target runtime-prebuilt --tag "$SIMSIAM_IMAGE" \
-        --build-arg PROGRAMS=target/deploy --build-arg RUNTIME_IMAGE=simsiam-base:local .. >"$scratch/build.log" 2>&1 ||
-        { cat "$scratch/build.log"; exit 1; }
-fi
+[ -n "$own_image" ] || make_image "$programs"
 for host in one two; do docker save "$SIMSIAM_IMAGE" | on "$host" docker load --quiet >/dev/null; done
 
 # A file of the run, from its volume on host one; empty while it is not there.
@@ -185,10 +153,7 @@ have_only_blocks() {
     done
 }
 
-"$programs/coordinator" --out "$scratch/runs" "${flags[@]}" >"$scratch/alone.log" 2>&1 ||
-    { cat "$scratch/alone.log"; exit 1; }
-state_hash() { grep state_hash | cut -d '"' -f 4; }
-expected=$(state_hash <"$scratch/runs/quickstart/checkpoints/step-000160/progress.json")
+expected=$(hash_of_one_process "$programs" "${flags[@]}")
 
 [ "$#" -gt 0 ] || set -- kill_worker unplug
 for mishap in "$@"; do

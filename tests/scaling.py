@@ -460,7 +460,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(TABLES)}")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/coordinator")
-    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="fewer steps and images: to see the script work, not for figures")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(TABLES)
     if unknown:

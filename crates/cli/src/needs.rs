@@ -4,7 +4,7 @@ use std::path::Path;
 
 use collective::subtrees;
 use coordinator::{bytes_of_steps, lease};
-use recipe::{BatchNorm, Precision, Recipe};
+use recipe::{BatchNorm, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
 /// What the worker with the most shards needs, and the run directory. MB are millions of bytes.
@@ -57,12 +57,9 @@ impl Needs {
         };
         let side = recipe.views.crop_px as usize;
         let images = recipe.shard_batch() as usize;
-        let halved = match recipe.training.exchange_precision {
-            Precision::F32 => 0,
-            Precision::Bf16 => layout.parameter_count(),
-        };
         let checkpoint_mb = megabytes(2 * layout.parameter_count() + layout.statistic_count());
-        let summed_mb = bucket_mb - megabytes(halved) / 2.0 + statistics_mb(recipe, &layout);
+        let exchanged = bucket.bytes_over_tcp(recipe.training.exchange_precision);
+        let summed_mb = exchanged as f64 / 1e6 + statistics_mb(recipe, &layout);
         let buckets_sent = leases.iter().map(|lease| lease.buckets_sent(workers)).fold(0.0, f64::max);
         Needs {
             parameters: layout.parameter_count(),

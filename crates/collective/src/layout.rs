@@ -54,6 +54,12 @@ impl Layout {
         start..(start + self.chunk_len).min(slice.end)
     }
 
+    /// Where chunk `chunk` of the bucket lies in the slice of `rank`, which it is of.
+    pub(crate) fn within_slice(&self, rank: usize, chunk: &Range<usize>) -> Range<usize> {
+        let start = self.slice(rank).start;
+        chunk.start - start..chunk.end - start
+    }
+
     /// Floats in the longest chunk.
     pub(crate) fn chunk_len(&self) -> usize {
         self.chunk_len.min(self.slice_len)

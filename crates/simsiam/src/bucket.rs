@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use recipe::Precision;
 
 use crate::flat::Flat;
 use crate::kernels;
@@ -65,9 +66,18 @@ impl BucketLayout {
         self.stop + 1
     }
 
-    /// How many of them, from the first on, are the gradient.
-    pub fn gradient_values(&self) -> usize {
-        self.gradient.end
+    /// How many of them, from the first on, may be rounded to `precision` on their way: the gradient. What rides along
+    /// keeps all bits.
+    pub fn rounded_values(&self, precision: Precision) -> usize {
+        match precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => self.gradient.end,
+        }
+    }
+
+    /// Bytes of a bucket on its way over TCP, its gradient in `precision`.
+    pub fn bytes_over_tcp(&self, precision: Precision) -> usize {
+        size_of::<f32>() * self.values() - size_of::<u16>() * self.rounded_values(precision)
     }
 
     /// Completes a shard's bucket behind its sums: whether all of it is finite, and whether its worker wants the run to

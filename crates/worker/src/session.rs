@@ -7,7 +7,7 @@ use std::time::Duration;
 use collective::{CollectiveError, Gpu, Group, Interrupt, Key, Limits, Standstill};
 use dataset::BlockStore;
 use protocol::{WorkerId, v1};
-use recipe::{BatchNorm, Precision, Recipe};
+use recipe::{BatchNorm, Recipe};
 use simsiam::{Device, Folded, NonFinite, Trainer};
 
 use crate::WorkerError;
@@ -72,10 +72,7 @@ impl Session {
             order.members.iter().map(|member| member.collective_address.clone()).collect();
         let limits = Limits {
             bucket_len: run.trainer.bucket().values(),
-            rounded_len: match run.recipe.training.exchange_precision {
-                Precision::F32 => 0,
-                Precision::Bf16 => run.trainer.bucket().gradient_values(),
-            },
+            rounded_len: run.trainer.bucket().rounded_values(run.recipe.training.exchange_precision),
             connect_deadline: Duration::from_millis(order.deadline_ms),
             step_deadline: run.step_limit,
         };

@@ -76,19 +76,19 @@ pub(super) fn forecast(recipe: &Recipe, images: &Images, device: Device) -> Resu
 
 /// Of the gradients, and where BatchNorm is synchronised of its statistics, which meet forward and backward.
 fn all_reduce_seconds(recipe: &Recipe, trainer: &Trainer, link: &Link, workers: u32) -> f64 {
-    let bytes = |floats: usize| (floats * size_of::<f32>()) as f64;
-    let whole = bytes(trainer.bucket().values());
-    let bucket = match (link.way, recipe.training.exchange_precision) {
-        (Way::Slices, Precision::Bf16) => whole - bytes(trainer.bucket().gradient_values()) / 2.0,
-        (Way::Slices, Precision::F32) | (Way::Ring, _) => whole,
+    let precision = match link.way {
+        Way::Slices => recipe.training.exchange_precision,
+        // GPUs carry all bits.
+        Way::Ring => Precision::F32,
     };
-    let gradients = link.all_reduce_seconds(bucket, workers);
+    let gradients = link.all_reduce_seconds(trainer.bucket().bytes_over_tcp(precision) as f64, workers);
+    let statistics = size_of::<f32>() * trainer.longest_shard_sum();
     let meetings = match recipe.training.batch_norm {
         BatchNorm::Shard => 0,
         // Each BatchNorm has two statistics and two meetings.
         BatchNorm::Sync => trainer.layout().statistics.len(),
     };
-    gradients + meetings as f64 * link.all_reduce_seconds(bytes(trainer.longest_shard_sum()), workers)
+    gradients + meetings as f64 * link.all_reduce_seconds(statistics as f64, workers)
 }
 
 fn measure(recipe: &Recipe, images: &Images, trainer: &Trainer) -> Result<Measured> {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -13,16 +12,14 @@ use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
 };
-use dashboard::{Action, Dashboard, OpenTelemetry, Settings, Views, collector};
-use dataset::views::{ViewMaker, grid_png};
+use dashboard::{Action, Dashboard, OpenTelemetry, Settings, collector};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
-use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::TrainArguments;
+use super::{TrainArguments, views};
 use crate::dashboard::DashboardPlace;
 use crate::deal::{deal, warn_of_pictures};
 use crate::display::{Display, Screen};
@@ -194,10 +191,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let (requests, mut stopped_by, asked) = requests()?;
     let dashboard = match dashboard {
         Some(place) => {
-            let mut settings = Settings::new(&directory, total_steps, PROGRAM_VERSION, &token);
-            settings.yardsticks.all_reduce_bytes = Some(1e6 * needs.summed_mb);
-            settings.views = Some(views_by_epoch(&directory, &deal));
-            place.serve(settings, asked, screen).await?
+            place.serve(settings(&directory, &deal, total_steps, &needs, &token), asked, screen).await?
         }
         None => None,
     };
@@ -221,7 +215,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         program_version: PROGRAM_VERSION.to_string(),
         local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
-        views_png: views_png(directory.recipe(), &deal, 8, 0..2),
+        views_png: views::png(directory.recipe(), &deal, 8, 0..2),
         directory,
         token,
         tls,
@@ -384,20 +378,18 @@ fn start_workers(
     Ok(Some(LocalWorkers::spawn(&settings)?))
 }
 
-/// The views of the epoch that is asked for and of the next ones, for the dashboard.
-fn views_by_epoch(directory: &RunDirectory, deal: &Arc<Deal>) -> Views {
-    const EPOCHS: u64 = 4;
-    let (recipe, deal) = (directory.recipe().clone(), Arc::clone(deal));
-    Views::new(move |epoch| views_png(&recipe, &deal, 4, epoch..epoch.checked_add(EPOCHS)?))
-}
-
-/// The first `images` of the first shard with their views of some epochs, as a PNG; none if they cannot be read.
-fn views_png(recipe: &Recipe, deal: &Deal, images: u32, epochs: Range<u64>) -> Option<Vec<u8>> {
-    let manifest = deal.manifest();
-    let count = images.min(manifest.images_per_shard);
-    let records = (0..count).map(|index| Some((u64::from(index), deal.record(0, index).ok()?)));
-    let maker = ViewMaker::new(&recipe.views, manifest.geometry);
-    Some(grid_png(&maker, &records.collect::<Option<Vec<_>>>()?, epochs, recipe.seed))
+/// What the dashboard shows of the run.
+fn settings(
+    directory: &RunDirectory,
+    deal: &Arc<Deal>,
+    total_steps: u64,
+    needs: &Needs,
+    token: &Token,
+) -> Settings {
+    let mut settings = Settings::new(directory, total_steps, PROGRAM_VERSION, token);
+    settings.yardsticks.all_reduce_bytes = Some(1e6 * needs.summed_mb);
+    settings.views = Some(views::by_epoch(directory.recipe(), deal));
+    settings
 }
 
 /// This program again, in the role of `evaluate`, whenever the recipe asks for it.

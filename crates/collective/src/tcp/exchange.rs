@@ -113,8 +113,8 @@ impl Exchange<'_> {
             (Kind::Scatter, true) => bytemuck::cast_slice(rounded),
             (Kind::Gather, false) => bytemuck::cast_slice(&self.folded[range]),
             (Kind::Gather, true) => {
-                let start = self.layout.slice(self.group.rank()).start;
-                bytemuck::cast_slice(&self.rounded[range.start - start..range.end - start])
+                let place = self.layout.within_slice(self.group.rank(), &range);
+                bytemuck::cast_slice(&self.rounded[place])
             }
         };
         match outgoing.send(stream, payload) {
@@ -274,8 +274,7 @@ impl Exchange<'_> {
         });
         let checksum = match self.layout.is_rounded(&range) {
             true => {
-                let start = self.layout.slice(rank).start;
-                let rounded = &mut self.rounded[range.start - start..range.end - start];
+                let rounded = &mut self.rounded[self.layout.within_slice(rank, &range)];
                 // Everybody goes on with what the others get, or replicas would part.
                 rounding::round(out, rounded);
                 rounding::widen(rounded, out);
