@@ -36,7 +36,7 @@ fn knn(encoder: &Encoder) -> f64 {
         cache_dir: &cluster::cache(),
         device: &Device::flex(),
     };
-    let card = job.knn(&Votes::USUAL[..1], &mut |_, _, _| {}).unwrap();
+    let card = job.knn(&Votes::USUAL[..1], &mut |_, _, _| {}).unwrap().card;
     let Measurement::Knn { results } = card.measurement else { panic!("{:?}", card.measurement) };
     results[0].scores.top1.share
 }

@@ -262,7 +262,7 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 # The page glides to what is pressed, unless this is asked of it: a click would go where that was.
 FLAGS += ["--force-prefers-reduced-motion"]
 # As the WebDriver standard numbers them.
-KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "ArrowLeft": "\ue012"}
+KEYS = {"Tab": "\ue004", "Home": "\ue011", "End": "\ue010", "Enter": "\ue007", "Escape": "\ue00c", "ArrowLeft": "\ue012"}
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -334,6 +334,7 @@ def check_browser(run, scratch):
         check_page(page)
         press_save(page)
         check_page(page)
+        check_neighbours(page)
         check_ranges(page)
         check_reach_by_keyboard(page)
         check_chart_by_keyboard(page)
@@ -479,6 +480,18 @@ def check_views(page, epoch):
     address = f"/views.png?epoch={epoch - 1}"
     seen = "const views = document.getElementById('views'); return [views.getAttribute('src'), views.naturalWidth > 0]"
     page.browser.wait_until("the views", [address, True], lambda: page.browser.run(seen))
+
+
+def check_neighbours(page):
+    """The picture of the newest weights' neighbours, and with the keyboard that of the random ones."""
+    browser = page.browser
+    pictures = [f"/evaluations/{Path(one['picture']).name}" for one in page.run.evaluations()]
+    seen = "const picture = document.getElementById('neighbours'); return [picture.getAttribute('src'), picture.naturalWidth > 0]"
+    browser.wait_until("the newest neighbours", [pictures[-1], True], lambda: browser.run(seen))
+    browser.run("document.getElementById('neighbours-of').focus()")
+    for key, picture in (("Home", pictures[0]), ("End", pictures[-1])):
+        browser.press(key)
+        browser.wait_until(f"the neighbours after {key}", [picture, True], lambda: browser.run(seen))
 
 
 def differences(pairs):
@@ -795,7 +808,7 @@ def check_console(browser):
     expect("what the browser's console complains of", [], severe)
 
 
-PAGES = {"/", "/style.css", "/dashboard.js", "/views.png", "/api/history", "/api/events", "/api/actions"}
+PAGES = {"/", "/style.css", "/dashboard.js", "/views.png", "/evaluations/", "/api/history", "/api/events", "/api/actions"}
 
 
 def check_requests(browser, origin):
@@ -806,6 +819,8 @@ def check_requests(browser, origin):
     sent = [url for url in sent if not url.startswith("data:")]
     expect("requests to another origin", [], [url for url in sent if not url.startswith(origin + "/")])
     asked = {url.removeprefix(origin).partition("?")[0] for url in sent}
+    # Of pictures of evaluations the folder.
+    asked = {re.sub(r"/[^/]*\.jpg$", "/", path) for path in asked}
     expect("what the page asks for", PAGES, asked)
     return len(sent)
 
@@ -839,10 +854,10 @@ def check_tensorboard(run, scratch):
     events = EventAccumulator(str(run.folder / "tensorboard"), dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0))
     events.Reload()
     scalars = check_scalars(run, events)
-    pictures = check_pictures(events)
+    pictures = check_pictures(run, events)
     histograms = check_histograms(run, events)
     settings = check_settings(run, scratch)
-    return f"it reads {scalars} scalars, {pictures} picture, {histograms} histograms and {settings} hyperparameters"
+    return f"it reads {scalars} scalars, {pictures} pictures, {histograms} histograms and {settings} hyperparameters"
 
 
 def check_scalars(run, events):
@@ -882,11 +897,14 @@ def single(value):
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def check_pictures(events):
-    expect("TensorBoard's images", ["views"], events.Tags()["images"])
+def check_pictures(run, events):
+    expect("TensorBoard's images", ["neighbours", "views"], sorted(events.Tags()["images"]))
     for event in events.Images("views"):
         expect("the size of the views", (event.width, event.height), decode_png(event.encoded_image_string))
-    return len(events.Images("views"))
+    neighbours = [(one["step"], Path(one["picture"]).read_bytes()) for one in run.evaluations()]
+    found = [(event.step, event.encoded_image_string) for event in events.Images("neighbours")]
+    expect_each("the step and the bytes of a picture of neighbours", neighbours, found)
+    return len(events.Images("views")) + len(found)
 
 
 def decode_png(content):

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use evaluation::{Card, Encoder, Input, Job, Names, Phase, QualitySettings, Summary, export};
+use evaluation::{Card, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, export};
 use recipe::{Data, Recipe, Votes};
 
 use crate::cache::CacheArguments;
@@ -193,7 +193,7 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<Ending> {
         Command::Linear(arguments) => arguments.run(&screen, progress),
         Command::Finetune(arguments) => arguments.run(&screen, progress),
         Command::Quality(subject) => {
-            subject.evaluate(&screen, |job| Ok(job.quality(&QualitySettings::default(), progress)?))
+            subject.evaluate(&screen, |job| Ok(job.quality(&QualitySettings::default(), progress)?.into()))
         }
         Command::Embed(arguments) => arguments.run(progress).map(tell),
         Command::Import(arguments) => arguments.run(&screen).map(tell),
@@ -221,8 +221,8 @@ fn describe(phase: Phase) -> &'static str {
 }
 
 impl SubjectArguments {
-    /// Runs a job on the weights that are asked for; for each writes the card and tells its figures.
-    fn evaluate(&self, screen: &Screen, mut job: impl FnMut(&Job) -> Result<Card>) -> Result<()> {
+    /// Runs a job on the weights that are asked for; for each writes what it found and tells the figures.
+    fn evaluate(&self, screen: &Screen, mut job: impl FnMut(&Job) -> Result<Findings>) -> Result<()> {
         if self.beside_training {
             beside_training::begin()?;
         }
@@ -238,11 +238,11 @@ impl SubjectArguments {
         &self,
         screen: &Screen,
         encoder: &Encoder,
-        job: &mut impl FnMut(&Job) -> Result<Card>,
+        job: &mut impl FnMut(&Job) -> Result<Findings>,
     ) -> Result<()> {
         let recipe = encoder.recipe();
         let data = self.data.as_ref().map_or_else(|| recipe.labelled_data().clone(), |data| data.of(recipe));
-        let card = job(&Job {
+        let findings = job(&Job {
             encoder,
             data: &data,
             input: if self.native { Input::Native } else { Input::Crop },
@@ -250,12 +250,14 @@ impl SubjectArguments {
             device: &self.device.open(&self.cache.folder())?,
         })?;
         screen.finish();
-        let path = card.write(&run_folder(&self.run)?.join("evaluations"))?;
+        let summary = findings.write(&run_folder(&self.run)?.join("evaluations"))?;
         exit::answer(&match self.json {
-            true => {
-                serde_json::to_string(&Summary::new(&card, &path)).context("write the figures as JSON")?
+            true => serde_json::to_string(&summary).context("write the figures as JSON")?,
+            false => {
+                let files = [Some(&summary.card), summary.picture.as_ref()].into_iter().flatten();
+                let files: String = files.map(|file| format!("\n{}", file.display())).collect();
+                format!("{}{files}", table::of(&findings.card))
             }
-            false => format!("{}\n{}", table::of(&card), path.display()),
         });
         Ok(())
     }

@@ -102,17 +102,21 @@ impl Needs {
         bytes_of_steps(steps, self.run_shards, self.workers) as f64 / 1e6
     }
 
+    /// Of a kNN evaluation: its card, and a picture twice, for people and for TensorBoard.
+    const EVALUATION_MB: f64 = 0.6;
+
     /// How large a run of so many steps is, in a line.
     pub(crate) fn size(&self, steps: u64) -> String {
         format!(
             "about {:.0} MB of memory for each worker, {:.0} more for the one that saves, and up to {:.0} MB of disk: {} \
-             checkpoints of {:.1} MB with the one being written, {:.1} MB of metrics, curves and traces",
+             checkpoints of {:.1} MB with the one being written, {:.1} MB of metrics, curves and traces, {:.1} for each evaluation",
             self.memory_mb(),
             self.saving_mb,
             self.disk_mb(steps),
             self.checkpoints,
             self.checkpoint_mb,
-            self.records_mb(steps)
+            self.records_mb(steps),
+            Self::EVALUATION_MB
         )
     }
 }

@@ -43,6 +43,9 @@ pub struct Evaluated {
     pub figures: BTreeMap<String, f64>,
     /// The result card.
     pub card: PathBuf,
+    /// A picture that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<PathBuf>,
 }
 
 /// The evaluations of one run. When dropped, the one under way is ended.

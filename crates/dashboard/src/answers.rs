@@ -40,6 +40,9 @@ const POINTS: usize = 800;
 /// More points than this are asked for by nobody's screen.
 const MOST_POINTS: usize = 4000;
 
+/// Before the names of pictures that go with result cards.
+const EVALUATIONS: &str = "/evaluations/";
+
 /// Events that wait for a slow page.
 const EVENTS_UNDER_WAY: usize = 4;
 
@@ -85,6 +88,9 @@ pub(crate) async fn answer(site: Arc<Site>, request: Request<Incoming>, neighbou
         ("/dashboard.js", true) => file("text/javascript; charset=utf-8", page::SCRIPT),
         ("/report", true) => report(&site),
         ("/views.png", true) => views(&site, request.uri().query().unwrap_or_default()).await,
+        (path, true) if path.starts_with(EVALUATIONS) => {
+            evaluation_picture(&site, &path[EVALUATIONS.len()..])
+        }
         (path, true) => {
             // What follows speaks of the whole run, so a long one is read first.
             let mut is_read = site.is_read.clone();
@@ -200,6 +206,13 @@ async fn views(site: &Site, query: &str) -> Answer {
     match tokio::task::spawn_blocking(move || views.draw(epoch)).await {
         Ok(Some(png)) => with_type(StatusCode::OK, "image/png", png),
         _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the views cannot be drawn\n"),
+    }
+}
+
+fn evaluation_picture(site: &Site, name: &str) -> Answer {
+    match site.evaluation_picture(name) {
+        Some(jpeg) => with_type(StatusCode::OK, "image/jpeg", jpeg),
+        None => text(StatusCode::NOT_FOUND, "no result card has this picture\n"),
     }
 }
 

@@ -13,8 +13,8 @@ const MOST_CARDS: usize = 200;
 /// More figures of one card than a page shows.
 const MOST_FIGURES: usize = 6;
 
-/// A larger file is no card.
-const CARD_BYTES: u64 = 4 << 20;
+/// A larger file is no card, nor its picture.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// Longer than the time of a file system is coarse.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -34,6 +34,8 @@ pub(crate) struct Card {
     pub(crate) data: String,
     /// Its results: shares of right answers first.
     pub(crate) figures: Vec<CardFigure>,
+    /// The name of the picture that goes with it, in the same folder.
+    pub(crate) picture: Option<String>,
 }
 
 /// A figure of a card.
@@ -69,11 +71,8 @@ impl Cards {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let mut all: Vec<Card> = entries
             .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
-            .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() <= CARD_BYTES))
-            .filter_map(|entry| {
-                let text = fs::read(entry.path()).ok()?;
-                parse(&entry.file_name().to_string_lossy(), &text)
-            })
+            .filter(|entry| is_small(&entry.path()))
+            .filter_map(|entry| parse(&entry.path(), &fs::read(entry.path()).ok()?))
             .collect();
         all.sort_by(|a, b| (a.step, &a.file).cmp(&(b.step, &b.file)));
         all.drain(..all.len().saturating_sub(MOST_CARDS));
@@ -81,22 +80,35 @@ impl Cards {
         self.all = all;
         are_others
     }
+
+    /// Whether there is a picture of that name, and a card that it goes with.
+    pub(crate) fn have_picture(&self, name: &str) -> bool {
+        self.all.iter().any(|card| card.picture.as_deref() == Some(name))
+    }
 }
 
-fn parse(file: &str, text: &[u8]) -> Option<Card> {
+fn is_small(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MOST_BYTES)
+}
+
+fn parse(path: &Path, text: &[u8]) -> Option<Card> {
     let card: Value = serde_json::from_slice(text).ok()?;
     let measurement = &card["measurement"];
     let mut figures = Vec::new();
     collect("", measurement, &mut figures);
     figures.sort_by_key(|figure| figure.interval.is_none());
     figures.truncate(MOST_FIGURES);
+    // It is there before its card.
+    let picture = path.with_extension("jpg");
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
     Some(Card {
-        file: file.to_string(),
+        file: name(path)?,
         evaluation: measurement["evaluation"].as_str()?.to_string(),
         checkpoint: card["weights"]["checkpoint"].as_str().map(str::to_string),
         step: card["weights"]["step"].as_u64()?,
         data: card["data"]["name"].as_str().unwrap_or("unknown images").to_string(),
         figures,
+        picture: is_small(&picture).then(|| name(&picture)).flatten(),
     })
 }
 
@@ -173,6 +185,7 @@ mod tests {
                 {"votes": {"k": 200, "temperature": 0.1}, "scores": {"top1": share(0.5), "top5": share(0.9), "confusion": [[1]]}},
             ]},
         });
+        fs::write(folder.path().join("knn.jpg"), "neighbours").unwrap();
         fs::write(folder.path().join("knn.json"), knn.to_string()).unwrap();
         fs::write(folder.path().join("other.json"), "{}").unwrap();
         fs::write(folder.path().join("broken.json"), "{").unwrap();
@@ -191,7 +204,15 @@ mod tests {
                 step: 160,
                 data: "synthetic-2048".to_string(),
                 figures: vec![figure("k 200, T 0.1 · top-1", 0.5), figure("k 200, T 0.1 · top-5", 0.9)],
+                picture: Some("knn.jpg".to_string()),
             }]
         );
+        // Only pictures of cards, wherever else one may lie.
+        fs::write(folder.path().join("other.jpg"), "").unwrap();
+        for (name, expected) in
+            [("knn.jpg", true), ("other.jpg", false), ("knn.json", false), ("../knn.jpg", false)]
+        {
+            assert_eq!(cards.have_picture(name), expected, "{name}");
+        }
     }
 }

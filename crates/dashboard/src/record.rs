@@ -273,6 +273,7 @@ mod tests {
                 step,
                 figures: BTreeMap::default(),
                 card: PathBuf::new(),
+                picture: None,
             });
         }
         assert!(record.evaluations.len() <= MOST_EVALUATIONS);

@@ -1,5 +1,6 @@
 //! What the server answers from: the record that is read, what the control loop told, and who may ask.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -76,6 +77,12 @@ impl Site {
                 Some(self.frame.total_steps? / u64::from(self.frame.recipe.training.epochs).max(1))
             }),
         })
+    }
+
+    /// The picture of that name, if it goes with a result card: a JPEG.
+    pub(crate) fn evaluation_picture(&self, name: &str) -> Option<Vec<u8>> {
+        let is_known = self.record().cards.have_picture(name);
+        is_known.then(|| fs::read(self.folder.join("evaluations").join(name)).ok()).flatten()
     }
 
     pub(crate) fn metrics(&self) -> String {

@@ -236,6 +236,7 @@ async fn where_others_reach_it_the_token_is_asked_for() {
         "/dashboard.js",
         "/report",
         "/views.png?epoch=0",
+        "/evaluations/knn.jpg",
     ] {
         let reply = get(near, path).await;
         assert_eq!(reply.status, 401, "{path}");
@@ -399,6 +400,34 @@ async fn views_are_those_of_the_epoch_that_is_asked_for() {
         assert!(reply.status == status && reply.text.contains(text), "{query}: {}", reply.text);
         let is_picture = reply.header("content-type").unwrap() == "image/png";
         assert_eq!(is_picture, status == 200, "{query}");
+    }
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_of_cards_are_shown_and_no_other_file() {
+    let run = TestRun::new();
+    let folder = run.path().join("evaluations");
+    std::fs::create_dir(&folder).unwrap();
+    let card = r#"{"weights": {"step": 5}, "data": {"name": "a"}, "measurement": {"evaluation": "knn"}}"#;
+    for (name, content) in [("knn.jpg", "neighbours"), ("knn.json", card), ("other.jpg", "another")] {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    let served = run.serve("127.0.0.1:0").await;
+    // Once the folder was read.
+    let story = served.get("/api/story").await;
+    assert!(story.text.contains(r#""picture":"knn.jpg""#), "{}", story.text);
+    for (name, status, text) in [
+        ("knn.jpg", 200, "neighbours"),
+        ("other.jpg", 404, "no result card"),
+        ("knn.json", 404, "no result card"),
+        ("../recipe.toml", 404, "no result card"),
+        ("%2e%2e/recipe.toml", 404, "no result card"),
+        ("", 404, "no result card"),
+    ] {
+        let reply = served.get(&format!("/evaluations/{name}")).await;
+        assert!(reply.status == status && reply.text.contains(text), "{name}: {}", reply.text);
+        assert_eq!(reply.header("content-type").unwrap() == "image/jpeg", status == 200, "{name}");
     }
     served.end().await;
 }

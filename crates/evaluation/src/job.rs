@@ -15,10 +15,12 @@ use crate::card::{
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::features::{Extractor, Frozen, Input, InputIdentity};
+use crate::findings::Findings;
 use crate::folds::{Folds, mean_and_std};
 use crate::knn::{self, Neighbours};
 use crate::labelled::{Labelled, identify, spread};
 use crate::matrix::Matrix;
+use crate::neighbour_picture;
 use crate::probe::{self, ProbeSettings};
 use crate::quality::Quality;
 use crate::scores::{Answer, Scores};
@@ -82,11 +84,12 @@ impl Default for QualitySettings {
 }
 
 impl Job<'_> {
-    /// Classifies the test part by its nearest neighbours in the training part, once for each of `votes`.
+    /// Classifies the test part by its nearest neighbours in the training part, once for each of `votes`, and draws
+    /// some of them.
     ///
     /// # Errors
     /// Images that cannot be used, fewer of them than neighbours, settings out of range.
-    pub fn knn(&self, votes: &[Votes], progress: &mut Progress<'_>) -> Result<Card, EvaluationError> {
+    pub fn knn(&self, votes: &[Votes], progress: &mut Progress<'_>) -> Result<Findings, EvaluationError> {
         let parts = self.open_parts()?;
         let name = parts.train_name();
         votes.iter().try_for_each(|votes| knn::check(votes, parts.train.labels().len(), &name))?;
@@ -108,7 +111,9 @@ impl Job<'_> {
             VotesScores { votes: *votes, scores: Scores::new(&answers, truth, names) }
         };
         let measurement = Measurement::Knn { results: votes.iter().map(result).collect() };
-        Ok(self.classifier_card(&parts, features, measurement, start))
+        let views = &self.encoder.recipe().views;
+        let picture = Some(neighbour_picture::draw(&parts.train, &parts.test, &neighbours, views));
+        Ok(Findings { card: self.classifier_card(&parts, features, measurement, start), picture })
     }
 
     /// Classifies the test part by a logistic regression on the features of the training part.
@@ -238,7 +243,7 @@ impl Job<'_> {
         let again = match &card.measurement {
             Measurement::Knn { results } => {
                 let votes: Vec<Votes> = results.iter().map(|result| result.votes).collect();
-                job.knn(&votes, progress)
+                job.knn(&votes, progress).map(|findings| findings.card)
             }
             Measurement::Linear { settings, .. } => job.linear(settings, progress),
             Measurement::LinearFolds { settings, .. } => job.linear_folds(settings, progress),
@@ -356,11 +361,12 @@ mod tests {
                 seen.push((phase, of));
             }
         };
-        let card = scene.job().knn(&VOTES, &mut progress).unwrap();
+        let findings = scene.job().knn(&VOTES, &mut progress).unwrap();
         assert_eq!(
             seen,
             [(Phase::TrainFeatures, 1000), (Phase::TestFeatures, 500), (Phase::Neighbours, 500)]
         );
+        let card = &findings.card;
         assert_eq!(card.weights.checkpoint.as_deref(), Some("step-000007"));
         assert_eq!((card.data.parts["train"].images, card.data.parts["test"].images), (1000, 500));
         assert_eq!((card.input.side_px, card.input.image_px), (32, 96));
@@ -375,16 +381,19 @@ mod tests {
             );
         }
 
-        let path = card.write(&scene.folder.path().join("run/evaluations")).unwrap();
-        let read = Card::read(&path).unwrap();
-        assert_eq!(read, card);
+        let summary = findings.write(&scene.folder.path().join("run/evaluations")).unwrap();
+        let read = Card::read(&summary.card).unwrap();
+        assert_eq!(read, *card);
+        let picture = summary.picture.unwrap();
+        assert_eq!(picture, summary.card.with_extension("jpg"));
+        assert_eq!(std::fs::read(picture).ok(), findings.picture);
         assert_eq!(scene.job().verify(&read, &mut ignore).unwrap(), []);
     }
 
     #[test]
     fn what_differs_is_named() {
         let scene = Scene::new();
-        let mut card = scene.job().knn(&VOTES[1..], &mut ignore).unwrap();
+        let mut card = scene.job().knn(&VOTES[1..], &mut ignore).unwrap().card;
         let Measurement::Knn { results } = &mut card.measurement else { panic!("{card:?}") };
         results[0].scores.top1.correct += 1;
         card.data.parts.get_mut("test").unwrap().blake3 = "00".into();
@@ -455,9 +464,10 @@ mod tests {
         let too_many = [Votes { k: 1001, temperature: 0.1 }];
         let every = ProbeSettings { validation_one_in: 101, ..ProbeSettings::default() };
         let none = QualitySettings { most_images: 1, seed: 0 };
+        let card = |findings: Findings| findings.card;
         for (result, phrase) in [
-            (scene.job().knn(&too_many, &mut fail), "at least k = 1001 labelled images"),
-            (scene.job().knn(&[], &mut fail), "at least one pair of k and temperature"),
+            (scene.job().knn(&too_many, &mut fail).map(card), "at least k = 1001 labelled images"),
+            (scene.job().knn(&[], &mut fail).map(card), "at least one pair of k and temperature"),
             (scene.job().linear(&every, &mut fail), "at least 101 images of each class, found 100"),
             (scene.job().quality(&none, &mut fail), "at least 2 images"),
             (scene.job().linear_folds(&ProbeSettings::default(), &mut fail), "folds: expected data.source"),

@@ -95,6 +95,19 @@ pub(crate) fn spread(all: u64, most: u64) -> Vec<u64> {
     (0..count).map(|place| place * all / count).collect()
 }
 
+/// Places in `labels`: the first of each class, then the second of each, until there are `most`.
+pub(crate) fn one_of_each_class(labels: &[u8], classes: usize, most: usize) -> Vec<usize> {
+    let mut seen = vec![0usize; classes];
+    let round_of = |(place, label): (usize, &u8)| {
+        let round = seen[usize::from(*label)];
+        seen[usize::from(*label)] += 1;
+        (round, *label, place)
+    };
+    let mut places: Vec<(usize, u8, usize)> = labels.iter().enumerate().map(round_of).collect();
+    places.sort_unstable();
+    places.into_iter().take(most).map(|(_, _, place)| place).collect()
+}
+
 /// The identity of the images at `indices`, in that order.
 pub(crate) fn identify(images: &Images, indices: impl ExactSizeIterator<Item = u64>) -> ImagesIdentity {
     let mut hasher = blake3::Hasher::new();
@@ -173,6 +186,13 @@ mod tests {
         for phrase in ["set: expected images of every class", ": 0.4 % of 100", "a greater share"] {
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
         }
+    }
+
+    #[test]
+    fn classes_take_turns() {
+        assert_eq!(one_of_each_class(&[1, 1, 0, 0, 1], 2, 8), [2, 0, 3, 1, 4]);
+        assert_eq!(one_of_each_class(&[0; 20], 1, 8), (0..8).collect::<Vec<_>>());
+        assert_eq!(one_of_each_class(&(0..50).collect::<Vec<_>>(), 50, 8).len(), 8);
     }
 
     #[test]

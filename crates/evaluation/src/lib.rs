@@ -5,7 +5,7 @@
 //! [`Job::linear`] by a logistic regression, [`Job::linear_official`] by a layer trained as SimSiam's authors
 //! do it; [`Job::quality`] needs no labels. [`Job::finetune`] is another thing: it trains the whole network
 //! on. What comes out is a [`Card`]: the figures with their whole protocol and the hashes of weights and data,
-//! which [`Job::verify`] computes again. [`export()`] writes the backbone for other programs and [`import()`]
+//! which [`Job::verify`] computes again; [`Findings`] are a card with its picture. [`export()`] writes the backbone for other programs and [`import()`]
 //! reads theirs; [`embed()`] writes the features themselves, and [`write_report`] a page about a whole run.
 //!
 //! This crate knows nothing of workers or the network; it reads what a run leaves behind. Start with
@@ -20,6 +20,7 @@ mod encoder;
 mod error;
 mod export;
 mod features;
+mod findings;
 mod finetune;
 mod folds;
 mod import;
@@ -27,6 +28,7 @@ mod job;
 mod knn;
 mod labelled;
 mod matrix;
+mod neighbour_picture;
 mod official;
 mod probe;
 mod quality;
@@ -36,6 +38,7 @@ mod scores;
 mod summary;
 #[cfg(test)]
 mod testing;
+mod thumbnails;
 mod training_images;
 
 pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
@@ -44,6 +47,7 @@ pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;
 pub use export::{Names, export};
 pub use features::{Frozen, Input, InputIdentity};
+pub use findings::Findings;
 pub use finetune::{FinetuneFit, FinetuneSettings};
 pub use import::{Imported, import};
 pub use job::{Job, Phase, Progress, QualitySettings};

@@ -18,11 +18,13 @@ pub struct Summary {
     pub figures: BTreeMap<String, f64>,
     /// The card's file.
     pub card: PathBuf,
+    /// The file of the picture that goes with it, if there is one.
+    pub picture: Option<PathBuf>,
 }
 
 impl Summary {
-    /// Of a card that lies at `path`.
-    pub fn new(card: &Card, path: &Path) -> Summary {
+    /// Of a card that lies at `path`, and its picture.
+    pub(crate) fn new(card: &Card, path: &Path, picture: Option<PathBuf>) -> Summary {
         let figures: Vec<(String, f64)> = match &card.measurement {
             Measurement::Knn { results } => results
                 .iter()
@@ -52,6 +54,7 @@ impl Summary {
             step: card.weights.step,
             figures: figures.into_iter().collect(),
             card: path.to_owned(),
+            picture,
         }
     }
 }

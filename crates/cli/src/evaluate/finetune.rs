@@ -41,6 +41,6 @@ impl Arguments {
             seed: self.seed,
             ..FinetuneSettings::default()
         };
-        self.subject.evaluate(screen, |job| Ok(job.finetune(&settings, progress)?))
+        self.subject.evaluate(screen, |job| Ok(job.finetune(&settings, progress)?.into()))
     }
 }

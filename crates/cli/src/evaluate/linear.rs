@@ -71,11 +71,12 @@ impl Arguments {
                 }
                 let settings = ProbeSettings::default();
                 self.subject.evaluate(screen, |job| {
-                    Ok(if self.folds {
-                        job.linear_folds(&settings, progress)?
+                    let card = if self.folds {
+                        job.linear_folds(&settings, progress)
                     } else {
-                        job.linear(&settings, progress)?
-                    })
+                        job.linear(&settings, progress)
+                    };
+                    Ok(card?.into())
                 })
             }
             Protocol::Official if self.folds => {
@@ -83,7 +84,7 @@ impl Arguments {
             }
             Protocol::Official => {
                 let settings = self.official.settings();
-                self.subject.evaluate(screen, |job| Ok(job.linear_official(&settings, progress)?))
+                self.subject.evaluate(screen, |job| Ok(job.linear_official(&settings, progress)?.into()))
             }
         }
     }

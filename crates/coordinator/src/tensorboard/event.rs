@@ -6,8 +6,10 @@
 //! declared here, with their numbers.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::time::Duration;
 
+use image::ImageReader;
 use prost::{Message, Oneof};
 
 use super::histogram::Histogram;
@@ -105,11 +107,12 @@ impl Value {
         Value { tag: tag.to_owned(), tensor: Some(tensor), metadata: Some(metadata), ..Value::default() }
     }
 
-    /// A PNG, which says its size in its first chunk (PNG specification, section 11.2.2); `None` if this is none.
-    pub(super) fn picture(tag: &str, png: Vec<u8>) -> Option<Value> {
-        let side = |range: std::ops::Range<usize>| Some(i32::from_be_bytes(png.get(range)?.try_into().ok()?));
-        let (width, height) = (side(16..20)?, side(20..24)?);
-        let picture = Picture { height, width, colorspace: RGB, encoded: png };
+    /// A PNG or JPEG; `None` if it is neither.
+    pub(super) fn picture(tag: &str, encoded: Vec<u8>) -> Option<Value> {
+        let reader = ImageReader::new(Cursor::new(&encoded)).with_guessed_format().ok()?;
+        let (width, height) = reader.into_dimensions().ok()?;
+        let (width, height) = (width.try_into().ok()?, height.try_into().ok()?);
+        let picture = Picture { height, width, colorspace: RGB, encoded };
         Some(Value { tag: tag.to_owned(), picture: Some(picture), ..Value::default() })
     }
 
@@ -298,6 +301,8 @@ pub(super) enum Setting {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use image::{ImageFormat, RgbImage};
+
     use super::*;
 
     /// The events of a file, each with its checksums proved.
@@ -330,9 +335,12 @@ pub(super) mod tests {
 
     #[test]
     fn a_picture_says_its_size() {
-        let header = [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".as_slice(), &[0, 0, 1, 2], &[0, 0, 0, 9]].concat();
-        let picture = Value::picture("views", header.clone()).unwrap().picture.unwrap();
-        assert_eq!((picture.width, picture.height, picture.encoded), (258, 9, header));
+        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
+            let mut encoded = Cursor::new(Vec::new());
+            RgbImage::new(258, 9).write_to(&mut encoded, format).unwrap();
+            let picture = Value::picture("views", encoded.get_ref().clone()).unwrap().picture.unwrap();
+            assert_eq!((picture.width, picture.height, picture.encoded), (258, 9, encoded.into_inner()));
+        }
         assert_eq!(Value::picture("views", b"\x89PNG".to_vec()), None);
     }
 }

@@ -1,5 +1,6 @@
 //! A run for TensorBoard: `tensorboard --logdir runs` shows the curves of all runs beside each other, their recipes as
-//! hyperparameters to compare them by, the first views, and how the weights of every checkpoint are spread.
+//! hyperparameters to compare them by, the first views, nearest neighbours, and how the weights of every checkpoint are
+//! spread.
 
 mod event;
 mod histogram;
@@ -109,7 +110,9 @@ impl TensorBoard {
         let scalar = |(name, value): (&String, &f64)| {
             Value::scalar(format!("evaluation/{}_{name}", evaluated.evaluation), *value)
         };
-        let values = evaluated.figures.iter().map(scalar).collect();
+        let picture = evaluated.picture.as_ref().and_then(|path| fs::read(path).ok());
+        let picture = picture.and_then(|encoded| Value::picture("neighbours", encoded));
+        let values = evaluated.figures.iter().map(scalar).chain(picture).collect();
         self.write(&Event::summary(now, evaluated.step, values));
     }
 
@@ -168,7 +171,8 @@ mod tests {
         let mut board = TensorBoard::begin(folder.path(), &recipe, 0, now(0)).unwrap();
         board.step(&metrics(1), now(1));
         let figures = [("top1_k20_t0.07".to_owned(), 0.25)].into();
-        let evaluated = Evaluated { evaluation: "knn".into(), step: 1, figures, card: "a.json".into() };
+        let evaluated =
+            Evaluated { evaluation: "knn".into(), step: 1, figures, card: "a.json".into(), picture: None };
         board.evaluated(&evaluated, now(2));
         board.weights(vec![("fc.0.weight".to_owned(), Histogram::default())], 1, now(2));
         board.end(true, 1, now(3));

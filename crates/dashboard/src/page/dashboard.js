@@ -660,6 +660,7 @@ function drawStory() {
   $("more").hidden = chosen.length <= momentsShown;
   say($("more"), `Show ${Math.min(50, chosen.length - momentsShown)} earlier ones`);
   drawCards();
+  drawNeighbours();
   if (status) drawKnn();
 }
 
@@ -721,6 +722,33 @@ function drawCards() {
   if (rest.length) parts.push(make("details", {}, make("summary", {}, `${rest.length} earlier ones`), make("div", { class: "cards" }, ...rest)));
   $("cards").replaceChildren(...parts);
 }
+
+/** The card whose neighbours are shown, by its file; null for the newest, whichever that is. */
+let neighboursOf = null;
+
+function drawNeighbours() {
+  const cards = story.cards.filter((card) => card.picture);
+  $("neighbours-figure").hidden = !cards.length;
+  if (!cards.length) return;
+  const chosen = cards.findIndex((card) => card.file === neighboursOf);
+  const place = chosen < 0 ? cards.length - 1 : chosen;
+  const { checkpoint, data, picture } = cards[place];
+  const weights = `${checkpoint ?? "random weights"} on ${data}`;
+  const slider = $("neighbours-of");
+  slider.max = cards.length - 1;
+  slider.value = place;
+  slider.disabled = cards.length < 2;
+  slider.setAttribute("aria-valuetext", weights);
+  say($("neighbours-weights"), weights);
+  const address = `/evaluations/${picture}`;
+  if ($("neighbours").getAttribute("src") !== address) $("neighbours").src = address;
+}
+
+$("neighbours-of").addEventListener("input", ({ target }) => {
+  const cards = story.cards.filter((card) => card.picture);
+  neighboursOf = Number(target.value) === cards.length - 1 ? null : cards[target.value].file;
+  drawNeighbours();
+});
 
 for (const button of document.querySelectorAll("[data-moments]")) {
   button.addEventListener("click", () => {

@@ -212,6 +212,13 @@ fn pictures(has_views: bool) -> Markup {
                 figcaption { "Some images, and the pairs of views that the network sees of them in this epoch and the next ones." }
             }
         }
+        figure #neighbours-figure.views hidden {
+            img #neighbours alt="Some test images, each in a row with the training images that the network holds for most like it";
+            figcaption {
+                "Some test images, each with the training images that the network holds for most like it, the nearest first. Those of its class have a frame. "
+                label { "Weights: " input #neighbours-of type="range" min="0" value="0"; " " span #neighbours-weights {} }
+            }
+        }
         p #report-there hidden {
             "The report of this run has the pictures: "
             a href="/report#views" { "the views as the network sees them" } ", "

@@ -5,11 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use image::codecs::png::PngEncoder;
+use image::imageops::{FilterType, replace, resize};
 use image::{Rgb, RgbImage};
 
 use crate::aside;
 use crate::error::DatasetError;
-use crate::geometry::CHANNELS;
 use crate::views::{Scratch, ViewMaker};
 
 /// Below this side, pixels are enlarged: smaller views are hard to see on a screen.
@@ -84,12 +84,8 @@ fn draw_grid(maker: &ViewMaker, records: &[(u64, &[u8])], epochs: Range<u64>, se
 
 /// Puts one view into the picture, each of its pixels `scale` wide and high.
 fn draw_cell(maker: &ViewMaker, planes: &[f32], scale: u32, left: u32, top: u32, picture: &mut RgbImage) {
-    let (side, pixels) = (maker.crop_px, maker.pixels(planes));
-    let (pixels, _) = pixels.as_chunks::<CHANNELS>();
-    for y in 0..side as u32 * scale {
-        for x in 0..side as u32 * scale {
-            let place = (y / scale) as usize * side + (x / scale) as usize;
-            picture.put_pixel(left + x, top + y, Rgb(pixels[place]));
-        }
-    }
+    let view = maker.picture(planes);
+    let side = view.width() * scale;
+    let enlarged = resize(&view, side, side, FilterType::Nearest);
+    replace(picture, &enlarged, left.into(), top.into());
 }

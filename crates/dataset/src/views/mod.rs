@@ -12,6 +12,7 @@ mod grid;
 mod parameters;
 mod resize;
 
+use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 use recipe::Views;
 
@@ -111,18 +112,21 @@ impl ViewMaker {
         self.render(record, &ViewParameters::plain(self.geometry), scratch, out);
     }
 
-    /// The pixels of a rendered view, row after row, each red, green, blue: for people to look at.
+    /// A rendered view for people to look at.
     ///
     /// # Panics
     /// A `view` that does not hold [`ViewMaker::view_len`] numbers.
-    pub fn pixels(&self, view: &[f32]) -> Vec<u8> {
+    pub fn picture(&self, view: &[f32]) -> RgbImage {
         assert_eq!(view.len(), self.view_len(), "a view has 3 planes of crop_px x crop_px");
         let area = self.crop_px * self.crop_px;
         let level = |place: usize, channel: usize| {
             let value = self.normalizations[channel].invert(view[channel * area + place]);
             value.round().clamp(0.0, 255.0) as u8
         };
-        (0..area).flat_map(|place| (0..CHANNELS).map(move |channel| level(place, channel))).collect()
+        let side = self.crop_px as u32;
+        RgbImage::from_fn(side, side, |x, y| {
+            Rgb(std::array::from_fn(|channel| level((y * side + x) as usize, channel)))
+        })
     }
 
     /// Renders views 0 and 1 of each `(sample, record)` into `x1` and `x2` (N x 3 x crop_px x crop_px each)

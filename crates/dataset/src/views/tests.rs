@@ -83,7 +83,7 @@ fn the_pixels_of_a_plain_view_are_those_of_the_image() {
         let maker = ViewMaker::new(&views(32), geometry);
         let view = render(&maker, &record(geometry), &ViewParameters::plain(geometry));
         let expected = record(Geometry { layout: PixelLayout::Interleaved, ..geometry });
-        assert_eq!(maker.pixels(&view), expected, "{layout:?}");
+        assert_eq!(maker.picture(&view).into_raw(), expected, "{layout:?}");
     }
 }
 

@@ -7,9 +7,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use dataset::views::{Scratch, ViewMaker};
 use dataset::{Deal, Images, Split};
+use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
+use image::imageops::replace;
 use recipe::{Data, Recipe, Views};
 use simsiam::Device;
 
@@ -19,7 +20,8 @@ use crate::error::EvaluationError;
 use crate::features::{Extractor, Input};
 use crate::job::{Phase, Progress};
 use crate::knn::Neighbours;
-use crate::labelled::{Labelled, spread};
+use crate::labelled::{Labelled, one_of_each_class, spread};
+use crate::thumbnails::Thumbnails;
 
 /// What a report computes is bounded, whatever the data: minutes at the very most.
 const MOST_TEST_IMAGES: u64 = 2000;
@@ -62,7 +64,7 @@ pub(super) struct Gallery {
     pub(super) labels: Vec<u8>,
     pub(super) components: Components,
     pub(super) neighbourhoods: Map,
-    pub(super) thumbnails: Thumbnails,
+    pub(super) thumbnails: Sheet,
     pub(super) queries: Vec<Query>,
     /// How many training images neighbours were looked for in.
     pub(super) bank_images: usize,
@@ -70,7 +72,7 @@ pub(super) struct Gallery {
 
 /// Small pictures of all points in one: `columns` in a row, in the points' order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Thumbnails {
+pub(super) struct Sheet {
     pub(super) uri: String,
     pub(super) columns: u32,
 }
@@ -125,23 +127,23 @@ pub(super) fn gallery(
     let components = map::principal_components(&point_features);
     let neighbourhoods = map::neighbourhoods(&point_features, &components.map)?;
     let labels: Vec<u8> = points.iter().map(|index| test.labels()[*index as usize]).collect();
-    let queries = one_of_each_class(&labels, test.class_names().len());
+    let queries = one_of_each_class(&labels, test.class_names().len(), QUERIES);
     let found = {
         let queries = point_features.with_unit_rows().select(&queries);
         Neighbours::search(&bank_features, &queries, NEIGHBOURS.min(bank.len()), &mut |_| {})
     };
     let views = &encoder.recipe().views;
-    let (train_pictures, test_pictures) = (Pictures::new(&train, views), Pictures::new(&test, views));
-    let near = |row: usize| {
+    let (mut train_pictures, mut test_pictures) = (thumbnails(&train, views), thumbnails(&test, views));
+    let mut near = |row: usize| {
         let near = found.of(row).iter().map(|neighbour| {
             let index = bank[neighbour.index as usize];
             let class = train.labels()[index as usize];
-            Near { picture: train_pictures.of(index), class, similarity: neighbour.similarity }
+            Near { picture: png(&train_pictures.of(index)), class, similarity: neighbour.similarity }
         });
         near.collect()
     };
     let query = |(row, point): (usize, &usize)| Query {
-        picture: test_pictures.of(points[*point]),
+        picture: png(&test_pictures.of(points[*point])),
         class: labels[*point],
         neighbours: near(row),
     };
@@ -151,7 +153,7 @@ pub(super) fn gallery(
         class_names: test.class_names().to_vec(),
         components,
         neighbourhoods,
-        thumbnails: thumbnails(test.images(), views, &points),
+        thumbnails: sheet(test.images(), views, &points),
         queries: queries.iter().enumerate().map(query).collect(),
         labels,
         bank_images: bank.len(),
@@ -168,89 +170,51 @@ pub(super) fn views(recipe: &Recipe, cache_dir: &Path) -> Result<Vec<Viewed>, Ev
     let deal = Deal::new(Arc::new(images), recipe.training.shards, cache_dir)?;
     let maker = ViewMaker::new(&recipe.views, deal.manifest().geometry);
     let (mut scratch, mut view) = (Scratch::default(), vec![0.0; maker.view_len()]);
-    let side_px = recipe.views.crop_px;
     let count = VIEWED_IMAGES.min(deal.manifest().images_per_shard);
     let mut viewed = Vec::new();
     for sample in 0..count {
         let record = deal.record(0, sample)?;
         maker.render_plain(record, &mut scratch, &mut view);
-        let image = png(&maker.pixels(&view), side_px);
+        let image = png(&maker.picture(&view));
         let mut views = Vec::new();
         for (epoch, number) in (0..VIEW_PAIRS).flat_map(|epoch| [(epoch, 0), (epoch, 1)]) {
             let parameters = maker.draw(recipe.seed, epoch, u64::from(sample), number);
             maker.render(record, &parameters, &mut scratch, &mut view);
-            views.push(png(&maker.pixels(&view), side_px));
+            views.push(png(&maker.picture(&view)));
         }
         viewed.push(Viewed { image, views });
     }
     Ok(viewed)
 }
 
-/// Places in `labels`: the first of each class, then the second of each, until there are enough.
-fn one_of_each_class(labels: &[u8], classes: usize) -> Vec<usize> {
-    let mut seen = vec![0usize; classes];
-    let round_of = |(place, label): (usize, &u8)| {
-        let round = seen[usize::from(*label)];
-        seen[usize::from(*label)] += 1;
-        (round, *label, place)
-    };
-    let mut places: Vec<(usize, u8, usize)> = labels.iter().enumerate().map(round_of).collect();
-    places.sort_unstable();
-    places.into_iter().take(QUERIES).map(|(_, _, place)| place).collect()
+/// At the images' own size, as far as that is not large.
+fn thumbnails<'a>(part: &'a Labelled, views: &Views) -> Thumbnails<'a> {
+    let geometry = part.images().geometry();
+    let side_px = geometry.width_px.min(geometry.height_px).min(MOST_PICTURE_PX);
+    Thumbnails::new(part.images(), views, side_px)
 }
 
-/// Draws images of one part.
-struct Pictures<'a> {
-    images: &'a Images,
-    maker: ViewMaker,
-    side_px: u32,
-}
-
-impl<'a> Pictures<'a> {
-    fn new(labelled: &'a Labelled, views: &Views) -> Pictures<'a> {
-        let images = labelled.images();
-        let geometry = images.geometry();
-        let side_px = geometry.width_px.min(geometry.height_px).min(MOST_PICTURE_PX);
-        let maker = ViewMaker::new(&Views { crop_px: side_px, ..views.clone() }, geometry);
-        Pictures { images, maker, side_px }
-    }
-
-    fn of(&self, index: u64) -> Picture {
-        let mut view = vec![0.0; self.maker.view_len()];
-        self.maker.render_plain(self.images.record(index), &mut Scratch::default(), &mut view);
-        png(&self.maker.pixels(&view), self.side_px)
-    }
-}
-
-fn thumbnails(images: &Images, views: &Views, indices: &[u64]) -> Thumbnails {
-    let maker = ViewMaker::new(&Views { crop_px: THUMBNAIL_PX, ..views.clone() }, images.geometry());
-    let (mut scratch, mut view) = (Scratch::default(), vec![0.0; maker.view_len()]);
+fn sheet(images: &Images, views: &Views, indices: &[u64]) -> Sheet {
+    let mut thumbnails = Thumbnails::new(images, views, THUMBNAIL_PX);
     let columns = (indices.len() as f64).sqrt().ceil() as usize;
     let rows = indices.len().div_ceil(columns);
-    let (side, row_bytes) = (THUMBNAIL_PX as usize, columns * THUMBNAIL_PX as usize * 3);
-    let mut sheet = vec![0; rows * side * row_bytes];
+    let mut sheet = RgbImage::new(columns as u32 * THUMBNAIL_PX, rows as u32 * THUMBNAIL_PX);
     for (number, index) in indices.iter().enumerate() {
-        maker.render_plain(images.record(*index), &mut scratch, &mut view);
-        let pixels = maker.pixels(&view);
-        for (y, line) in pixels.chunks_exact(side * 3).enumerate() {
-            let start = (number / columns * side + y) * row_bytes + number % columns * side * 3;
-            sheet[start..start + line.len()].copy_from_slice(line);
-        }
+        let [left, top] =
+            [number % columns, number / columns].map(|cell| cell as i64 * i64::from(THUMBNAIL_PX));
+        replace(&mut sheet, &thumbnails.of(*index), left, top);
     }
     let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-        .write_image(&sheet, (columns * side) as u32, (rows * side) as u32, ExtendedColorType::Rgb8)
-        .expect("pixels in memory can be encoded");
-    Thumbnails { uri: uri("image/jpeg", &bytes), columns: columns as u32 }
+    let encoder = JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY);
+    sheet.write_with_encoder(encoder).expect("pixels in memory can be encoded");
+    Sheet { uri: uri("image/jpeg", &bytes), columns: columns as u32 }
 }
 
-/// Pixels of a square, each red, green, blue.
-fn png(pixels: &[u8], side_px: u32) -> Picture {
+/// A square.
+fn png(pixels: &RgbImage) -> Picture {
     let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes)
-        .write_image(pixels, side_px, side_px, ExtendedColorType::Rgb8)
-        .expect("pixels in memory can be encoded");
-    Picture { uri: uri("image/png", &bytes), side_px }
+    pixels.write_with_encoder(PngEncoder::new(&mut bytes)).expect("pixels in memory can be encoded");
+    Picture { uri: uri("image/png", &bytes), side_px: pixels.width() }
 }
 
 fn uri(kind: &str, bytes: &[u8]) -> String {
@@ -303,12 +267,5 @@ mod tests {
             assert!(one.views.iter().all(|view| view.side_px == recipe.views.crop_px && *view != one.image));
         }
         assert_ne!(views(&Recipe { seed: 9, ..recipe }, folder.path()).unwrap(), viewed);
-    }
-
-    #[test]
-    fn queries_take_turns_among_classes() {
-        assert_eq!(one_of_each_class(&[1, 1, 0, 0, 1], 2), [2, 0, 3, 1, 4]);
-        assert_eq!(one_of_each_class(&[0; 20], 1), (0..8).collect::<Vec<_>>());
-        assert_eq!(one_of_each_class(&(0..50).collect::<Vec<_>>(), 50).len(), QUERIES);
     }
 }
