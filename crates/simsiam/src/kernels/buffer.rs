@@ -1,34 +1,43 @@
 //! Memory for activations, gradients and weights that is used again.
 //!
 //! A step needs the same hundreds of MiB as the step before. Fresh from the system, every page of them would
-//! cost a fault and a clearing, and would not start on a cache line.
+//! cost a fault and a clearing. So buffers are cut from areas that are never given back. Neighbours that are free are
+//! joined again: what activations leave behind serves for gradients, whatever their sizes, and the areas fill up to about
+//! the most that is in use at once.
 
-use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Bytes;
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
-use bytemuck::{Pod, Zeroable};
+use memmap2::{MmapMut, MmapRaw};
+use range_alloc::RangeAllocator;
 
-/// A cache line: keeps vectors from straddling two of them.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Numbers in a cache line: buffers start on one, which keeps vectors from straddling two of them.
+const LINE: usize = 16;
+
+/// Lines in an area: 1 GiB, of which the system spends what has been written to.
+const AREA_LINES: usize = 1 << 24;
 
 /// `length` numbers that start on a cache line. They hold whatever their last user left.
 pub(crate) struct Buffer {
-    lines: Vec<Line>,
+    first: NonNull<f32>,
     length: usize,
+    place: Place,
 }
+
+// SAFETY: a buffer owns its numbers, as a `Vec` does: nobody else has a pointer to them.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; a shared borrow only reads.
+unsafe impl Sync for Buffer {}
 
 impl Buffer {
     pub(crate) fn new(length: usize) -> Buffer {
-        let count = length.div_ceil(16);
-        let pooled = pool().take(count);
-        let lines = pooled.unwrap_or_else(|| vec![Line::zeroed(); count]);
-        let mut buffer = Buffer { lines, length };
+        let (first, place) = pool().take(length.div_ceil(LINE).max(1));
+        let mut buffer = Buffer { first, length, place };
         if cfg!(test) {
             // So that tests see what nobody wrote.
             buffer.fill(f32::NAN);
@@ -39,7 +48,7 @@ impl Buffer {
     /// The buffer as burn's memory; it comes back to the pool when burn drops it.
     pub(crate) fn into_bytes(self) -> Bytes {
         let length = self.length * size_of::<f32>();
-        // SAFETY: the controller owns at least `length` bytes, all initialised, for as long as it lives.
+        // SAFETY: the controller owns `length` bytes, all initialised, for as long as it lives.
         unsafe { Bytes::from_controller(Box::new(self), length) }
     }
 }
@@ -48,19 +57,22 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.length]
+        // SAFETY: the pool gave this place to this buffer alone, until it is dropped, and never unmaps it. There are
+        // `length` numbers in it: zeros of the system's, or what earlier users wrote.
+        unsafe { slice::from_raw_parts(self.first.as_ptr(), self.length) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.length]
+        // SAFETY: as for reading, and this borrow of the buffer is the only one.
+        unsafe { slice::from_raw_parts_mut(self.first.as_ptr(), self.length) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        pool().give_back(std::mem::take(&mut self.lines));
+        pool().give_back(&self.place);
     }
 }
 
@@ -75,67 +87,92 @@ impl AllocationController for Buffer {
     }
 
     fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        let bytes: &[u8] = bytemuck::cast_slice(self);
         // SAFETY: `MaybeUninit<u8>` has the layout of `u8`, and a shared borrow writes nothing.
-        Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) })
+        Ok(unsafe { slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) })
     }
 
     unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(self);
         // SAFETY: `MaybeUninit<u8>` has the layout of `u8`; the caller writes initialised bytes only.
-        Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) })
+        Ok(unsafe { slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) })
     }
 }
 
-/// Buffers that nobody uses, by their number of lines, each with the time of its return.
-struct Pool {
-    free: BTreeMap<usize, Vec<(u64, Vec<Line>)>>,
-    /// Buffers taken so far: the pool's clock.
-    taken: u64,
+/// Some lines of an area.
+#[derive(Debug)]
+struct Place {
+    area: usize,
+    lines: Range<usize>,
 }
 
-/// A buffer that found no use while this many others were taken is freed. A step takes some hundreds, so what
-/// every step uses stays, and what belonged to other work goes.
-const PATIENCE: u64 = 1 << 13;
+/// Zeros from the system, of which some lines are in use.
+struct Area {
+    memory: MmapRaw,
+    lines: RangeAllocator<usize>,
+}
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), taken: 0 });
+/// All areas there are.
+struct Pool {
+    areas: Vec<Area>,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { areas: Vec::new() });
 
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
-    /// The last returned buffer of `count` lines or up to an eighth more.
-    fn take(&mut self, count: usize) -> Option<Vec<Line>> {
-        self.taken += 1;
-        if self.taken.is_multiple_of(PATIENCE) {
-            self.free_the_idle();
-        }
-        let mut sizes = self.free.range_mut(count..=count + count / 8);
-        sizes.find_map(|(_, buffers)| buffers.pop()).map(|(_, buffer)| buffer)
+    /// So many lines of the smallest gap that has them, in the first area that has one.
+    ///
+    /// # Panics
+    /// If the system has no memory left.
+    fn take(&mut self, count: usize) -> (NonNull<f32>, Place) {
+        let mut areas = self.areas.iter_mut().enumerate();
+        let found =
+            areas.find_map(|(area, Area { lines, .. })| Some((area, lines.allocate_range(count).ok()?)));
+        let (area, lines) = found.unwrap_or_else(|| {
+            let mut area = Area::new(count.max(AREA_LINES));
+            let lines = area.lines.allocate_range(count).expect("the area was made for it");
+            self.areas.push(area);
+            (self.areas.len() - 1, lines)
+        });
+        (self.areas[area].line(lines.start), Place { area, lines })
     }
 
-    fn give_back(&mut self, buffer: Vec<Line>) {
-        self.free.entry(buffer.len()).or_default().push((self.taken, buffer));
+    fn give_back(&mut self, place: &Place) {
+        self.areas[place.area].lines.free_range(place.lines.clone());
+    }
+}
+
+impl Area {
+    fn new(lines: usize) -> Area {
+        let bytes = lines * LINE * size_of::<f32>();
+        let memory = MmapMut::map_anon(bytes);
+        let memory = memory.unwrap_or_else(|error| panic!("no memory for {bytes} bytes of numbers: {error}"));
+        Area { memory: memory.into(), lines: RangeAllocator::new(0..lines) }
     }
 
-    fn free_the_idle(&mut self) {
-        for buffers in self.free.values_mut() {
-            buffers.retain(|&(returned, _)| returned + PATIENCE > self.taken);
-        }
-        self.free.retain(|_, buffers| !buffers.is_empty());
+    fn line(&self, number: usize) -> NonNull<f32> {
+        let first = NonNull::new(self.memory.as_mut_ptr()).expect("mapped memory is somewhere");
+        // SAFETY: the line is one of the area's, so it lies within the mapping.
+        let line = unsafe { first.cast::<f32>().add(number * LINE) };
+        debug_assert!(line.addr().get().is_multiple_of(64), "mappings start on pages");
+        line
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn burn_reads_writes_and_copies_a_buffer() {
-        let length = 16 * 1234 + 3;
+        let length = LINE * 1234 + 3;
         let mut buffer = Buffer::new(length);
-        assert_eq!(buffer.as_ptr() as usize % 64, 0);
         buffer.fill(1.5);
         let mut bytes = buffer.into_bytes();
         bytes[..4].copy_from_slice(&2.5_f32.to_ne_bytes());
@@ -145,18 +182,49 @@ mod tests {
         assert!(values.len() == length && values[0] == 2.5 && values[1..].iter().all(|&value| value == 1.5));
     }
 
-    #[test]
-    fn the_pool_gives_what_fits_and_frees_what_nobody_uses() {
-        let mut pool = Pool { free: BTreeMap::new(), taken: 0 };
-        pool.give_back(vec![Line::zeroed(); 100]);
-        assert!(pool.take(101).is_none(), "longer than the one in stock");
-        assert!(pool.take(50).is_none(), "less than eight ninths of it");
-        assert_eq!(pool.take(90).map(|lines| lines.len()), Some(100));
-        assert!(pool.take(90).is_none(), "it is in use");
-        pool.give_back(vec![Line::zeroed(); 100]);
-        for _ in 0..2 * PATIENCE {
-            pool.take(7);
+    proptest! {
+        /// Whatever is taken and dropped, on two threads: each buffer keeps what was written into it.
+        #[test]
+        fn no_two_buffers_share_a_number(lengths in prop::collection::vec((0usize..5000, any::<bool>()), 1..60)) {
+            let work = |thread: f32| {
+                let mut kept: Vec<(f32, Buffer)> = Vec::new();
+                for (number, &(length, drops)) in lengths.iter().enumerate() {
+                    if drops && !kept.is_empty() {
+                        kept.swap_remove(length % kept.len());
+                    }
+                    let mark = thread + number as f32;
+                    let mut buffer = Buffer::new(length);
+                    buffer.fill(mark);
+                    kept.push((mark, buffer));
+                }
+                for (mark, buffer) in kept {
+                    assert!(buffer.as_ptr().addr().is_multiple_of(64) && buffer.iter().all(|value| *value == mark));
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| work(0.0));
+                work(1000.0);
+            });
         }
-        assert!(pool.take(100).is_none() && pool.free.is_empty());
+    }
+
+    #[test]
+    fn what_neighbours_leave_serves_a_larger_one() {
+        let mut pool = Pool { areas: Vec::new() };
+        let whole = AREA_LINES / 4;
+        let mut places: Vec<(NonNull<f32>, Place)> = (0..4).map(|_| pool.take(whole)).collect();
+        let last = places.pop().unwrap();
+        let (first, _) = places[0];
+        for (_, place) in &places {
+            pool.give_back(place);
+        }
+        let (larger, place) = pool.take(3 * whole);
+        assert_eq!((larger, place.area), (first, 0));
+        // There is no gap left, so another area is made; a longer one where it must be.
+        assert_eq!(pool.take(1).1.area, 1);
+        assert_eq!(pool.take(AREA_LINES + 1).1.lines, 0..AREA_LINES + 1);
+        pool.give_back(&last.1);
+        // The smallest gap that fits.
+        assert_eq!(pool.take(whole).1.area, 0);
     }
 }
