@@ -16,7 +16,7 @@ pub(crate) struct Needs {
     pub(crate) shards: u32,
     /// Images of a shard in a step.
     pub(crate) images: usize,
-    /// Weights and momentum, and for each shard that is computed at once the weights once more and their gradients.
+    /// Weights and momentum, and gradients for each shard that is computed at once.
     pub(crate) weights_mb: f64,
     pub(crate) bucket_mb: f64,
     pub(crate) buckets_held: u32,
@@ -50,7 +50,7 @@ impl Needs {
             .map(|lease| subtrees(lease.first_shard..lease.first_shard + lease.shard_count).len())
             .max()
             .unwrap_or(1);
-        // Side by side, each shard has a copy of the weights, its gradients and a bucket of its own.
+        // Side by side, each shard has its gradients and a bucket of its own.
         let at_once = match recipe.training.batch_norm {
             BatchNorm::Shard => 1,
             BatchNorm::Sync => shards,
@@ -66,7 +66,7 @@ impl Needs {
             statistics: layout.statistic_count(),
             shards,
             images,
-            weights_mb: megabytes((2 + 2 * at_once as usize) * layout.parameter_count()),
+            weights_mb: megabytes((2 + at_once as usize) * layout.parameter_count()),
             bucket_mb,
             // The sums that are sent, one for each level below them while shards are added up, the next shard's
             // bucket, and the folded one.

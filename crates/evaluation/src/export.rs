@@ -38,8 +38,8 @@ pub fn export(encoder: &Encoder, names: Names, path: &Path) -> Result<(), Evalua
 
 fn serialize(encoder: &Encoder, names: Names) -> Vec<u8> {
     let (layout, state) = (encoder.layout(), encoder.state());
-    let parameters = layout.parameters.iter().map(|entry| (entry, &state.weights));
-    let statistics = layout.statistics.iter().map(|entry| (entry, &state.statistics));
+    let parameters = layout.parameters.iter().map(|entry| (entry, &*state.weights));
+    let statistics = layout.statistics.iter().map(|entry| (entry, state.statistics.as_slice()));
     let tensors = parameters.chain(statistics).filter_map(|(entry, values)| {
         let bytes = bytemuck::cast_slice(&values[entry.range.clone()]);
         let view = TensorView::new(Dtype::F32, entry.shape.clone(), bytes);

@@ -256,6 +256,7 @@ mod tests {
     use simsiam::{Entry, Layout, State};
     use std::fs;
     use std::path::Path;
+    use std::sync::Arc;
 
     /// `tests/fixtures/make_references.py` computed the features in f64; f32 is good for about 1e-6 here.
     const TOLERANCE: f32 = 1e-4;
@@ -293,7 +294,7 @@ mod tests {
             let recipe = Recipe { model: recipe::Model { width: 3, ..quickstart().model }, ..quickstart() };
             let layout = Layout::of(&recipe.model);
             let mut state = State::initial(&layout, 0);
-            self.fill(&layout.parameters, &mut state.weights);
+            self.fill(&layout.parameters, Arc::make_mut(&mut state.weights));
             self.fill(&layout.statistics, &mut state.statistics);
             let checkpoint = run.join("checkpoints/step-000000");
             fs::create_dir_all(&checkpoint).unwrap();

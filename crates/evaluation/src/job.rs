@@ -345,6 +345,8 @@ struct Features {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::testing::{Scene, quickstart};
 
@@ -489,7 +491,7 @@ mod tests {
         let scene = Scene::new();
         let layout = scene.encoder.layout();
         let mut state = scene.encoder.state().clone();
-        state.weights[0] = f32::NAN;
+        Arc::make_mut(&mut state.weights)[0] = f32::NAN;
         let run = scene.folder.path().join("run");
         crate::testing::write_checkpoint_of(layout, &run.join("checkpoints/step-000007"), &state, 7);
         let encoder = Encoder::open(&run, None).unwrap();

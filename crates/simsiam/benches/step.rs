@@ -60,6 +60,7 @@ fn benchmark(criterion: &mut Criterion) {
                 let done = trainer.forward_backward(&network, 0, views.clone(), false, &mut bucket);
                 done.expect("the device does its part");
                 let folded = trainer.bucket().read(&bucket);
+                drop(network);
                 let rates = trainer.schedule().at(0);
                 trainer.commit(&mut replica, &folded, rates).expect("a step on noise is finite");
             });

@@ -104,7 +104,7 @@ pub fn read<'a>(
     let state = State {
         step: progress.step,
         skipped_steps: progress.skipped_steps,
-        weights: model.values(&layout.parameters)?,
+        weights: model.values(&layout.parameters)?.into(),
         statistics: model.values(&layout.statistics)?,
         momentum: optimizer.values(&layout.parameters)?,
     };

@@ -6,12 +6,13 @@
 //! ```
 //! It measures how good a start the weights are. Of the frozen features it says nothing: the backbone moves.
 
+use std::sync::Arc;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::bucket::all_finite;
 use crate::features::image_tensor;
-use crate::flat::Flat;
 use crate::layers::{BatchStatistics, Linear, Statistics};
 use crate::parameters::{Layout, Leaf, Parameters};
 use crate::resnet::ResNet;
@@ -87,7 +88,7 @@ impl FineTuner {
         let mut state = State::initial(&self.layout, seed);
         // Both layouts begin with the backbone; what else SimSiam has follows it.
         let (weights, statistics) = (self.backbone_count(), self.layout.statistic_count());
-        state.weights[..weights].copy_from_slice(&pretrained.weights[..weights]);
+        Arc::make_mut(&mut state.weights)[..weights].copy_from_slice(&pretrained.weights[..weights]);
         state.statistics.copy_from_slice(&pretrained.statistics[..statistics]);
         state
     }
@@ -108,6 +109,22 @@ impl FineTuner {
         labels: &[u8],
         rates: TuningRates,
     ) -> Result<f64, Diverged> {
+        let (gradient, statistics, loss) = self.forward_backward(state, images, side_px, labels);
+        if !(loss.is_finite() && all_finite(&gradient) && all_finite(&statistics)) {
+            return Err(Diverged { step: state.step, loss });
+        }
+        self.apply(state, &gradient, &statistics, rates);
+        Ok(loss)
+    }
+
+    /// Gradient, statistics of the batch, and loss.
+    fn forward_backward(
+        &self,
+        state: &State,
+        images: Vec<f32>,
+        side_px: usize,
+        labels: &[u8],
+    ) -> (Vec<f32>, Vec<f32>, f64) {
         let device = self.device.clone().autodiff();
         let (network, leaves) = self.bind(state, &device);
         let mut statistics = BatchStatistics::of(1);
@@ -125,11 +142,7 @@ impl FineTuner {
         let statistics = Tensor::cat(statistics.into_tensors().collect(), 0);
         let statistics = statistics.into_data().try_into_vec::<f32>().expect("statistics are f32");
         let loss = loss.into_data().iter::<f64>().next().expect("a loss is one number");
-        if !(loss.is_finite() && all_finite(&gradient) && all_finite(&statistics)) {
-            return Err(Diverged { step: state.step, loss });
-        }
-        self.apply(state, &gradient, &statistics, rates);
-        Ok(loss)
+        (gradient, statistics, loss)
     }
 
     /// The network with the state's weights, only to be looked with: no gradients, BatchNorm with its running
@@ -140,8 +153,9 @@ impl FineTuner {
 
     fn apply(&self, state: &mut State, gradient: &[f32], statistics: &[f32], rates: TuningRates) {
         let (start, end) = (self.backbone_count(), self.layout.parameter_count());
+        let all_weights = Arc::make_mut(&mut state.weights);
         for (range, rate) in [(0..start, rates.backbone), (start..end, rates.classifier)] {
-            let (weights, momentum) = (&mut state.weights[range.clone()], &mut state.momentum[range.clone()]);
+            let (weights, momentum) = (&mut all_weights[range.clone()], &mut state.momentum[range.clone()]);
             sgd::update(weights, momentum, &gradient[range], 1.0, rate, &self.optimizer);
         }
         for (running, batch) in state.statistics.iter_mut().zip(statistics) {
@@ -163,8 +177,7 @@ impl FineTuner {
     }
 
     fn bind(&self, state: &State, device: &Device) -> (Network, Vec<Leaf>) {
-        let mut parameters =
-            Parameters::of(&Flat::OnHost(&state.weights), &Flat::OnHost(&state.statistics), device);
+        let mut parameters = Parameters::of_state(state, device);
         let network = Network::new(&mut parameters, &self.model, self.classes);
         (network, parameters.leaves)
     }

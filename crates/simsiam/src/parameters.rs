@@ -2,7 +2,7 @@
 //!
 //! The weights, their gradients and their momentum are each one `Vec<f32>`: what the all-reduce, the
 //! optimizer, the hash and the checkpoint all want. A network is built anew from such a vector for every
-//! step, which costs one copy, and the order in which it asks for its parameters *is* the layout.
+//! step, on the CPU without a copy, and the order in which it asks for its parameters *is* the layout.
 //! burn's own records identify parameters by random numbers drawn in each process, which would not do here.
 
 use std::ops::Range;
@@ -13,6 +13,7 @@ use recipe::{Draws, Purpose};
 use crate::flat::Flat;
 use crate::kernels;
 use crate::simsiam::SimSiam;
+use crate::state::State;
 
 /// Where a parameter or a running statistic lies, and how it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,21 +156,26 @@ impl<'a> Parameters<'a> {
         Parameters::new(device, |_, range| Tensor::zeros([range.len()], &device.clone().without_autodiff()))
     }
 
-    /// For a network with these weights, which have gradients if the device records them, and running statistics.
-    pub(crate) fn of(weights: &Flat<'a>, statistics: &Flat<'a>, device: &'a Device) -> Self {
+    /// For a network with the weights of `state`, which have gradients if the device records them. The CPU reads them
+    /// where they lie.
+    pub(crate) fn of_state(state: &'a State, device: &'a Device) -> Self {
         let plain = device.clone().without_autodiff();
-        if let (Flat::OnHost(weights), Flat::OnHost(statistics), true) =
-            (weights, statistics, kernels::is_flex(device))
-        {
-            // Each in memory of its own, which is used again in the next step.
-            let (weights, statistics) = (*weights, *statistics);
-            return Parameters::new(device, move |kind, range| {
-                let flat = if kind == Kind::Parameter { weights } else { statistics };
-                Tensor::from_data(kernels::tensor_data(&flat[range]), &plain)
-            });
+        if !kernels::is_flex(device) {
+            let [weights, statistics] =
+                [&*state.weights, &state.statistics].map(|values| Flat::OnHost(values).on(&plain));
+            return Parameters::of_tensors(weights, statistics, device);
         }
-        // One transfer of each to the device, if it is not there already, of which every parameter is a part.
-        let (weights, statistics) = (weights.on(&plain), statistics.on(&plain));
+        Parameters::new(device, move |kind, range| {
+            let data = match kind {
+                Kind::Parameter => kernels::borrowed(&state.weights, range),
+                Kind::Statistic => kernels::tensor_data(&state.statistics[range]),
+            };
+            Tensor::from_data(data, &plain)
+        })
+    }
+
+    /// For a network of which every parameter and statistic is a part of these, which lie on the device already.
+    pub(crate) fn of_tensors(weights: Tensor<1>, statistics: Tensor<1>, device: &'a Device) -> Self {
         Parameters::new(device, move |kind, range| match kind {
             Kind::Parameter => kernels::stretch(weights.clone(), range),
             Kind::Statistic => kernels::stretch(statistics.clone(), range),

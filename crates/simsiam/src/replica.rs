@@ -1,5 +1,7 @@
 //! A run's state where it is trained.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 
 use crate::flat::Flat;
@@ -34,7 +36,7 @@ impl Replica {
     /// `state`, trained in the memory of `device`.
     pub(crate) fn on_device(state: State, device: &Device) -> Replica {
         let device = device.clone().without_autodiff();
-        let [weights, momentum, statistics] = [&state.weights, &state.momentum, &state.statistics]
+        let [weights, momentum, statistics] = [&*state.weights, &state.momentum, &state.statistics]
             .map(|values| Flat::OnHost(values).on(&device));
         Replica { host: state, device: Some(OnDevice { weights, momentum, statistics, is_fetched: true }) }
     }
@@ -52,7 +54,7 @@ impl Replica {
         if let Some(device) = &mut self.device
             && !device.is_fetched
         {
-            read(device.weights.clone(), &mut self.host.weights)?;
+            read(device.weights.clone(), Arc::make_mut(&mut self.host.weights))?;
             read(device.momentum.clone(), &mut self.host.momentum)?;
             device.is_fetched = true;
         }
@@ -70,14 +72,6 @@ impl Replica {
         match &self.device {
             Some(device) => Flat::OnDevice(device.momentum.clone()),
             None => Flat::OnHost(&self.host.momentum),
-        }
-    }
-
-    /// Those that the network is made with; [`host`](Self::host) has the present ones.
-    pub(crate) fn first_statistics(&self) -> Flat<'_> {
-        match &self.device {
-            Some(device) => Flat::OnDevice(device.statistics.clone()),
-            None => Flat::OnHost(&self.host.statistics),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Everything that a step changes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::parameters::Layout;
 
@@ -11,8 +12,9 @@ pub struct State {
     pub step: u64,
     /// The last of them that were left out, in a row, because something in them was not finite.
     pub skipped_steps: u32,
-    /// The parameters, flat, in the layout's order.
-    pub weights: Vec<f32>,
+    /// The parameters, flat, in the layout's order. The networks that are made of them on the CPU read them here; once
+    /// those are gone, a step changes them in place.
+    pub weights: Arc<[f32]>,
     /// Running means and variances, flat, in the layout's order.
     pub statistics: Vec<f32>,
     /// The momentum of every parameter.
@@ -29,7 +31,7 @@ impl State {
         State {
             step: 0,
             skipped_steps: 0,
-            weights: layout.initial_parameters(seed),
+            weights: layout.initial_parameters(seed).into(),
             statistics: layout.initial_statistics(),
             momentum: vec![0.0; layout.parameter_count()],
         }
@@ -39,7 +41,7 @@ impl State {
     pub fn hash(&self) -> StateHash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.step.to_le_bytes());
-        for values in [&self.weights, &self.statistics, &self.momentum] {
+        for values in [&*self.weights, &self.statistics, &self.momentum] {
             hasher.update(bytemuck::cast_slice(values));
         }
         // Only where there is something to tell: the hashes of healthy runs are older than this number.

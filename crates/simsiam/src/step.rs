@@ -1,5 +1,7 @@
 //! One step on one device: from two batches of views to a bucket, and from the folded bucket to new weights.
 
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
@@ -31,12 +33,14 @@ pub struct Trainer {
     schedule: Schedule,
 }
 
-/// The network with one step's weights; serves any number of shards, one after the other.
-pub struct Bound {
+/// The network with one step's weights; serves any number of shards, one after the other. On the CPU it reads the weights
+/// of the replica that it is of, which so cannot be changed as long as there is one.
+pub struct Bound<'a> {
     network: SimSiam,
     leaves: Vec<Leaf>,
     /// With whom the statistics of batches are shared.
     shards: Option<AllShards>,
+    replica: PhantomData<&'a Replica>,
 }
 
 /// Where the time of one shard went. A GPU is told what to do long before it has done it: then `forward` is the time
@@ -162,12 +166,15 @@ impl Trainer {
     }
 
     /// The network with the replica's weights, for one step.
-    pub fn bind(&self, replica: &Replica) -> Bound {
-        let (weights, statistics) = (replica.weights(), replica.first_statistics());
-        let (network, leaves) = bind(&self.recipe.model, &weights, &statistics, &self.device);
+    pub fn bind<'a>(&self, replica: &'a Replica) -> Bound<'a> {
+        let mut parameters = match &replica.device {
+            Some(on) => Parameters::of_tensors(on.weights.clone(), on.statistics.clone(), &self.device),
+            None => Parameters::of_state(&replica.host, &self.device),
+        };
+        let network = SimSiam::new(&mut parameters, &self.recipe.model);
         let network =
             if self.recipe.training.stop_gradient { network } else { network.without_stop_gradient() };
-        Bound { network, leaves, shards: None }
+        Bound { network, leaves: parameters.leaves, shards: None, replica: PhantomData }
     }
 
     /// The most numbers that shards add up at once, where BatchNorm's statistics are over all of them: two for every
@@ -261,9 +268,10 @@ impl Trainer {
                 },
             ),
             (None, Flat::OnHost(gradient)) => {
+                let all_weights = Arc::make_mut(&mut state.weights);
                 for (range, rate) in [(0..predictor.start, rates.encoder), (predictor, rates.predictor)] {
                     let (weights, momentum) =
-                        (&mut state.weights[range.clone()], &mut state.momentum[range.clone()]);
+                        (&mut all_weights[range.clone()], &mut state.momentum[range.clone()]);
                     sgd::update(weights, momentum, &gradient[range], scale, rate, optimizer);
                 }
             }
@@ -307,12 +315,12 @@ impl Trainer {
     }
 }
 
-impl Bound {
+impl Bound<'_> {
     /// The same for one shard, whose BatchNorms take the statistics of `shards`: each waits there until all have come. So
     /// each of a worker's shards has a thread, and a network, of its own: burn holds a lock on what it has recorded of
     /// one as long as a backward pass through it lasts.
     #[must_use]
-    pub fn among(self, shards: AllShards) -> Bound {
+    pub fn among(self, shards: AllShards) -> Self {
         Bound { shards: Some(shards), ..self }
     }
 
@@ -330,17 +338,10 @@ impl Bound {
     }
 }
 
-/// The recipe's network with these weights. Parameters have gradients if the device records them.
-fn bind(model: &recipe::Model, weights: &Flat, statistics: &Flat, device: &Device) -> (SimSiam, Vec<Leaf>) {
-    let mut parameters = Parameters::of(weights, statistics, device);
-    let network = SimSiam::new(&mut parameters, model);
-    (network, parameters.leaves)
-}
-
 impl SimSiam {
     /// The recipe's network with the state's weights, without gradients: for evaluation.
     pub fn from_state(model: &recipe::Model, state: &State, device: &Device) -> SimSiam {
-        bind(model, &Flat::OnHost(&state.weights), &Flat::OnHost(&state.statistics), device).0
+        SimSiam::new(&mut Parameters::of_state(state, device), model)
     }
 }
 

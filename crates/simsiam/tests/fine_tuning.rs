@@ -41,7 +41,7 @@ fn two_steps_are_pytorchs() {
     let tuner = tuner(3);
     let Layout { parameters, statistics } = tuner.layout();
     let mut state = State {
-        weights: all("before", parameters),
+        weights: all("before", parameters).into(),
         statistics: all("before", statistics),
         ..State::initial(tuner.layout(), 0)
     };
@@ -51,7 +51,7 @@ fn two_steps_are_pytorchs() {
         let loss = tuner.step(&mut state, values("input.x"), SIDE_PX, labels, rates).unwrap();
         assert!((loss - f64::from(expected)).abs() < TOLERANCE, "{loss} is not {expected}");
     }
-    for (entries, found) in [(parameters, &state.weights), (statistics, &state.statistics)] {
+    for (entries, found) in [(parameters, &*state.weights), (statistics, &state.statistics)] {
         for entry in entries {
             let name = format!("after.{}", entry.name);
             assert_close(&name, &found[entry.range.clone()], &values(&name));

@@ -6,6 +6,7 @@
 mod device;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use device::device;
 use recipe::{Draws, Purpose, Recipe};
@@ -54,8 +55,10 @@ fn bf16_is_no_further_from_the_truth_than_pytorchs() {
         let trainer = Trainer::new(&recipe, recipe.training.batch.into(), device());
         let (layout, state) = (trainer.layout(), fixture.state(trainer.layout()));
         let mut bucket = vec![0.0; trainer.bucket().values()];
-        let network = trainer.bind(&trainer.place(state));
-        trainer.forward_backward(&network, 0, fixture.views(&trainer), false, &mut bucket).unwrap();
+        let replica = trainer.place(state);
+        trainer
+            .forward_backward(&trainer.bind(&replica), 0, fixture.views(&trainer), false, &mut bucket)
+            .unwrap();
 
         let (loss, expected) = (trainer.bucket().read(&bucket).loss(), f64::from(fixture.values("loss")[0]));
         assert!((loss - expected).abs() < LOSS_TOLERANCE, "{name}: loss {loss}, expected {expected}");
@@ -95,7 +98,7 @@ fn networks_of_full_size_have_the_gradients_they_have_on_the_cpu() {
             let mut state = State::initial(trainer.layout(), 0);
             // Blocks start as the identity, which would hide what is in them.
             for entry in trainer.layout().parameters.iter().filter(|entry| entry.name.ends_with(".weight")) {
-                let weights = &mut state.weights[entry.range.clone()];
+                let weights = &mut Arc::make_mut(&mut state.weights)[entry.range.clone()];
                 if weights.iter().all(|weight| *weight == 0.0) {
                     weights.fill(0.5);
                 }
@@ -103,7 +106,8 @@ fn networks_of_full_size_have_the_gradients_they_have_on_the_cpu() {
             let mut draws = Draws::new(0, Purpose::View, 0, 0, 0);
             let noise = (0..2 * batch * 3 * side * side).map(|_| draws.normal()).collect();
             let mut bucket = vec![0.0; trainer.bucket().values()];
-            let network = trainer.bind(&trainer.place(state));
+            let replica = trainer.place(state);
+            let network = trainer.bind(&replica);
             trainer.forward_backward(&network, 0, trainer.loader().load(noise), false, &mut bucket).unwrap();
             bucket.truncate(trainer.layout().parameter_count());
             bucket
@@ -206,7 +210,7 @@ impl Fixture<'_> {
         State {
             step: 0,
             skipped_steps: 0,
-            weights: self.all("before", &layout.parameters),
+            weights: self.all("before", &layout.parameters).into(),
             statistics: self.all("before", &layout.statistics),
             momentum: vec![0.0; layout.parameter_count()],
         }

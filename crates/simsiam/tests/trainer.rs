@@ -197,6 +197,18 @@ fn a_commit_moves_everything_together() {
 }
 
 #[test]
+fn the_network_reads_the_weights_where_a_step_changes_them() {
+    let trainer = trainer();
+    let mut replica = trainer.place(State::initial(trainer.layout(), 3));
+    let place = replica.state().unwrap().weights.as_ptr();
+    for step in 0..2 {
+        let sum = bucket_of(&trainer, &trainer.bind(&replica), 0, noise(step));
+        trainer.commit(&mut replica, &trainer.bucket().read(&sum), RATES).unwrap();
+        assert_eq!(replica.state().unwrap().weights.as_ptr(), place, "nobody holds on to the weights");
+    }
+}
+
+#[test]
 fn a_healthy_step_moves_every_part_of_the_network() {
     let trainer = trainer();
     let sum_of = |replica: &Replica| {
@@ -265,7 +277,8 @@ fn every_batch_norm_has_statistics_of_its_own() {
 #[test]
 fn a_step_of_which_a_part_was_not_computed_is_none() {
     let trainer = trainer().with_state_on_device();
-    let network = trainer.bind(&trainer.place(State::initial(trainer.layout(), 3)));
+    let replica = trainer.place(State::initial(trainer.layout(), 3));
+    let network = trainer.bind(&replica);
     let views = trainer.loader().load(noise(0));
     let (one_shard, _) = trainer.forward_backward_on_device(&network, 0, views, false);
     // Half of what two shards would have added up to.
@@ -322,7 +335,7 @@ fn what_stays_in_the_devices_memory_comes_to_the_same() {
         let (found, expected) = (device.state().unwrap(), host.state().unwrap());
         assert_eq!((found.step, found.skipped_steps), (expected.step, expected.skipped_steps));
         for (found, expected) in [
-            (&found.weights, &expected.weights),
+            (&*found.weights, &*expected.weights),
             (&found.momentum, &expected.momentum),
             (&found.statistics, &expected.statistics),
         ] {

@@ -243,7 +243,8 @@ mod tests {
         let loss = |trainer: &Trainer, medium: &str| {
             let mut sums = alone(trainer);
             assert_eq!(sums.medium(), medium);
-            let network = trainer.bind(&trainer.place(State::initial(trainer.layout(), 0)));
+            let replica = trainer.place(State::initial(trainer.layout(), 0));
+            let network = trainer.bind(&replica);
             let mut losses = Vec::new();
             for step in 0..2 {
                 sums.clear();

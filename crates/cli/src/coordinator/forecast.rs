@@ -132,6 +132,7 @@ fn step(trainer: &Trainer, replica: &mut Replica, views: &Views, shards: u32) ->
     if trainer.trains_on_device() {
         let bucket = |_| trainer.forward_backward_on_device(&network, 0, views.clone(), false).0;
         let sum = (0..shards).map(bucket).reduce(DeviceBucket::plus).expect("there is a shard");
+        drop(network);
         trainer.commit(replica, &trainer.bucket().read_on_device(sum)?, RATES)?;
         return Ok(());
     }
@@ -139,6 +140,7 @@ fn step(trainer: &Trainer, replica: &mut Replica, views: &Views, shards: u32) ->
     for _ in 0..shards {
         trainer.forward_backward(&network, 0, views.clone(), false, &mut bucket)?;
     }
+    drop(network);
     trainer.commit(replica, &trainer.bucket().read(&bucket), RATES)?;
     Ok(())
 }

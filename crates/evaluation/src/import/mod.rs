@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use recipe::{Heads, Recipe, Start};
 use simsiam::{Entry, Layout, State};
@@ -51,7 +52,7 @@ pub fn import(recipe: &Recipe, start: &Start) -> Result<Imported, EvaluationErro
     let biases = import.check()?;
 
     let mut state = State::initial(&layout, recipe.seed);
-    import.fill(&layout.parameters, &mut state.weights)?;
+    import.fill(&layout.parameters, Arc::make_mut(&mut state.weights))?;
     import.fill(&layout.statistics, &mut state.statistics)?;
     for bias in &biases {
         import.fold(bias, &mut state.statistics)?;

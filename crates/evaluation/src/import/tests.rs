@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -45,7 +46,7 @@ fn expected(is_taken: impl Fn(&str) -> bool, round: impl Fn(f32) -> f32) -> Stat
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut state = State::initial(&layout, 0);
     for (entries, values) in
-        [(&layout.parameters, &mut state.weights), (&layout.statistics, &mut state.statistics)]
+        [(&layout.parameters, Arc::make_mut(&mut state.weights)), (&layout.statistics, &mut state.statistics)]
     {
         for entry in entries.iter().filter(|entry| is_taken(&entry.name)) {
             let numbers = tensors.tensor(&entry.name).unwrap().data().as_chunks::<4>().0;

@@ -72,6 +72,7 @@ impl Case {
             let network = trainer.bind(&replica);
             let bound = begun.elapsed().as_secs_f64();
             let (phases, folded) = shard(&trainer, &network, &views, &mut bucket);
+            drop(network);
             let computed = begun.elapsed().as_secs_f64();
             trainer.commit(&mut replica, &folded, trainer.schedule().at(0)).expect("noise is finite");
             let whole = begun.elapsed().as_secs_f64();
@@ -85,6 +86,7 @@ impl Case {
             kernel_times::print(count.parse().expect("a number of kernels"), || {
                 let network = trainer.bind(&replica);
                 let (_, folded) = shard(&trainer, &network, &views, &mut bucket);
+                drop(network);
                 trainer.commit(&mut replica, &folded, trainer.schedule().at(0)).expect("noise is finite");
             });
         }

@@ -10,6 +10,7 @@
 mod all_shards;
 mod autodiff;
 mod batch_norm;
+mod borrowed;
 mod buffer;
 mod convolution;
 #[cfg(feature = "cuda")]
@@ -24,6 +25,7 @@ use std::ops::Range;
 
 pub use all_shards::{AllShards, ShardSum};
 pub(crate) use all_shards::{Everywhere, Over};
+pub(crate) use borrowed::borrowed;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
