@@ -1,6 +1,7 @@
 //! Who folds together: one generation's workers and the shards each of them leases.
 
-use crate::{CollectiveError, Interrupt, Standstill, checksum};
+use crate::checksum::Checksum;
+use crate::{CollectiveError, Interrupt, Standstill};
 use std::ops::Range;
 
 /// One generation of a run, seen by one of its workers. A value of this type is always valid.
@@ -157,10 +158,11 @@ impl Group {
 
     /// One number that two workers share only if they hold the same view of the leases.
     pub(crate) fn leases_checksum(&self) -> u32 {
-        self.leases.iter().fold(0, |sum, lease| {
-            let sum = checksum::extend(sum, &lease.start.to_le_bytes());
-            checksum::extend(sum, &lease.end.to_le_bytes())
-        })
+        let mut checksum = Checksum::default();
+        for end in self.leases.iter().flat_map(|lease| [lease.start, lease.end]) {
+            checksum.add(&end.to_le_bytes());
+        }
+        checksum.value()
     }
 }
 

@@ -33,8 +33,9 @@ pub(crate) type Proof = [u8; PROOF_LEN];
 const MAGIC: [u8; 8] = *b"simsiam\n";
 
 /// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
-/// agrees on shared memory or TCP after that; since 5 workers of different hosts have several connections.
-const VERSION: u32 = 5;
+/// agrees on shared memory or TCP after that; since 5 workers of different hosts have several connections; since 6
+/// payloads have another checksum.
+const VERSION: u32 = 6;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;

@@ -1,7 +1,7 @@
 //! One socket to a peer and how far the two streams of frames on it have come.
 
 use super::frame::{Frame, HEADER_LEN};
-use crate::checksum;
+use crate::checksum::Checksum;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 
@@ -71,7 +71,7 @@ pub(super) struct Incoming {
     pub(super) frame: Option<(Frame, u32)>,
     /// Bytes of its payload that are read, and their checksum so far.
     pub(super) filled: usize,
-    pub(super) checksum: u32,
+    pub(super) checksum: Checksum,
     /// Where the payload comes to, if it is rounded.
     pub(super) rounded: Vec<u16>,
     /// Whole frames received in this fold: of the peer's sums, and of its folded slice.
@@ -99,7 +99,7 @@ impl Connection {
             header_filled: 0,
             frame: None,
             filled: 0,
-            checksum: 0,
+            checksum: Checksum::default(),
             rounded: Vec::new(),
             scattered: 0,
             gathered: 0,
@@ -163,7 +163,7 @@ impl Incoming {
 pub(super) fn read_payload(
     stream: &mut TcpStream,
     payload: &mut [u8],
-    (filled, checksum): (&mut usize, &mut u32),
+    (filled, checksum): (&mut usize, &mut Checksum),
     (header, header_filled): (&mut [u8; HEADER_LEN], &mut usize),
 ) -> io::Result<Moved> {
     while *filled < payload.len() {
@@ -174,7 +174,7 @@ pub(super) fn read_payload(
         };
         let Some(count) = retried(read)? else { return Ok(Moved::Pending) };
         let came = count.min(missing);
-        *checksum = checksum::extend(*checksum, &payload[*filled..*filled + came]);
+        checksum.add(&payload[*filled..*filled + came]);
         *filled += came;
         *header_filled = count - came;
     }

@@ -11,7 +11,7 @@
 use super::connection::{Connection, Moved, WINDOW_CHUNKS, read_payload};
 use super::frame::{self, Frame, Kind, Stamp};
 use super::rounding;
-use crate::checksum;
+use crate::checksum::{self, Checksum};
 use crate::interrupt::INTERRUPT_TICK;
 use crate::layout::Layout;
 use crate::mesh::{BROKEN_OFF, lost};
@@ -182,7 +182,7 @@ impl Exchange<'_> {
         let next = (&mut incoming.header, &mut incoming.header_filled);
         match read_payload(stream, payload, progress, next) {
             Ok(Moved::Pending) => return Ok(()),
-            Ok(Moved::Whole) if incoming.checksum != *announced => {
+            Ok(Moved::Whole) if incoming.checksum.value() != *announced => {
                 return Err(CollectiveError::Corrupt { rank: *rank });
             }
             Ok(Moved::Whole) => {}
@@ -231,7 +231,7 @@ impl Exchange<'_> {
         let announced = frame::check(&incoming.header, &frame, stamp)?;
         incoming.frame = Some((frame, announced));
         incoming.filled = 0;
-        incoming.checksum = 0;
+        incoming.checksum = Checksum::default();
         Ok(())
     }
 
@@ -354,5 +354,5 @@ fn window_range(layout: &Layout, nodes: usize, turn: usize, node: usize, part: R
 }
 
 fn checksum_of<T: bytemuck::NoUninit>(numbers: &[T]) -> u32 {
-    checksum::extend(0, bytemuck::cast_slice(numbers))
+    checksum::of(bytemuck::cast_slice(numbers))
 }

@@ -84,7 +84,7 @@ impl Frame {
         }
     }
 
-    /// The header to send before a payload with this CRC-32C.
+    /// The header to send before a payload with this checksum.
     pub(super) fn encode(&self, stamp: Stamp, checksum: u32) -> [u8; HEADER_LEN] {
         self.header(stamp, checksum).to_bytes()
     }
