@@ -1,7 +1,7 @@
 //! The control plane of a run: who takes part, with which shards, and what is kept.
 //!
-//! Start with [`serve`] (`run.rs`), the control loop: one task that hears events, asks [`membership`] what to
-//! do, and does it. The rest stands around it:
+//! Start with [`serve`] (`run.rs`) and the control loop that it runs (`control.rs`): one task that hears events, asks
+//! [`membership`] what to do, and does it. The rest stands around it:
 //!
 //! - [`membership`]: the decisions, as a pure state machine
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
@@ -18,6 +18,7 @@
 //! for TensorBoard.
 
 pub mod checkpoint;
+mod control;
 mod diagnosis;
 mod evaluations;
 pub mod flight_recorder;
