@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Bytes;
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 use range_alloc::RangeAllocator;
 
 /// Numbers in a cache line: buffers start on one, which keeps vectors from straddling two of them.
@@ -149,7 +149,8 @@ impl Pool {
 impl Area {
     fn new(lines: usize) -> Area {
         let bytes = lines * LINE * size_of::<f32>();
-        let memory = MmapMut::map_anon(bytes);
+        // Not even promised by the system before it is used: an area is larger than some machines' memory.
+        let memory = MmapOptions::new().len(bytes).no_reserve_swap().map_anon();
         let memory = memory.unwrap_or_else(|error| panic!("no memory for {bytes} bytes of numbers: {error}"));
         Area { memory: memory.into(), lines: RangeAllocator::new(0..lines) }
     }
