@@ -29,7 +29,8 @@ pub(crate) struct Needs {
     pub(crate) sent_mb: f64,
     /// Weights, statistics and momentum.
     pub(crate) checkpoint_mb: f64,
-    /// What the worker that saves holds meanwhile: a copy of its state, and of that what is in its files already.
+    /// What the worker that saves holds meanwhile: a copy of its state, of that what is in its files already, and what is
+    /// on its way to the coordinator.
     pub(crate) saving_mb: f64,
     /// The checkpoints that are kept, and the one that is being written.
     pub(crate) checkpoints: u32,
@@ -68,9 +69,9 @@ impl Needs {
             images,
             weights_mb: megabytes((2 + at_once as usize) * layout.parameter_count()),
             bucket_mb,
-            // The sums that are sent, one for each level below them while shards are added up, the next shard's
-            // bucket, and the folded one.
-            buckets_held: sums as u32 + shards.ilog2() + 1 + at_once,
+            // The sums that are sent, one for each level below them while shards are added up, those of shards that are
+            // computed beside the first, and the folded one, which who is alone has in its sum.
+            buckets_held: sums as u32 + shards.ilog2() + (at_once - 1) + u32::from(workers > 1),
             // Those that wait for the step, one that is made, one that is in use.
             views_mb: megabytes(2 * images * 3 * side * side) * f64::from(shards + 2),
             activations_mb: megabytes(
@@ -79,7 +80,7 @@ impl Needs {
             summed_mb,
             sent_mb: buckets_sent * summed_mb,
             checkpoint_mb,
-            saving_mb: 1.5 * checkpoint_mb,
+            saving_mb: 1.7 * checkpoint_mb,
             checkpoints: recipe.checkpoint.keep.saturating_add(1),
             run_shards: recipe.training.shards,
             workers,
@@ -249,6 +250,14 @@ mod tests {
             assert!(size.contains(phrase), "{size:?} lacks {phrase:?}");
         }
         assert!(needs.disk_mb(480) > 3.0 * needs.checkpoint_mb);
+        for (shards, workers, buckets) in [(1, 1, 1), (4, 1, 3), (4, 4, 2), (8, 3, 4)] {
+            let shared = recipe(&[&format!("training.shards={shards}")]);
+            assert_eq!(
+                Needs::of(&shared, workers).buckets_held,
+                buckets,
+                "{shards} shards, {workers} workers"
+            );
+        }
         // Two buckets, but for the slice of its own.
         assert!((needs.sent_mb - 1.5 * needs.bucket_mb).abs() < 1e-9, "{needs:?}");
         let synchronised = Needs::of(&recipe(&["training.batch_norm=sync"]), 4);
