@@ -391,6 +391,11 @@ class Page:
     def wait_for_curves(self, steps):
         self.wait_for_files(lambda found: compare_curves(self.run, steps, found))
 
+    def wait_for_picture(self, name, address):
+        """Until it is the one of this address, and there."""
+        seen = f"const picture = document.getElementById('{name}'); return [picture.getAttribute('src'), picture.naturalWidth > 0]"
+        self.browser.wait_until(f"the picture {name}", [address, True], lambda: self.browser.run(seen))
+
     def press(self, action):
         """Presses a button, and says yes."""
         self.browser.wait_for(f"that {action} can be pressed", lambda: action in self.read()["enabled"])
@@ -478,20 +483,18 @@ def check_page(page):
 def check_views(page, epoch):
     """The pairs of views of this epoch, as a picture of four images."""
     address = f"/views.png?epoch={epoch - 1}"
-    seen = "const views = document.getElementById('views'); return [views.getAttribute('src'), views.naturalWidth > 0]"
-    page.browser.wait_until("the views", [address, True], lambda: page.browser.run(seen))
+    page.wait_for_picture("views", address)
 
 
 def check_neighbours(page):
     """The picture of the newest weights' neighbours, and with the keyboard that of the random ones."""
     browser = page.browser
     pictures = [f"/evaluations/{Path(one['picture']).name}" for one in page.run.evaluations()]
-    seen = "const picture = document.getElementById('neighbours'); return [picture.getAttribute('src'), picture.naturalWidth > 0]"
-    browser.wait_until("the newest neighbours", [pictures[-1], True], lambda: browser.run(seen))
+    page.wait_for_picture("neighbours", pictures[-1])
     browser.run("document.getElementById('neighbours-of').focus()")
     for key, picture in (("Home", pictures[0]), ("End", pictures[-1])):
         browser.press(key)
-        browser.wait_until(f"the neighbours after {key}", [picture, True], lambda: browser.run(seen))
+        page.wait_for_picture("neighbours", picture)
 
 
 def differences(pairs):

@@ -7,6 +7,12 @@ use coordinator::{bytes_of_steps, lease};
 use recipe::{BatchNorm, Recipe};
 use simsiam::{BucketLayout, Layout, SimSiam};
 
+/// Of a kNN evaluation: its card, and a picture twice, for people and for TensorBoard.
+const EVALUATION_MB: f64 = 0.6;
+
+/// Checkpoints that saving one takes in memory: 1.6 to 1.8 were measured (docs/performance.md).
+const SAVING: f64 = 1.7;
+
 /// What the worker with the most shards needs, and the run directory. MB are millions of bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Needs {
@@ -80,7 +86,7 @@ impl Needs {
             summed_mb,
             sent_mb: buckets_sent * summed_mb,
             checkpoint_mb,
-            saving_mb: 1.7 * checkpoint_mb,
+            saving_mb: SAVING * checkpoint_mb,
             checkpoints: recipe.checkpoint.keep.saturating_add(1),
             run_shards: recipe.training.shards,
             workers,
@@ -103,9 +109,6 @@ impl Needs {
         bytes_of_steps(steps, self.run_shards, self.workers) as f64 / 1e6
     }
 
-    /// Of a kNN evaluation: its card, and a picture twice, for people and for TensorBoard.
-    const EVALUATION_MB: f64 = 0.6;
-
     /// How large a run of so many steps is, in a line.
     pub(crate) fn size(&self, steps: u64) -> String {
         format!(
@@ -117,7 +120,7 @@ impl Needs {
             self.checkpoints,
             self.checkpoint_mb,
             self.records_mb(steps),
-            Self::EVALUATION_MB
+            EVALUATION_MB
         )
     }
 }

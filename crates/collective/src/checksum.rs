@@ -37,7 +37,7 @@ pub(crate) fn of(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The value is that of the reference in C, and nothing depends on how the bytes come, or on which instructions a core has.
+    /// The values are those of the reference in C, however the bytes come.
     #[test]
     fn a_known_value_comes_from_any_split() {
         for (length, expected) in

@@ -126,15 +126,13 @@ impl Timeline {
                 self.workers.insert(worker, description);
             }
             Record::Returned { worker, step } => {
-                let after = step.map_or_else(String::new, |step| format!(", after step {step}"));
-                self.tell(at_ms, Kind::Plain, "returned", format!("{}{after}", self.name(worker)));
+                self.tell(at_ms, Kind::Plain, "returned", format!("{}{}", self.name(worker), after(step)));
             }
             Record::Detached { worker, reason } => {
                 self.tell(at_ms, Kind::Fault, "detached", format!("{}: {reason}", self.name(worker)));
             }
             Record::Left { worker, step } => {
-                let after = step.map_or_else(String::new, |step| format!(", after step {step}"));
-                self.tell(at_ms, Kind::Plain, "left", format!("{}{after}", self.name(worker)));
+                self.tell(at_ms, Kind::Plain, "left", format!("{}{}", self.name(worker), after(step)));
                 self.workers.remove(&worker);
             }
             Record::Lost { worker, reason } => {
@@ -250,6 +248,11 @@ impl Timeline {
             None => format!("worker {worker}"),
         }
     }
+}
+
+/// When in the run a worker said something, if it had made a step.
+fn after(step: Option<u64>) -> String {
+    step.map_or_else(String::new, |step| format!(", after step {step}"))
 }
 
 /// How long the steps take that are left.

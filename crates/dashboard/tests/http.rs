@@ -14,7 +14,7 @@ use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use serde_json::Value;
 
-use run::{TestRun, eventually};
+use run::{Served, TestRun, eventually};
 use wire::{Events, Reply, get, send};
 
 fn number(value: &Value) -> f64 {
@@ -385,6 +385,13 @@ fn samples(reply: &Reply) -> Vec<(String, f64)> {
     samples
 }
 
+/// A picture of this kind, or a sentence.
+async fn expect_picture(served: &Served, path: &str, kind: &str, (status, text): (u16, &str)) {
+    let reply = served.get(path).await;
+    assert!(reply.status == status && reply.text.contains(text), "{path}: {}", reply.text);
+    assert_eq!(reply.header("content-type").unwrap() == kind, status == 200, "{path}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn views_are_those_of_the_epoch_that_is_asked_for() {
     let run = TestRun::new();
@@ -396,10 +403,7 @@ async fn views_are_those_of_the_epoch_that_is_asked_for() {
         ("?epoch=-1", 400, "expected a whole number"),
         ("", 400, "expected a whole number"),
     ] {
-        let reply = served.get(&format!("/views.png{query}")).await;
-        assert!(reply.status == status && reply.text.contains(text), "{query}: {}", reply.text);
-        let is_picture = reply.header("content-type").unwrap() == "image/png";
-        assert_eq!(is_picture, status == 200, "{query}");
+        expect_picture(&served, &format!("/views.png{query}"), "image/png", (status, text)).await;
     }
     served.end().await;
 }
@@ -425,9 +429,7 @@ async fn pictures_of_cards_are_shown_and_no_other_file() {
         ("%2e%2e/recipe.toml", 404, "no result card"),
         ("", 404, "no result card"),
     ] {
-        let reply = served.get(&format!("/evaluations/{name}")).await;
-        assert!(reply.status == status && reply.text.contains(text), "{name}: {}", reply.text);
-        assert_eq!(reply.header("content-type").unwrap() == "image/jpeg", status == 200, "{name}");
+        expect_picture(&served, &format!("/evaluations/{name}"), "image/jpeg", (status, text)).await;
     }
     served.end().await;
 }

@@ -19,6 +19,7 @@ mod departure_tests;
 mod events;
 mod generations;
 mod lease;
+mod member;
 mod past;
 #[cfg(test)]
 mod promises;
@@ -57,6 +58,7 @@ pub use settings::{
 };
 pub use sight::{Doing, Sight, WorkerSight};
 
+use member::{Member, Stage};
 use replicas::Replicas;
 use stragglers::Stragglers;
 
@@ -110,61 +112,6 @@ pub struct Membership {
     saver: Option<WorkerId>,
     /// Workers of this machine that will not be started again.
     places_closed: u32,
-}
-
-#[derive(Debug)]
-struct Member {
-    candidate: Candidate,
-    stage: Stage,
-    heard_at: Duration,
-    /// The last one that it was ordered into.
-    generation: Generation,
-    /// For how long its fold had not moved when it was last heard.
-    standstill: Duration,
-    /// Whether it wants to leave the run.
-    is_leaving: bool,
-    /// Its shards in the generation that it was last ordered into.
-    lease: Lease,
-    /// What it takes for a shard, as far as that is known.
-    seconds_per_shard: Option<f64>,
-}
-
-impl Member {
-    fn new(candidate: Candidate, stage: Stage, generation: Generation, now: Duration) -> Member {
-        Member {
-            candidate,
-            stage,
-            heard_at: now,
-            generation,
-            standstill: Duration::ZERO,
-            is_leaving: false,
-            lease: Lease::default(),
-            seconds_per_shard: None,
-        }
-    }
-}
-
-/// How far one worker is.
-#[derive(Debug, PartialEq)]
-enum Stage {
-    /// Its connection broke, or it was admitted by the coordinator before this one, and it is not back yet. It may train
-    /// on.
-    Away,
-    /// Admitted, but it does not listen yet.
-    Joined,
-    /// Waits for a generation, and holds the state after this many steps, if any.
-    Idle(Option<u64>),
-    /// Was told its place.
-    Assembling,
-    /// Is ready, or trains.
-    Assembled(Holding),
-    /// Came back from training, where it had been told to start.
-    Trains,
-    /// Was told to leave its generation.
-    Halting,
-    /// Has committed its last step.
-    Finished(u64),
-    Failed,
 }
 
 /// What lies on the disk.

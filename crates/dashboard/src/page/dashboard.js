@@ -725,9 +725,10 @@ function drawCards() {
 
 /** The card whose neighbours are shown, by its file; null for the newest, whichever that is. */
 let neighboursOf = null;
+const drawnCards = () => story.cards.filter((card) => card.picture);
 
 function drawNeighbours() {
-  const cards = story.cards.filter((card) => card.picture);
+  const cards = drawnCards();
   $("neighbours-figure").hidden = !cards.length;
   if (!cards.length) return;
   const chosen = cards.findIndex((card) => card.file === neighboursOf);
@@ -745,7 +746,7 @@ function drawNeighbours() {
 }
 
 $("neighbours-of").addEventListener("input", ({ target }) => {
-  const cards = story.cards.filter((card) => card.picture);
+  const cards = drawnCards();
   neighboursOf = Number(target.value) === cards.length - 1 ? null : cards[target.value].file;
   drawNeighbours();
 });

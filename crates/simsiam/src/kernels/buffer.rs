@@ -5,14 +5,11 @@
 //! joined again: what activations leave behind serves for gradients, whatever their sizes, and the areas fill up to about
 //! the most that is in use at once.
 
-use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::Bytes;
-use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
 use memmap2::{MmapOptions, MmapRaw};
 use range_alloc::RangeAllocator;
 
@@ -44,13 +41,6 @@ impl Buffer {
         }
         buffer
     }
-
-    /// The buffer as burn's memory; it comes back to the pool when burn drops it.
-    pub(crate) fn into_bytes(self) -> Bytes {
-        let length = self.length * size_of::<f32>();
-        // SAFETY: the controller owns `length` bytes, all initialised, for as long as it lives.
-        unsafe { Bytes::from_controller(Box::new(self), length) }
-    }
 }
 
 impl Deref for Buffer {
@@ -73,29 +63,6 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         pool().give_back(&self.place);
-    }
-}
-
-impl AllocationController for Buffer {
-    fn alloc_align(&self) -> usize {
-        // What the numbers need; burn makes copies with it, and the lines' alignment is beyond its limit.
-        align_of::<f32>()
-    }
-
-    fn property(&self) -> AllocationProperty {
-        AllocationProperty::Native
-    }
-
-    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
-        let bytes: &[u8] = bytemuck::cast_slice(self);
-        // SAFETY: `MaybeUninit<u8>` has the layout of `u8`, and a shared borrow writes nothing.
-        Ok(unsafe { slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) })
-    }
-
-    unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(self);
-        // SAFETY: `MaybeUninit<u8>` has the layout of `u8`; the caller writes initialised bytes only.
-        Ok(unsafe { slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) })
     }
 }
 
@@ -169,19 +136,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn burn_reads_writes_and_copies_a_buffer() {
-        let length = LINE * 1234 + 3;
-        let mut buffer = Buffer::new(length);
-        buffer.fill(1.5);
-        let mut bytes = buffer.into_bytes();
-        bytes[..4].copy_from_slice(&2.5_f32.to_ne_bytes());
-        let copy = bytes.clone();
-        drop(bytes);
-        let values: &[f32] = bytemuck::cast_slice(&copy);
-        assert!(values.len() == length && values[0] == 2.5 && values[1..].iter().all(|&value| value == 1.5));
-    }
 
     proptest! {
         /// Whatever is taken and dropped, on two threads: each buffer keeps what was written into it.

@@ -9,6 +9,7 @@ use burn_flex::{FlexTensor, Layout};
 use super::autodiff::{Differentiable, Normalisation, NormalisationGradients};
 use super::batch_norm::{self, Affine, Moments, ParameterGradients};
 use super::buffer::Buffer;
+use super::bytes::into_bytes;
 use super::convolution::{self, Image};
 use super::{EvaluationKernels, Kernels, Over, pool};
 
@@ -275,5 +276,5 @@ fn filled(shape: impl Into<Shape>, fill: impl FnOnce(&mut [f32])) -> FlexTensor 
     let shape = shape.into();
     let mut values = Buffer::new(shape.num_elements());
     fill(&mut values);
-    FlexTensor::new(values.into_bytes(), Layout::contiguous(shape), DType::F32)
+    FlexTensor::new(into_bytes(values), Layout::contiguous(shape), DType::F32)
 }

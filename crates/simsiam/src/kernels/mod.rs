@@ -12,6 +12,7 @@ mod autodiff;
 mod batch_norm;
 mod borrowed;
 mod buffer;
+mod bytes;
 mod convolution;
 #[cfg(feature = "cuda")]
 pub(crate) mod cube;
@@ -22,10 +23,10 @@ mod tests;
 mod twin;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use all_shards::{AllShards, ShardSum};
 pub(crate) use all_shards::{Everywhere, Over};
-pub(crate) use borrowed::borrowed;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -322,7 +323,14 @@ pub(crate) fn max_pool(x: Tensor<4>) -> Tensor<4> {
 pub(crate) fn tensor_data(values: &[f32]) -> TensorData {
     let mut buffer = buffer::Buffer::new(values.len());
     copy(values, &mut buffer);
-    TensorData::from_bytes(buffer.into_bytes(), [values.len()], DType::F32)
+    TensorData::from_bytes(bytes::into_bytes(buffer), [values.len()], DType::F32)
+}
+
+/// These of the numbers, read where they lie as long as nobody changes the tensor.
+pub(crate) fn borrowed(values: &Arc<[f32]>, range: Range<usize>) -> TensorData {
+    let length = range.len();
+    let bytes = bytes::into_bytes(borrowed::Borrowed::new(values, range));
+    TensorData::from_bytes(bytes, [length], DType::F32)
 }
 
 /// Copies with every thread: one alone does not fill the way to the memory.
