@@ -204,8 +204,22 @@ fn read_text(path: &Path) -> Result<String> {
         File::open(path)?.take(FILE_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().with_context(|| format!("read {}", path.display()))?;
+    let user = rustix::process::geteuid().as_raw();
+    let bytes = read().map_err(|error| {
+        let advice = advice(error.kind(), user);
+        anyhow::Error::new(error).context(format!("read {}{advice}", path.display()))
+    })?;
     String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: expected text in UTF-8", path.display()))
+}
+
+/// What is to be done about a file that cannot be read, if that is known. In a container the user is another than outside.
+fn advice(error: std::io::ErrorKind, user: u32) -> String {
+    match error {
+        std::io::ErrorKind::PermissionDenied => {
+            format!(" (let user {user}, as whom this process runs, read it and look into its folder)")
+        }
+        _ => String::new(),
+    }
 }
 
 fn warn_if_others_read(path: &Path) {
@@ -233,6 +247,12 @@ impl Security {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_not_read_a_file_is_told_which_user_must() {
+        assert!(advice(std::io::ErrorKind::PermissionDenied, 10001).contains("let user 10001"));
+        assert_eq!(advice(std::io::ErrorKind::NotFound, 10001), "");
+    }
 
     fn security(token: bool, tls: bool, insecure_network: bool) -> Security {
         Security {
