@@ -1,5 +1,6 @@
 //! The coordinator's side: every image gets a shard and a place in it, and every block its hash.
 
+use std::convert::identity;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,10 @@ use crate::seal::ContentHash;
 /// The size that blocks aim at. Large enough that a request for each costs nothing beside its bytes, small
 /// enough that a window of them fits in memory and that a run begins at once.
 const BLOCK_BYTES: usize = 4 << 20;
+
+/// Blocks that a set is cut into at most, and one more for each shard: workers are told the hash of every one in a single
+/// message. Where 4 MiB would make more (beyond 160 GB), blocks are larger.
+const BLOCKS_AT_MOST: u64 = 40_000;
 
 /// Blocks that are hashed between two looks at how far that is: a fraction of a second's work.
 const BLOCKS_AT_ONCE: usize = 32;
@@ -131,14 +136,13 @@ fn hash_all(
     images_per_shard: u32,
     progress: &mut Progress<'_>,
 ) -> Manifest {
-    let images_per_block = (BLOCK_BYTES / images.geometry().record_bytes()).max(1) as u32;
     let manifest = Manifest {
         name: images.name().to_owned(),
         images: images.len(),
         geometry: images.geometry(),
         shards,
         images_per_shard,
-        images_per_block,
+        images_per_block: images_per_block(images.len(), images.geometry().record_bytes()),
         blocks: Vec::new(),
         files: tellable(absolute_paths(images)),
         label_bytes: images.label_bytes() as u32,
@@ -158,6 +162,11 @@ fn hash_all(
         progress(blocks.len() as u64, count as u64);
     }
     Manifest { blocks, ..manifest }
+}
+
+fn images_per_block(images: u64, record_bytes: usize) -> u32 {
+    let aimed_at = (BLOCK_BYTES / record_bytes).max(1) as u64;
+    aimed_at.max(images.div_ceil(BLOCKS_AT_MOST)) as u32
 }
 
 /// Workers may run in another folder.
@@ -188,14 +197,17 @@ fn key(images: &Images, shards: u32) -> String {
 fn read_kept(path: &Path, images: &Images) -> Option<Manifest> {
     let text = fs::read_to_string(path).ok()?;
     let manifest = Manifest::from_json(&text).ok()?;
-    let fits = manifest.images == images.len() && manifest.geometry == images.geometry();
+    let fits = manifest.images == images.len()
+        && manifest.geometry == images.geometry()
+        && manifest.images_per_block == images_per_block(images.len(), images.geometry().record_bytes());
     // The same files may have been reached by another recipe.
     let (name, data) = (images.name().to_owned(), images.data().clone());
     fits.then_some(Manifest { name, data, ..manifest })
 }
 
 fn keep(path: &Path, manifest: &Manifest) {
-    if let Err(error) = aside::write_file(path, |out| out.write_all(manifest.to_json().as_bytes())) {
+    let text = manifest.to_json();
+    if let Err(error) = aside::write_file(path, |out| out.write_all(text.as_bytes()), identity) {
         // The next start is slower, and nothing else.
         tracing::warn!(path = %path.display(), %error, "cannot keep the manifest of the data");
     }
@@ -285,6 +297,25 @@ pub(crate) mod tests {
         let longer = stl10_files(22);
         fs::copy(longer.path().join("unlabeled_X.bin"), folder.path().join("unlabeled_X.bin")).unwrap();
         assert_eq!(deal(&folder, 2).unwrap().manifest().images, 22);
+    }
+
+    /// STL-10 and CIFAR-10 in blocks of 4 MiB as ever; ImageNet at 256 and 512 px, and as many images as can be numbered.
+    #[test]
+    fn the_hashes_of_all_blocks_fit_a_message() {
+        for (images, side_px, expected) in [
+            (100_000, 96, 151),
+            (50_000, 32, 1365),
+            (1_281_167, 256, 33),
+            (1_281_167, 512, 33),
+            (u64::from(u32::MAX), 1024, 107_375),
+        ] {
+            let per_block = images_per_block(images, 3 * side_px * side_px);
+            assert_eq!(per_block, expected);
+            for shards in [1, 8, 4096] {
+                let blocks = shards * (images / shards).div_ceil(u64::from(per_block));
+                assert!(blocks * 67 < 3 << 20, "{images} images in {shards} shards: {blocks} blocks");
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod aside;
 mod cache;
 mod cifar10;
 mod deal;
+mod decode;
 mod drawing;
 mod error;
 mod folder;

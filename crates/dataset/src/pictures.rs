@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use crate::decode::decode;
 use crate::error::DatasetError;
 use crate::folder::{self, PARTS};
 use crate::geometry::{Geometry, PixelLayout};
@@ -65,7 +66,7 @@ impl Pictures {
     /// cannot be decoded are left out and remembered.
     ///
     /// # Errors
-    /// By now too many of all pictures could not be decoded.
+    /// A picture that cannot be read, or by now too many of all that cannot be decoded.
     ///
     /// # Panics
     /// If `indices` end after [`Pictures::count`].
@@ -75,11 +76,15 @@ impl Pictures {
         side_px: u32,
     ) -> Result<Vec<(usize, Vec<u8>)>, DatasetError> {
         let paths = self.pictures[indices.clone()].par_iter().map(|picture| &picture.relative);
-        let decoded: Vec<Result<Vec<u8>, String>> =
-            paths.map(|path| pack::decode(&self.folder.join(path), side_px)).collect();
+        let decoded: Vec<_> = paths
+            .map(|path| {
+                let path = self.folder.join(path);
+                decode(&path, side_px).map_err(DatasetError::io("read", &path))
+            })
+            .collect();
         let mut records = Vec::with_capacity(decoded.len());
         for (index, record) in indices.zip(decoded) {
-            match record {
+            match record? {
                 Ok(record) => records.push((index, record)),
                 Err(reason) => {
                     let path = self.path(index).display().to_string();

@@ -1,5 +1,6 @@
 //! A picture of views, for people to look at.
 
+use std::convert::identity;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -39,9 +40,11 @@ pub fn write_grid(
     seed: u64,
 ) -> Result<(), DatasetError> {
     let picture = draw_grid(maker, records, epochs, seed);
-    aside::write_file(path, |file| {
-        picture.write_with_encoder(PngEncoder::new(file)).map_err(io::Error::other)
-    })
+    aside::write_file(
+        path,
+        |file| picture.write_with_encoder(PngEncoder::new(file)).map_err(io::Error::other),
+        identity,
+    )
     .map_err(DatasetError::io("write", path))
 }
 
