@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use walkdir::{DirEntry, WalkDir};
@@ -101,7 +102,11 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
     let mut pictures = Vec::new();
     let walk = WalkDir::new(root).follow_links(true).into_iter();
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry)) {
-        let entry = entry.map_err(|error| unreadable(root, error))?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if is_of_no_picture(root, &error) => continue,
+            Err(error) => return Err(unreadable(root, error)),
+        };
         if entry.file_type().is_file() && is_picture(entry.path()) {
             let facts = entry.metadata().map_err(|error| unreadable(root, error))?;
             let modified = facts.modified().map_err(DatasetError::io("examine", entry.path()))?;
@@ -119,6 +124,17 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
 /// Such as the `._photo.jpg` that macOS writes beside `photo.jpg`.
 fn is_hidden(entry: &DirEntry) -> bool {
     entry.file_name().as_encoded_bytes().starts_with(b".")
+}
+
+/// Whether a walk met what would be passed over anyway: links are followed before they are asked whether they are hidden, and
+/// where they lead to nothing, or round in a circle, it is an error.
+fn is_of_no_picture(root: &Path, error: &walkdir::Error) -> bool {
+    let below = error.path().and_then(|path| path.strip_prefix(root).ok());
+    below.is_some_and(|path| {
+        let is_hidden = path.iter().any(|name| name.as_encoded_bytes().starts_with(b"."));
+        let leads_nowhere = error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
+        is_hidden || leads_nowhere && !is_picture(path)
+    })
 }
 
 fn is_picture(path: &Path) -> bool {
@@ -178,6 +194,7 @@ mod tests {
     use image::{Rgb, RgbImage};
     use recipe::Data;
     use std::fs;
+    use std::os::unix::fs::symlink;
 
     fn picture(root: &Path, relative: &str, value: u8) {
         let path = root.join(relative);
@@ -213,6 +230,20 @@ mod tests {
         assert_eq!(values(&images), [10, 20, 30]);
         assert_eq!(images.record(1).len(), images.geometry().record_bytes());
         assert!(images.warnings().is_empty() && images.label(0).is_none());
+    }
+
+    /// Editors leave hidden links to nowhere beside what they edit.
+    #[test]
+    fn links_that_lead_nowhere_matter_only_as_pictures() {
+        let (root, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        picture(root.path(), "a/1.png", 10);
+        for (name, target) in [(".#1.png", "me@host.1:2"), ("notes", "/nowhere"), (".circle", "../a")] {
+            symlink(target, root.path().join("a").join(name)).unwrap();
+        }
+        assert_eq!(values(&Images::open(&data(root.path()), cache.path()).unwrap()), [10]);
+        symlink("/nowhere", root.path().join("a/2.png")).unwrap();
+        let error = Images::open(&data(root.path()), cache.path()).unwrap_err().to_string();
+        assert!(error.contains("a/2.png"), "{error}");
     }
 
     #[test]
