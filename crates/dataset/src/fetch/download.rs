@@ -9,6 +9,9 @@ use ureq::{Agent, Proxy};
 use super::partial::Partial;
 use super::{Archive, Event, FetchError, Patience, Phase, Report, read_pieces};
 
+/// Begins every gzipped file (RFC 1952, section 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
 /// Mirrors send people on once or twice; more is a circle.
 const REDIRECTS: u32 = 5;
 
@@ -111,9 +114,10 @@ fn receive(
         request = request.header(header::RANGE, format!("bytes={}-", partial.bytes()));
     }
     let mut response = request.call().map_err(|error| failed_request(archive, &error))?;
+    let mut starts_over = partial.bytes() == 0;
     match judge(response.status().as_u16(), response.headers(), partial.bytes(), archive) {
         Verdict::Append => {}
-        Verdict::StartOver => partial.clear()?,
+        Verdict::StartOver => starts_over = true,
         Verdict::Forget(reason) => {
             partial.clear()?;
             return Err(Failure::Passing(reason));
@@ -124,6 +128,14 @@ fn receive(
     let broke = |error| Failure::Passing(format!("the connection broke ({error})"));
     let total_bytes = archive.bytes;
     read_pieces(&mut body, broke, |piece| {
+        if starts_over {
+            // What is kept must not make room for the page on which a network wants to be paid.
+            if !GZIP_MAGIC.iter().zip(piece).all(|(expected, found)| expected == found) {
+                return Err(Failure::Passing("the answer is not a gzipped archive".to_owned()));
+            }
+            partial.clear()?;
+            starts_over = false;
+        }
         if piece.len() as u64 > total_bytes - partial.bytes() {
             partial.clear()?;
             return Err(Failure::Final(wrong_length(archive, "more".to_owned())));

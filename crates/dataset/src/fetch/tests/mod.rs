@@ -235,9 +235,11 @@ fn bad_servers_leave_nothing_under_the_final_name() {
     let whole = format!("expected {total} bytes");
     let longer = headed(&format!("200 OK\nContent-Length: {}", total + 1), ALL);
     let shorter = headed(&format!("200 OK\nContent-Length: {}", total - 1), ALL);
-    let more = Reply::Raw("HTTP/1.1 200 OK\r\n\r\nmore".to_owned(), ALL);
+    let more = [content.as_slice(), b"more"].concat();
+    let page = b"<html>Welcome to our network</html>".to_vec();
     let another_total = headed("206 Part\nContent-Range: bytes 9-99/100", ALL);
-    let wrong = [&content[1..], &content[..1]].concat();
+    let mut wrong = content.clone();
+    wrong[5] ^= 1;
     let sums = [format!("expected MD5 {}", md5_of(&content)), format!("found {}", md5_of(&wrong))];
     let kept_sum = md5_of(&[&wrong[..9], &content[9..]].concat());
     let none: &[u8] = &[];
@@ -249,7 +251,9 @@ fn bad_servers_leave_nothing_under_the_final_name() {
         (none, &content, longer, [&whole, &format!("found {} bytes", total + 1)], 1, 0),
         (none, &content, shorter.clone(), [&whole, &format!("found {} bytes", total - 1)], 1, 0),
         (&content[..9], &content, shorter, [&whole, "--url"], 1, 9),
-        (none, &content, more, [&whole, "found more"], 1, 0),
+        (none, &more, headed("200 OK", ALL), [&whole, "found more"], 1, 0),
+        (none, &page, headed("200 OK", ALL), ["not a gzipped archive", "3 retries"], 4, 0),
+        (&content[..9], &page, headed("200 OK", ALL), ["not a gzipped archive", "3 retries"], 4, 9),
         (&content[..9], &content, another_total, [&whole, "found 100 bytes"], 1, 9),
         (&content[..9], &content, status("416 No\nContent-Range: bytes */8"), [&whole, "found 8"], 1, 9),
         (none, &wrong, Reply::Part(ALL), [&sums[0], &sums[1]], 1, 0),
