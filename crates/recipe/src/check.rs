@@ -64,7 +64,7 @@ impl Recipe {
         self.optimizer.check(self.training.epochs)?;
         self.data.check(&self.training)?;
         self.checkpoint.check()?;
-        self.evaluation.check(&self.training)?;
+        self.evaluation.check()?;
         self.start.as_ref().map_or(Ok(()), Start::check)
     }
 }
@@ -180,8 +180,15 @@ impl Data {
                 "data.images",
                 format!("{images} images do not fill one batch of {}; draw at least {0}", training.batch),
             ),
-            Data::Synthetic { images, .. } => within("data.images", images, 1, 10_000_000),
-            Data::Folder { image_px, .. } => within("data.image_px", image_px, 8, 1024),
+            _ => self.check_ranges("data.images", "data.image_px"),
+        }
+    }
+
+    /// What holds for images of any use, under the keys that they have there.
+    fn check_ranges(&self, images_key: &'static str, image_px_key: &'static str) -> Checked {
+        match *self {
+            Data::Synthetic { images, .. } => within(images_key, images, 1, 10_000_000),
+            Data::Folder { image_px, .. } => within(image_px_key, image_px, 8, 1024),
             Data::Stl10 { .. } | Data::Cifar10 { .. } => Ok(()),
         }
     }
@@ -201,7 +208,7 @@ impl Checkpoint {
 }
 
 impl Evaluation {
-    fn check(&self, training: &Training) -> Checked {
+    fn check(&self) -> Checked {
         if self.knn.is_empty() {
             return refuse(
                 "evaluation.knn",
@@ -214,7 +221,8 @@ impl Evaluation {
             }
             within("evaluation.knn.temperature", votes.temperature, 1e-3, 1e3)?;
         }
-        self.data.as_ref().map_or(Ok(()), |data| data.check(training))
+        let Some(data) = &self.data else { return Ok(()) };
+        data.check_ranges("evaluation.data.images", "evaluation.data.image_px")
     }
 }
 

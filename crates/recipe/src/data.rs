@@ -35,3 +35,18 @@ pub enum Data {
         image_px: u32,
     },
 }
+
+impl Data {
+    /// The same images, where `other` has them, if it is of the same kind.
+    #[must_use]
+    pub fn moved_to(&self, other: &Data) -> Data {
+        let mut moved = self.clone();
+        match (&mut moved, other) {
+            (Data::Stl10 { path, .. }, Data::Stl10 { path: other, .. })
+            | (Data::Cifar10 { path }, Data::Cifar10 { path: other })
+            | (Data::Folder { path, .. }, Data::Folder { path: other, .. }) => path.clone_from(other),
+            _ => {}
+        }
+        moved
+    }
+}

@@ -171,10 +171,18 @@ impl Recipe {
     pub fn from_toml(text: &str, overrides: &[String]) -> Result<Recipe, RecipeError> {
         let mut table: toml::Table = text.parse().map_err(|error| RecipeError::from_toml(&error))?;
         overrides::apply(&mut table, overrides)?;
-        // Through text once more, so that an error shows the line it speaks of.
-        let merged = toml::to_string(&table).expect("a parsed TOML table can be written");
-        let recipe: Recipe = toml::from_str(if overrides.is_empty() { text } else { &merged })
-            .map_err(|error| RecipeError::from_toml(&error))?;
+        let recipe: Recipe = match table.try_into() {
+            Ok(recipe) => recipe,
+            // From the text once more, for an error that shows the line it speaks of; what the text has no fault in, the
+            // overrides have, which are no lines.
+            Err(error) => match toml::from_str::<Recipe>(text) {
+                Err(in_text) => return Err(RecipeError::from_toml(&in_text)),
+                Ok(_) => {
+                    let argument = overrides.join(" --set ");
+                    return Err(RecipeError::Override { argument, problem: error.message().to_owned() });
+                }
+            },
+        };
         recipe.check()?;
         Ok(recipe)
     }
@@ -237,6 +245,37 @@ mod tests {
             let recipe = Recipe::from_toml(text, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(&recipe.name, name, "a recipe is found by its name");
             assert_eq!(Recipe::from_toml(&recipe.to_toml(), &[]).unwrap(), recipe);
+        }
+    }
+
+    /// A line is one of the file, and what was set is no line.
+    #[test]
+    fn a_fault_is_shown_where_it_is() {
+        let said =
+            |text: &str, set: &str| Recipe::from_toml(text, &[set.to_owned()]).unwrap_err().to_string();
+        let set = said(QUICKSTART, "training.foo=3");
+        assert!(
+            set.starts_with("--set training.foo=3: unknown field `foo`") && !set.contains("line"),
+            "{set}"
+        );
+        let text = format!("# A comment.\n{}", QUICKSTART.replace("epochs", "epohcs"));
+        let line = 1 + text.lines().position(|line| line.starts_with("epohcs")).unwrap();
+        let in_text = said(&text, "name=other");
+        assert!(in_text.contains(&format!("line {line},")), "{in_text}");
+    }
+
+    /// Of other use than to learn from, images need not fill a batch, and have their own keys.
+    #[test]
+    fn images_to_evaluate_on_are_checked_as_such() {
+        let with = |set: &str| Recipe::from_toml(QUICKSTART, &[set.to_owned()]);
+        with("evaluation.data={source='synthetic',images=100}").unwrap();
+        for (set, expected) in [
+            ("evaluation.data={source='synthetic',images=0}", "evaluation.data.images: "),
+            ("evaluation.data={source='folder',path='a',image_px=1}", "evaluation.data.image_px: "),
+            ("data={source='folder',path='a',image_px=1}", "data.image_px: "),
+        ] {
+            let error = with(set).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 
