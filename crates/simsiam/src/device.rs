@@ -133,13 +133,13 @@ impl DeviceName {
         count: usize,
         gpu_count: impl FnOnce() -> Result<usize, DeviceError>,
     ) -> Result<Vec<DeviceName>, DeviceError> {
-        if let DeviceName::CudaIndex(_) = self {
-            return Ok(vec![self; count]);
-        }
         let mut found = 0;
         let gpu_count = || gpu_count().inspect(|count| found = *count);
         if self.resolve(gpu_count)?.is_none() {
             return Ok(vec![DeviceName::Cpu; count]);
+        }
+        if let DeviceName::CudaIndex(_) = self {
+            return Ok(vec![self; count]);
         }
         if found < count {
             return Err(DeviceError::TooFew { asked: format!("a GPU for each of {count} workers"), found });
@@ -347,8 +347,9 @@ mod tests {
             (Cuda, 3, Ok(2), None),
             (Cuda, 1, Ok(0), None),
             (Cuda, 1, Err(DeviceError::NoDriver), None),
-            // Each worker says so itself if there is no such GPU.
-            (CudaIndex(1), 3, Ok(1), Some(vec![CudaIndex(1); 3])),
+            (CudaIndex(1), 3, Ok(2), Some(vec![CudaIndex(1); 3])),
+            (CudaIndex(1), 3, Ok(1), None),
+            (CudaIndex(0), 1, Err(DeviceError::NotBuilt), None),
         ] {
             let found = name.share_out_of(workers, || gpus.clone());
             assert_eq!(found.clone().ok(), expected, "{name}, {workers} workers, {gpus:?} GPUs: {found:?}");

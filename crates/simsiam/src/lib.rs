@@ -30,6 +30,9 @@ mod views;
 
 pub use bucket::{BucketLayout, DeviceBucket, Folded};
 pub use burn::tensor::Device;
+/// Where a thread's work for a GPU queues up. Every thread has a queue of its own, with memory of its own there, which it
+/// keeps: threads that come and go must be given one to [`execute`](DeviceQueue::executes) in.
+pub use burn_std::id::StreamId as DeviceQueue;
 pub use device::{DeviceError, DeviceName, arithmetic, gpu};
 pub use features::FrozenBackbone;
 pub use fine_tuning::{Diverged, FineTuner, FrozenClassifier, TuningRates};

@@ -21,8 +21,6 @@ pub struct Replica {
 pub(crate) struct OnDevice {
     pub(crate) weights: Tensor<1>,
     pub(crate) momentum: Tensor<1>,
-    /// As they were in the beginning: the network wants some, and training looks at none.
-    pub(crate) statistics: Tensor<1>,
     /// Whether the host has the same.
     pub(crate) is_fetched: bool,
 }
@@ -36,9 +34,9 @@ impl Replica {
     /// `state`, trained in the memory of `device`.
     pub(crate) fn on_device(state: State, device: &Device) -> Replica {
         let device = device.clone().without_autodiff();
-        let [weights, momentum, statistics] = [&*state.weights, &state.momentum, &state.statistics]
-            .map(|values| Flat::OnHost(values).on(&device));
-        Replica { host: state, device: Some(OnDevice { weights, momentum, statistics, is_fetched: true }) }
+        let [weights, momentum] =
+            [&*state.weights, &state.momentum].map(|values| Flat::OnHost(values).on(&device));
+        Replica { host: state, device: Some(OnDevice { weights, momentum, is_fetched: true }) }
     }
 
     /// Steps committed so far.

@@ -168,7 +168,12 @@ impl Trainer {
     /// The network with the replica's weights, for one step.
     pub fn bind<'a>(&self, replica: &'a Replica) -> Bound<'a> {
         let mut parameters = match &replica.device {
-            Some(on) => Parameters::of_tensors(on.weights.clone(), on.statistics.clone(), &self.device),
+            Some(on) => {
+                // Taken along each time, for they are little: over all shards, sums are taken around the running means, which
+                // must be the same for a worker that has just come.
+                let statistics = Flat::OnHost(&replica.host.statistics).on(&on.weights.device());
+                Parameters::of_tensors(on.weights.clone(), statistics, &self.device)
+            }
             None => Parameters::of_state(&replica.host, &self.device),
         };
         let network = SimSiam::new(&mut parameters, &self.recipe.model);

@@ -82,6 +82,22 @@ impl ShardSum for Meeting {
     }
 }
 
+/// The buckets of both shards with statistics of both, each shard on its worker's replica.
+fn sum_among_all(trainer: &Trainer, replicas: [&Replica; 2]) -> Vec<f32> {
+    let meeting = Arc::new(Meeting { everyone: Barrier::new(2), brought: Mutex::new(vec![vec![]; 2]) });
+    let bucket = |shard: u32| {
+        let network = trainer.bind(replicas[shard as usize]);
+        let network = network.among(AllShards::new(meeting.clone(), shard, 2));
+        bucket_of(trainer, &network, shard, noise(shard))
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| bucket(1));
+        let mut sum = bucket(0);
+        add(&mut sum, &other.join().unwrap());
+        sum
+    })
+}
+
 #[test]
 fn with_statistics_of_all_shards_they_make_the_gradient_of_one_that_has_the_whole_batch() {
     let (split, whole) = (trainer(), trainer_with(&["training.shards=1"]));
@@ -99,29 +115,19 @@ fn with_statistics_of_all_shards_they_make_the_gradient_of_one_that_has_the_whol
     let expected = bucket_of(&whole, &whole.bind(&replica), 0, batch);
 
     let replica = split.place(state);
-    let meeting = Arc::new(Meeting { everyone: Barrier::new(2), brought: Mutex::new(vec![vec![]; 2]) });
-    let bucket = |shard, is_among_all| {
-        let network = split.bind(&replica);
-        let network =
-            if is_among_all { network.among(AllShards::new(meeting.clone(), shard, 2)) } else { network };
-        bucket_of(&split, &network, shard, noise(shard))
-    };
+    let mut alone = bucket_of(&split, &split.bind(&replica), 0, first);
+    add(&mut alone, &bucket_of(&split, &split.bind(&replica), 1, second));
+    let among_all = sum_among_all(&split, [&replica, &replica]);
     // As far as it means the same in both: gradient, statistics, means of z, and not pairs of images, loss and flags.
     let length = expected.len() - 4;
-    let difference = |is_among_all| {
-        let mut mean = thread::scope(|scope| {
-            let other = scope.spawn(|| bucket(1, is_among_all));
-            let mut sum = bucket(0, is_among_all);
-            add(&mut sum, &other.join().unwrap());
-            sum
-        });
+    let difference = |mut mean: Vec<f32>| {
         mean.iter_mut().for_each(|value| *value /= 2.0);
         let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         let apart: Vec<f32> =
             mean.iter().zip(&expected).take(length).map(|(found, expected)| found - expected).collect();
         norm(&apart) / norm(&expected[..length])
     };
-    let (among_all, alone) = (difference(true), difference(false));
+    let (among_all, alone) = (difference(among_all), difference(alone));
     assert!(among_all < 1e-5 && alone > 1e-2, "{among_all:e} and {alone:e}");
 }
 
@@ -194,6 +200,19 @@ fn a_commit_moves_everything_together() {
     assert!(state.weights != before.weights && state.momentum != before.momentum);
     assert!(state.statistics != before.statistics);
     assert_ne!(state.hash(), before.hash());
+}
+
+/// They take sums around the running means, which one has had all along and the other got with the state.
+#[test]
+fn a_worker_that_has_just_come_sums_around_what_the_others_do() {
+    for trainer in [trainer(), trainer().with_state_on_device()] {
+        let mut from_the_start = trainer.place(State::initial(trainer.layout(), 3));
+        let sum = bucket_of(&trainer, &trainer.bind(&from_the_start), 0, noise(0));
+        trainer.commit(&mut from_the_start, &trainer.bucket().read(&sum), RATES).unwrap();
+        let has_just_come = trainer.place(from_the_start.state().unwrap().clone());
+        let expected = sum_among_all(&trainer, [&has_just_come, &has_just_come]);
+        assert!(sum_among_all(&trainer, [&from_the_start, &has_just_come]) == expected);
+    }
 }
 
 #[test]

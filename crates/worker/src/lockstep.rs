@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use collective::loopback::Hub;
 use collective::{Collective, CollectiveError, Group, Limits};
-use simsiam::{AllShards, Bound, Replica, ShardSum, Trainer, Views};
+use simsiam::{AllShards, Bound, DeviceQueue, Replica, ShardSum, Trainer, Views};
 
 /// Never waited for.
 const ALONE: Duration = Duration::from_secs(1);
@@ -78,16 +78,19 @@ impl Lockstep {
         shards: Vec<(u32, Views)>,
         work: impl Fn(&Bound, u32, Views) -> T + Sync,
     ) -> Vec<T> {
+        // A GPU would keep memory for every thread that ever was, one for each shard of each step.
+        let queue = DeviceQueue::current();
         thread::scope(|scope| {
             let threads = shards.into_iter().map(|(shard, views)| {
                 let (lockstep, work) = (Arc::clone(self), &work);
-                scope.spawn(move || {
+                let compute = move || {
                     let presence = Presence(&lockstep);
                     let shards = AllShards::new(lockstep.clone(), shard, lockstep.shards);
                     let done = work(&trainer.bind(replica).among(shards), shard, views);
                     drop(presence);
                     done
-                })
+                };
+                scope.spawn(move || queue.executes(compute))
             });
             let threads: Vec<_> = threads.collect();
             let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);

@@ -206,7 +206,7 @@ mod tests {
     use collective::loopback::Hub;
     use collective::{Group, Limits};
     use recipe::{Draws, Purpose, Recipe};
-    use simsiam::{Device, State};
+    use simsiam::{Device, DeviceQueue, State};
 
     use super::*;
 
@@ -238,6 +238,22 @@ mod tests {
         Sums::new(Assembled::Hosts(collective), trainer, 0..SHARDS)
     }
 
+    fn noise(trainer: &Trainer, shard: u32, step: u64) -> Views {
+        let mut draws = Draws::new(1, Purpose::View, 0, u64::from(shard), step);
+        trainer.loader().load((0..2 * 4 * 3 * 16 * 16).map(|_| draws.normal()).collect())
+    }
+
+    /// Each thread's own would be one more for every shard of every step.
+    #[test]
+    fn shards_in_lockstep_queue_up_where_their_worker_does() {
+        let trainer = trainer();
+        let replica = trainer.place(State::initial(trainer.layout(), 0));
+        let lockstep = Arc::new(Lockstep::alone(SHARDS, trainer.longest_shard_sum()));
+        let shards = (0..SHARDS).map(|shard| (shard, noise(&trainer, shard, 0))).collect();
+        let queues = lockstep.compute(&trainer, &replica, shards, |_, _, _| DeviceQueue::current());
+        assert_eq!(queues, [DeviceQueue::current(); SHARDS as usize]);
+    }
+
     #[test]
     fn who_is_alone_sums_in_the_devices_memory_what_it_would_in_the_hosts() {
         let loss = |trainer: &Trainer, medium: &str| {
@@ -249,9 +265,7 @@ mod tests {
             for step in 0..2 {
                 sums.clear();
                 while let Some(shard) = sums.next_shard() {
-                    let mut draws = Draws::new(1, Purpose::View, 0, u64::from(shard), step);
-                    let values = (0..2 * 4 * 3 * 16 * 16).map(|_| draws.normal()).collect();
-                    let views = trainer.loader().load(values);
+                    let views = noise(trainer, shard, step);
                     sums.add(trainer, &network, views, shard == 2 && step == 1).unwrap();
                 }
                 let Ok(folded) = sums.fold(trainer, step) else { panic!("nothing can fail alone") };

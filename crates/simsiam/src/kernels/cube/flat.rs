@@ -191,9 +191,10 @@ pub(crate) fn ensure_written(values: &Tensor<1>) -> Result<(), String> {
 pub(crate) fn at_rest<T>(values: Tensor<1>, work: impl FnOnce(u64) -> T) -> Result<T, String> {
     ensure_written(&values)?;
     let values = primitive(values);
-    block_on(values.client.sync()).map_err(|error| format!("{error:?}"))?;
+    // Another thread's queue may write them: this thread's waits for that one from here on, and then the host for both.
     let resource = values.client.get_resource::<<CudaRuntime as Runtime>::Server>(values.handle.clone());
     let resource = resource.map_err(|error| format!("{error:?}"))?;
+    block_on(values.client.sync()).map_err(|error| format!("{error:?}"))?;
     Ok(work(resource.resource().ptr))
 }
 

@@ -6,7 +6,8 @@
 #define PARTS 32
 
 struct Part {
-    int offset, length, is_mixed;
+    unsigned offset; // of more than 2^31 numbers, a network of the largest sizes has some
+    int length, is_mixed;
 };
 
 struct Parameters {
