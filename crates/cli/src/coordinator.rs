@@ -77,7 +77,8 @@ enum Command {
 struct TrainArguments {
     #[command(flatten)]
     recipe: RecipeArguments,
-    /// Go on with a run: with the one in FOLDER, or with the one of this recipe's name
+    /// Go on with a run: with the one in FOLDER, or with the one of this recipe's name. Its own recipe counts; where its images
+    /// have moved, --set data.path says so
     #[arg(long, value_name = "FOLDER", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
     /// Go on with the run of this recipe's name if it was begun, else begin it: for what starts a coordinator again

@@ -22,6 +22,8 @@ pub(crate) struct Display {
     average: Option<Average>,
     shown_at: Option<Instant>,
     last: Option<StepMetrics>,
+    /// Steps in the newest checkpoint that was told of.
+    saved_step: u64,
 }
 
 /// Exponential averages over the last steps, in seconds.
@@ -36,7 +38,7 @@ struct Average {
 
 impl Display {
     pub(crate) fn new(screen: Screen) -> Display {
-        Display { screen, average: None, shown_at: None, last: None }
+        Display { screen, average: None, shown_at: None, last: None, saved_step: 0 }
     }
 
     /// Shows what happened at `now`.
@@ -51,10 +53,21 @@ impl Display {
                 self.ended(outcome);
             }
             other => {
+                self.note_saved(other);
                 if let Some(line) = sentence(other) {
                     self.screen.line(&line);
                 }
             }
+        }
+    }
+
+    fn note_saved(&mut self, progress: &Progress) {
+        let Progress::Noted { record, .. } = progress else { return };
+        match record {
+            Record::Checkpoint { step, .. }
+            | Record::RolledBack { step, .. }
+            | Record::Opened { checkpoint: Some(_), step, .. } => self.saved_step = *step,
+            _ => {}
         }
     }
 
@@ -103,8 +116,14 @@ impl Display {
             Outcome::Completed { step, state_hash } => {
                 self.screen.line(&format!("all {step} steps are done; state {state_hash}"));
             }
-            Outcome::Stopped { step } => {
+            Outcome::Stopped { step } if *step == self.saved_step => {
                 self.screen.line(&format!("stopped after step {step}; go on with --resume"));
+            }
+            Outcome::Stopped { step } => {
+                let saved = self.saved_step;
+                self.screen.line(&format!(
+                    "stopped after step {step}, without saving; --resume goes on after step {saved}"
+                ));
             }
             // The program ends with this as its error.
             Outcome::Failed { .. } => {}
@@ -210,9 +229,11 @@ fn noted(record: &Record, workers: u32, expected: u32) -> Option<String> {
             format!("stopping after step {step}; a second signal stops at once, without saving")
         }
         // Of a new run there is nothing to say; a generation starts a moment later, or a failure says why not.
-        Record::Created(_) | Record::Opened { .. } | Record::Generation { .. } | Record::Ended(_) => {
-            return None;
-        }
+        Record::Created(_)
+        | Record::Dealt(_)
+        | Record::Opened { .. }
+        | Record::Generation { .. }
+        | Record::Ended(_) => return None,
     })
 }
 
@@ -274,6 +295,27 @@ mod tests {
         );
         assert!(steps[1].starts_with("4/200") && steps[2].starts_with("5/200"), "{lines:?}");
         assert!(lines[3].contains("--resume"));
+    }
+
+    #[test]
+    fn who_stops_is_told_what_is_saved() {
+        for (saved, expected) in [
+            (5, "stopped after step 5; go on with --resume"),
+            (3, "stopped after step 5, without saving; --resume goes on after step 3"),
+        ] {
+            let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+            let kept = Arc::clone(&lines);
+            let mut display =
+                Display::new(Screen::plain(move |line| kept.lock().unwrap().push(line.to_string())));
+            let checkpoint = format!("step-{saved:06}");
+            for record in [
+                Record::Checkpoint { generation: 1, checkpoint, step: saved },
+                Record::Ended(Outcome::Stopped { step: 5 }),
+            ] {
+                display.show(&Progress::Noted { record, workers: 1, expected: 1 }, Instant::now());
+            }
+            assert_eq!(lines.lock().unwrap().last().map(String::as_str), Some(expected));
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod private_file;
 mod recipe_source;
 mod security;
 mod start;
+mod stop_signals;
 
 /// Coordinator and workers must have the same.
 pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");

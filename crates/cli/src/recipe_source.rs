@@ -34,6 +34,25 @@ impl RecipeArguments {
         Recipe::from_toml(&text, &changes).with_context(|| format!("recipe {config}"))
     }
 
+    /// The name of the run that is meant. Changes of other values may be those of its own recipe.
+    pub(crate) fn run_name(&self) -> Result<String> {
+        let is_name = |change: &&String| change.starts_with("name=");
+        let set = match &self.config {
+            Some(_) => self.set.clone(),
+            None => self.set.iter().filter(is_name).cloned().collect(),
+        };
+        let only_named = RecipeArguments { config: self.config.clone(), set, name: self.name.clone() };
+        Ok(only_named.load()?.name)
+    }
+
+    /// What is asked of a run that has this recipe: without `--config`, to change values of its own.
+    pub(crate) fn of_run(&self, saved: &Recipe) -> Result<Recipe> {
+        match self.config {
+            Some(_) => self.load(),
+            None => Recipe::from_toml(&saved.to_toml(), &self.set).context("the run's recipe"),
+        }
+    }
+
     /// Whether a recipe was asked for, beyond a run's name.
     pub(crate) fn are_given(&self) -> bool {
         self.config.is_some() || !self.set.is_empty()
@@ -50,6 +69,17 @@ fn read(path: &Path) -> Result<String> {
         let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
         anyhow!("--config {}: expected a file ({error}) or one of {}", path.display(), names.join(", "))
     })
+}
+
+/// The recipe of a run whose images lie where another recipe has them. That is all that may change of it: whether they are
+/// the same images, their hashes say.
+pub(crate) fn moved(saved: &Recipe, asked: &Recipe) -> Recipe {
+    let mut moved = saved.clone();
+    moved.data = saved.data.moved_to(&asked.data);
+    if let (Some(data), Some(asked)) = (&mut moved.evaluation.data, &asked.evaluation.data) {
+        *data = data.moved_to(asked);
+    }
+    moved
 }
 
 /// Where two recipes differ, as lines such as `training.epochs: 5, not 10`; `None` if they are the same but
@@ -107,6 +137,24 @@ mod tests {
             let sentence = format!("{:#}", bad.load().unwrap_err());
             assert!(sentence.contains(expected), "{sentence}");
         }
+    }
+
+    #[test]
+    fn a_run_goes_on_with_its_own_recipe_and_its_images_may_move() {
+        let folder = |path: &str| {
+            let data = format!("data={{source=\"folder\",path=\"{path}\",image_px=32}}");
+            arguments(None, &[&data], Some("mine")).load().unwrap()
+        };
+        let saved = folder("a");
+        let asked = |set: &[&str]| arguments(None, set, None).of_run(&saved).unwrap();
+        assert_eq!(asked(&["data.path=b"]), folder("b"));
+        assert_eq!(moved(&saved, &asked(&["data.path=b"])), folder("b"));
+        assert_eq!(moved(&saved, &asked(&["data.image_px=64"])), saved);
+        assert_eq!(asked(&["training.epochs=30"]), saved);
+        // Without --config the run is named by what is said of its name, whatever else is said.
+        assert_eq!(arguments(None, &["data.path=b", "name=a"], None).run_name().unwrap(), "a");
+        assert_eq!(arguments(None, &["data.path=b"], Some("c")).run_name().unwrap(), "c");
+        assert_eq!(arguments(None, &[], None).run_name().unwrap(), "quickstart");
     }
 
     #[test]

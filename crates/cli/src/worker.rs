@@ -22,6 +22,7 @@ use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
 use crate::medium::MediumArguments;
 use crate::security::SecurityArguments;
+use crate::stop_signals::StopSignals;
 use crate::{PROGRAM_VERSION, logging, network, parent};
 
 /// Takes part in a run: trains on the shards that the coordinator leases to it.
@@ -190,11 +191,14 @@ fn drain() -> Result<impl Future<Output = ()>> {
     let mut terminations = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let (asked, first) = oneshot::channel();
     tokio::spawn(async move {
-        let mut asked = Some(asked);
+        let (mut asked, mut signals) = (Some(asked), StopSignals::default());
         loop {
             tokio::select! {
                 _ = interrupts.recv() => {}
                 _ = terminations.recv() => {}
+            }
+            if !signals.counts(Instant::now().into_std()) {
+                continue;
             }
             match asked.take() {
                 // A worker that has ended needs no drain.

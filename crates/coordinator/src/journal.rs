@@ -1,5 +1,7 @@
 //! What the journal tells: how the run was made, who took part, and how far it came.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::membership::{Outcome, Place};
@@ -11,6 +13,8 @@ use crate::membership::{Outcome, Place};
 pub enum Record {
     /// The first line: the run exists.
     Created(Created),
+    /// The images were dealt from which the run learns, as long as it lives.
+    Dealt(Dealt),
     /// A coordinator took charge of the run.
     Opened {
         /// Its version.
@@ -182,6 +186,7 @@ impl Record {
     pub(crate) fn can_wait(&self) -> bool {
         match self {
             Record::Created(_)
+            | Record::Dealt(_)
             | Record::Opened { .. }
             | Record::Generation { .. }
             | Record::RolledBack { .. } => false,
@@ -212,4 +217,22 @@ pub struct Created {
     pub run_id: String,
     /// The version of the program that created it.
     pub program_version: String,
+}
+
+/// Which images a run learns from. With others, its steps would be other steps, and a later epoch another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dealt {
+    /// The data set's name, for people.
+    pub name: String,
+    /// Its images, with those that are left out because the shards are of one size.
+    pub images: u64,
+    /// What is equal only if every shard holds the same pixels in the same order.
+    pub digest: String,
+}
+
+impl fmt::Display for Dealt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.digest.get(..8).unwrap_or(&self.digest);
+        write!(formatter, "{} images of {} ({digits}…)", self.images, self.name)
+    }
 }

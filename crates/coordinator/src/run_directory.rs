@@ -21,7 +21,7 @@ pub(crate) use self::error::failed;
 use crate::checkpoint::Checkpoints;
 use crate::flight_recorder::FlightRecorder;
 use crate::growing::GrowingFile;
-use crate::journal::{Created, Record};
+use crate::journal::{Created, Dealt, Record};
 use crate::lock;
 use crate::membership::Past;
 use crate::tensorboard::TensorBoard;
@@ -163,6 +163,35 @@ impl RunDirectory {
         &mut self.flight_recorder
     }
 
+    /// Holds the run to the images that it was begun with: the first time they are told to the journal.
+    ///
+    /// # Errors
+    /// [`RunDirectoryError::OtherImages`], or those of the disk.
+    pub fn hold_to(&mut self, images: Dealt) -> Result<(), RunDirectoryError> {
+        match &self.past.images {
+            // A name is for people, and a folder may have been moved.
+            Some(then) if (then.images, &then.digest) == (images.images, &images.digest) => Ok(()),
+            Some(then) => {
+                let (path, then) = (self.path.clone(), Box::new(then.clone()));
+                Err(RunDirectoryError::OtherImages { path, then, now: Box::new(images) })
+            }
+            None => {
+                self.record(&Record::Dealt(images.clone()))?;
+                self.past.images = Some(images);
+                Ok(())
+            }
+        }
+    }
+
+    /// From now on the recipe is this one, which says where the images lie by now.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn keep_recipe(&mut self, recipe: Recipe) -> Result<(), RunDirectoryError> {
+        self.recipe = recipe;
+        write_whole(&self.path.join(RECIPE), self.recipe.to_toml().as_bytes())
+    }
+
     /// Writes a line into the journal, with the time, and syncs it. A line that can wait does so while the disk is
     /// full, and that is said.
     ///
@@ -196,8 +225,9 @@ impl RunDirectory {
         step: u64,
         change: LearningRateChange,
     ) -> Result<(), RunDirectoryError> {
-        self.recipe.optimizer.learning_rate_changes.push(change);
-        write_whole(&self.path.join(RECIPE), self.recipe.to_toml().as_bytes())?;
+        let mut recipe = self.recipe.clone();
+        recipe.optimizer.learning_rate_changes.push(change);
+        self.keep_recipe(recipe)?;
         self.checkpoints.forget_after(step)?;
         self.forget_metrics_after(step)
     }

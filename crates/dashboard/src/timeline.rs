@@ -114,6 +114,7 @@ impl Timeline {
                 self.run_id = Some(created.run_id);
                 self.tell(at_ms, Kind::Plain, "created", format!("by version {}", created.program_version));
             }
+            Record::Dealt(images) => self.tell(at_ms, Kind::Plain, "data", images.to_string()),
             Record::Opened { checkpoint, step, workers, .. } => {
                 self.counts.coordinators += 1;
                 (self.outcome, self.workers_expected) = (None, workers);

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use coordinator::journal::Record;
+use coordinator::journal::{Dealt, Record};
 use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
     Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
@@ -15,6 +15,7 @@ use coordinator::{
 use dashboard::{Action, Dashboard, OpenTelemetry, Settings, collector};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
+use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -26,8 +27,9 @@ use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
 use crate::needs::Needs;
-use crate::recipe_source::difference;
+use crate::recipe_source::{difference, moved};
 use crate::security::SecurityArguments;
+use crate::stop_signals::StopSignals;
 use crate::{PROGRAM_VERSION, logging, needs, network, start, worker};
 
 /// What is asked by the dashboard and not yet heard: a person has no more hands.
@@ -94,14 +96,15 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         None if arguments.resume_or_begin && is_begun(arguments)? => Some(resume(arguments, None)?),
         None => None,
     };
+    let (resumed, resumed_recipe) = resumed.unzip();
     let cluster = Cluster::new(arguments, resumed.as_ref().map(RunDirectory::past));
     let addresses = network::listen_addresses("--listen", &cluster.listen, &security)?;
     let advertise = arguments.advertise.advertise.as_deref();
     network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
     let dashboard = arguments.dashboard.place(&security)?;
     let (token, tls) = security.of_coordinator(cluster.local_workers, cluster.remote_workers)?;
-    let mut recipe = match &resumed {
-        Some(directory) => directory.recipe().clone(),
+    let mut recipe = match resumed_recipe {
+        Some(recipe) => recipe,
         None => arguments.recipe.load()?,
     };
     check_workers(cluster.workers(), recipe.training.shards)?;
@@ -125,10 +128,14 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         deal.manifest().images,
         recipe.training.batch
     );
-    let directory = match resumed {
+    let mut directory = match resumed {
         Some(directory) => directory,
         None => RunDirectory::create(&path, &recipe, PROGRAM_VERSION)?,
     };
+    directory.hold_to(dealt(deal.manifest()))?;
+    if *directory.recipe() != recipe {
+        directory.keep_recipe(recipe)?;
+    }
     log.open(&directory.logs().join("coordinator.log"))?;
     if let Some(first_state) = &first_state {
         start::publish(&directory, first_state, screen)?;
@@ -143,35 +150,48 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     Ok(Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls })
 }
 
+fn dealt(manifest: &Manifest) -> Dealt {
+    Dealt { name: manifest.name.clone(), images: manifest.images, digest: manifest.digest().to_string() }
+}
+
 /// Whether there is a run of this recipe's name.
 fn is_begun(arguments: &TrainArguments) -> Result<bool> {
-    let name = arguments.recipe.load()?.name;
+    let name = arguments.recipe.run_name()?;
     Ok(arguments.out.join(name).join("recipe.toml").exists())
 }
 
-/// Opens the run to go on with, whose own recipe counts.
-fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<RunDirectory> {
-    let mut asked = arguments.recipe.load()?;
+/// Opens the run to go on with. Its own recipe counts, but for where the images lie.
+fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<(RunDirectory, Recipe)> {
     ensure!(
         folder.is_none() || !arguments.recipe.name_is_given(),
         "--resume FOLDER says which run, and --name too: leave one of them out"
     );
-    let path = folder.map_or_else(|| arguments.out.join(&asked.name), PathBuf::from);
+    let path = match folder {
+        Some(folder) => folder.to_path_buf(),
+        None => arguments.out.join(arguments.recipe.run_name()?),
+    };
     let directory = RunDirectory::open(&path)?;
-    if arguments.recipe.are_given() {
+    let saved = directory.recipe();
+    if !arguments.recipe.are_given() {
+        let recipe = saved.clone();
+        return Ok((directory, recipe));
+    }
+    let mut asked = arguments.recipe.of_run(saved)?;
+    if asked.start != saved.start {
         // The same file may hold other weights by now.
         start::read(&mut asked)?;
-        // They were made on its way, not asked for.
-        asked.optimizer.learning_rate_changes.clone_from(&directory.recipe().optimizer.learning_rate_changes);
-        if let Some(difference) = difference(directory.recipe(), &asked) {
-            bail!(
-                "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start \
-                 a new run with another --name",
-                path.display()
-            );
-        }
     }
-    Ok(directory)
+    // They were made on its way, not asked for.
+    asked.optimizer.learning_rate_changes.clone_from(&saved.optimizer.learning_rate_changes);
+    let recipe = moved(saved, &asked);
+    if let Some(difference) = difference(&recipe, &asked) {
+        bail!(
+            "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start a new run \
+             with another --name",
+            path.display()
+        );
+    }
+    Ok((directory, recipe))
 }
 
 /// Leads the run to its outcome.
@@ -418,15 +438,21 @@ fn requests() -> Result<(mpsc::Receiver<Request>, watch::Receiver<Ending>, mpsc:
     let (first, ending) = watch::channel(Ending::Done);
     let (asks, mut asked) = mpsc::channel(ACTIONS_UNDER_WAY);
     tokio::spawn(async move {
+        let mut signals = StopSignals::default();
         loop {
             let request = tokio::select! {
                 _ = interrupts.recv() => stop(&first, Ending::Interrupted),
                 _ = terminations.recv() => stop(&first, Ending::Terminated),
                 _ = saves.recv() => Request::Save,
-                Some(action) = asked.recv() => Request::from(action),
+                Some(action) = asked.recv() => {
+                    let _ = sender.try_send(Request::from(action));
+                    continue;
+                }
             };
-            // More than two requests say nothing new.
-            let _ = sender.try_send(request);
+            if request == Request::Save || signals.counts(Instant::now()) {
+                // More than two requests say nothing new.
+                let _ = sender.try_send(request);
+            }
         }
     });
     Ok((receiver, ending, asks))

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use protocol::{Generation, WorkerId};
 
 use super::{Candidate, Lease, Place};
-use crate::journal::Record;
+use crate::journal::{Dealt, Record};
 
 /// What is left of a run whose coordinator is gone. Of one that ended in order, that is only what was counted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Past {
+    /// The images that it learns from, once that is known.
+    pub images: Option<Dealt>,
     /// The last generation that was formed; 0 if none was. The next one has a higher number.
     pub generation: Generation,
     /// States that were made in this one or before are not the run's any more, but for those on the disk.
@@ -54,6 +56,7 @@ impl Past {
 
     fn note(&mut self, record: &Record) {
         match record {
+            Record::Dealt(images) => self.images = Some(images.clone()),
             Record::Opened { address, local_workers, workers, .. } => {
                 self.lose_coordinator();
                 self.address.clone_from(address);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use recipe::RecipeError;
 
 use crate::checkpoint::CheckpointError;
+use crate::journal::Dealt;
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,20 @@ pub enum RunDirectoryError {
         path: PathBuf,
         /// What was looked for.
         expected: &'static str,
+    },
+    /// The run would go on with other steps than it has made.
+    #[error(
+        "the run in {path} was begun with {then}, and its data holds {now}: bring the images back as they were, or start a \
+         new run with another --name, from this one's weights if you like: `evaluate export` writes them, --set \
+         start.weights=FILE takes them"
+    )]
+    OtherImages {
+        /// The folder.
+        path: PathBuf,
+        /// What it was begun with.
+        then: Box<Dealt>,
+        /// What there is.
+        now: Box<Dealt>,
     },
     /// The journal does not begin as a journal does.
     #[error("{path}: expected the record of the run's creation in the first line, found {found}")]

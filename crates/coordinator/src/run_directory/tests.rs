@@ -39,6 +39,34 @@ fn a_run_is_created_and_opened_again() {
     assert!(lines[1]["unix_time_ms"].as_u64().unwrap() > 0);
 }
 
+/// With more images or fewer an epoch is another one, and with others of the same number a shard holds other pixels.
+#[test]
+fn a_run_goes_on_with_the_images_it_was_begun_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let images = |name: &str, images, digest: &str| Dealt {
+        name: name.to_string(),
+        images,
+        digest: digest.repeat(64),
+    };
+    create(&path).unwrap().hold_to(images("photos", 40, "a")).unwrap();
+    for (name, count, digest, expected) in [
+        ("photos", 40, "a", None),
+        ("moved", 40, "a", None),
+        ("photos", 41, "a", Some("40 images of photos (aaaaaaaa…), and its data holds 41 images of photos")),
+        ("photos", 40, "b", Some("holds 40 images of photos (bbbbbbbb…)")),
+    ] {
+        let held = RunDirectory::open(&path).unwrap().hold_to(images(name, count, digest));
+        match expected {
+            None => held.unwrap(),
+            Some(part) => {
+                let refused = held.unwrap_err().to_string();
+                assert!(refused.contains(part), "{refused}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_journal_is_read_as_it_was_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -51,6 +79,7 @@ fn a_journal_is_read_as_it_was_written() {
         shard_count: 4,
     };
     let records = [
+        Record::Dealt(Dealt { name: "photos".to_string(), images: 3, digest: "c0ffee".to_string() }),
         Record::Opened {
             program_version: "1.0.0".to_string(),
             checkpoint: Some("step-000003".to_string()),
