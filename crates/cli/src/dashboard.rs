@@ -1,7 +1,5 @@
 //! Where a coordinator serves its dashboard.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, ensure};
 use dashboard::{Action, Dashboard, Settings};
 use tokio::net::TcpListener;
@@ -49,14 +47,15 @@ impl DashboardArguments {
             let listen = DEFAULT.to_string();
             return Ok(Some(DashboardPlace { listen, is_given: false, peak_tflops: self.peak_tflops }));
         };
-        let addresses = network::listen_addresses("--dashboard", text, security)?;
-        let is_open = addresses.iter().any(|address: &SocketAddr| !address.ip().is_loopback());
+        let is_open = network::addresses("--dashboard", text)?.iter().any(|at| !at.ip().is_loopback());
+        // Before what is asked of every address: certificates, which it would be told to make, do not help here.
         ensure!(
             !is_open || security.insecure_network(),
             "--dashboard {text}: the dashboard is served without TLS, so whoever sees the traffic can read the token; \
              leave it at 127.0.0.1 and reach it through an SSH tunnel, or, in a network where that is fine, add \
              --insecure-network"
         );
+        network::listen_addresses("--dashboard", text, security)?;
         Ok(Some(DashboardPlace { listen: text.clone(), is_given: true, peak_tflops: self.peak_tflops }))
     }
 }

@@ -1,9 +1,10 @@
 //! A recipe's images, opened and dealt to shards, with a bar where that takes a while.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use dataset::{Deal, Images};
+use dataset::{DatasetError, Deal, Images};
 use recipe::Recipe;
 
 use crate::cache::CacheArguments;
@@ -20,14 +21,40 @@ pub(crate) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
     let mut hashing = |done, total| {
         screen.action(done, total, "reading and hashing all images, once".to_string());
     };
-    let deal = Deal::new_with_progress(Arc::new(images?), recipe.training.shards, &folder, &mut hashing);
+    let images = images.map_err(|error| of_cache(error, &folder))?;
+    let deal = Deal::new_with_progress(Arc::new(images), recipe.training.shards, &folder, &mut hashing);
     screen.finish();
     Ok(deal?)
+}
+
+/// With what to do, if the cache cannot be used.
+fn of_cache(error: DatasetError, folder: &Path) -> anyhow::Error {
+    let is_of_cache = matches!(&error, DatasetError::Io { path, .. } if path.starts_with(folder));
+    let error = anyhow::Error::new(error);
+    if is_of_cache { error.context("use the cache (--cache-dir chooses another folder)") } else { error }
 }
 
 /// Pictures that were left out, for the person and the log.
 pub(crate) fn warn_of_pictures(deal: &Deal) {
     for warning in deal.images().warnings() {
         tracing::warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_write_the_cache_is_told_of_another() {
+        let said = |path: &str| {
+            let source = std::io::ErrorKind::PermissionDenied.into();
+            let error = DatasetError::Io { action: "write", path: path.into(), source };
+            format!("{:#}", of_cache(error, Path::new("/cache")))
+        };
+        assert!(
+            said("/cache/a.rgb").contains("--cache-dir") && said("/cache/a.rgb").contains("/cache/a.rgb")
+        );
+        assert!(!said("/images/a.png").contains("--cache-dir"));
     }
 }

@@ -9,14 +9,19 @@ use crate::security::Security;
 /// The addresses that `text` (`HOST:PORT`), the value of `flag`, names. Others than this machine's own are refused unless
 /// `security` keeps strangers out.
 pub(crate) fn listen_addresses(flag: &str, text: &str, security: &Security) -> Result<Vec<SocketAddr>> {
-    let addresses: Vec<SocketAddr> = text
-        .to_socket_addrs()
-        .with_context(|| format!("{flag} {text}: expected HOST:PORT, such as 127.0.0.1:7070"))?
-        .collect();
+    let addresses = addresses(flag, text)?;
     if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         security.allow_others(open.ip()).with_context(|| format!("{flag} {text}"))?;
     }
     Ok(addresses)
+}
+
+/// The addresses that `text` (`HOST:PORT`), the value of `flag`, names.
+pub(crate) fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>> {
+    let found = text.to_socket_addrs();
+    let found =
+        found.with_context(|| format!("{flag} {text}: expected HOST:PORT, such as 127.0.0.1:7070"))?;
+    Ok(found.collect())
 }
 
 /// The addresses at which a coordinator listens that others are to reach. One that means "all of this machine's" leaves

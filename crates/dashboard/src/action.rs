@@ -69,7 +69,7 @@ impl Action {
                 label: "Pause",
                 question: "The workers drop the step in hand and wait, with what they hold. It is computed again when \
                            the run goes on; nothing else is lost.",
-                answer: "The run is paused.",
+                answer: "The run pauses.",
             },
             Action::Continue => Words {
                 label: "Continue",

@@ -16,6 +16,8 @@ pub(crate) struct Live {
     pub(crate) evaluation_failure: Option<String>,
     /// Whether a stop was asked for; a second one would end the run without saving.
     pub(crate) is_stopping: bool,
+    /// Whether a pause was asked for, and not yet to go on.
+    pub(crate) is_paused: bool,
 }
 
 impl Live {
@@ -45,6 +47,8 @@ impl Observer {
             Progress::Noted { record: Record::StopRequested { .. } | Record::Ended(_), .. } => {
                 lock(&self.0).is_stopping = true;
             }
+            Progress::Noted { record: Record::Paused { .. }, .. } => lock(&self.0).is_paused = true,
+            Progress::Noted { record: Record::Continued { .. }, .. } => lock(&self.0).is_paused = false,
             // The journal itself is read.
             Progress::Noted { .. } => {}
         }

@@ -37,7 +37,7 @@ pub(crate) struct Site {
 /// Why an action was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotTaken {
-    #[error("this is not possible now: the run is stopping, or has ended")]
+    #[error("this is not possible as the run stands: `coordinator status` says how")]
     NotPossible,
     #[error("no such worker takes part: `coordinator status` has their numbers")]
     NoSuchWorker,
@@ -116,6 +116,7 @@ impl Site {
         let is_in_journal = |worker| self.record().timeline.has_worker(worker);
         let is_told = matches!(action, Action::Drain { worker } if is_in_journal(worker));
         let mut live = lock(&self.live);
+        let state = as_asked(state, &live);
         if !is_possible(action, state, &live) {
             return Err(NotTaken::NotPossible);
         }
@@ -123,8 +124,22 @@ impl Site {
             return Err(NotTaken::NoSuchWorker);
         }
         self.actions.try_send(action).map_err(|_| NotTaken::NotHeard)?;
-        live.is_stopping |= action == Action::Stop;
+        match action {
+            Action::Pause => live.is_paused = true,
+            Action::Continue => live.is_paused = false,
+            Action::Stop => live.is_stopping = true,
+            Action::Save | Action::Drain { .. } => {}
+        }
         Ok(())
+    }
+}
+
+/// How the run stands, seen once a second, with what was asked for meanwhile.
+fn as_asked(state: State, live: &Live) -> State {
+    match (live.is_paused, state) {
+        (true, state) if !state.is_over() => State::Paused,
+        (false, State::Paused) => State::Assembling,
+        (_, state) => state,
     }
 }
 

@@ -13,7 +13,7 @@ use super::CertsArguments;
 use crate::exit::{Ending, answer};
 use crate::private_file;
 
-/// Names that a coordinator always has on its own machine.
+/// Names that a coordinator always has on its own machine, beside that of the machine.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Makes an authority, and a certificate for the coordinator and one for all workers. The authority's key is not
@@ -22,7 +22,10 @@ pub(super) fn run(arguments: &CertsArguments) -> Result<Ending> {
     let folder = &arguments.folder;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let authority = authority()?;
-    let names = OWN_NAMES.iter().map(ToString::to_string).chain(arguments.hosts.iter().cloned());
+    // The coordinator tells the command of workers with it.
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let names =
+        OWN_NAMES.map(String::from).into_iter().chain([machine]).chain(arguments.hosts.iter().cloned());
     let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     // Workers on the coordinator's machine show its certificate.
     write(folder, "coordinator", names.collect(), &both, &authority.issuer)?;

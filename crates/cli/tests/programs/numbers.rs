@@ -93,7 +93,10 @@ fn a_run_is_paused_and_goes_on_when_asked() {
     place.wait_for_steps("rests", 6);
     let ask = |what: &str| place.coordinator(&["ask", what, "runs/rests"]).output().unwrap();
     expect(&ask("continue"), 1, &["refused"]);
-    expect(&ask("pause"), 0, &["The run is paused."]);
+    // One after the other, before any of it is seen.
+    expect(&ask("pause"), 0, &["The run pauses."]);
+    expect(&ask("continue"), 0, &["The run goes on."]);
+    expect(&ask("pause"), 0, &["The run pauses."]);
     let status = || words(&place.coordinator(&["status", "runs/rests"]).output().unwrap());
     wait_for(|| status().contains("paused").then_some(()));
     let steps = lines(&place, "rests", "metrics.jsonl").len();
