@@ -330,7 +330,9 @@ def check_browser(run, scratch):
         browser.call("/url", {"url": run.origin})
         page = Page(browser, run)
         check_life(page)
+        watch_last_hundred(page)
         press_pause(page)
+        check_last_hundred(page)
         check_page(page)
         press_save(page)
         check_page(page)
@@ -421,6 +423,19 @@ def check_life(page):
         if loss not in lines:
             raise Failed(f"the loss on the page: expected one of metrics.jsonl, found {loss}")
         expect("the collapse level beside that loss", lines[loss]["collapse_level"], tiles["collapse_level"][1])
+
+
+def watch_last_hundred(page):
+    """While others come and the first ones of them lie further back."""
+    page.browser.click("[data-range='100']")
+    seen = len(page.run.steps())
+    page.run.coordinator.wait_for("twenty steps more", lambda: len(page.run.steps()) >= seen + 20)
+
+
+def check_last_hundred(page):
+    """A hundred steps by themselves, whatever has come since they were asked for."""
+    page.wait_for_curves(page.run.steps()[-100:])
+    page.browser.click("[data-range=all]")
 
 
 def press_pause(page):

@@ -150,6 +150,16 @@ function mergeLast(news, i) {
   return true;
 }
 
+/** Drops the points that have come to lie before the range, where they would be drawn beside it and scale its axes. */
+function dropBefore(from) {
+  let gone = 0;
+  while (columns.last[gone] < from) gone++;
+  if (!gone) return;
+  const curves = Object.values(columns.curves).flatMap(({ mean, low, high }) => [mean, low, high]);
+  const all = [columns.first, columns.last, columns.epoch, ...curves, ...Object.values(columns.seconds)];
+  for (const values of all) values.splice(0, gone);
+}
+
 /** Draws once for all that came within a frame. */
 let due = false;
 function soon() {
@@ -257,7 +267,9 @@ new ResizeObserver(soon).observe($("charts"));
 
 function draw() {
   const span = bounds();
+  dropBefore(span.from);
   for (const chart of CHARTS) drawChart(chart, span);
+  if (marked) markAgain();
   const whole = range === "all";
   const shown = columns.first.length;
   const steps = columns.last.length ? columns.last.at(-1) - columns.first[0] + 1 : 0;
@@ -296,7 +308,6 @@ function drawChart(chart, { from, to }) {
     `<line class="cursor" y1="${EDGE.top}" y2="${bottom}"/><rect class="choosing" y="${EDGE.top}" height="${bottom - EDGE.top}"/>`;
   chart.svg.setAttribute("aria-label", summary(chart, series, from, to));
   caption(chart, series);
-  if (marked?.chart === chart) rule(chart, marked.index);
 }
 
 function vertical(chart, series) {
@@ -371,7 +382,7 @@ function caption(chart, series) {
 
 // ---- Looking closer --------------------------------------------------------------------------------------------
 
-/** The chart and the place on it that the pointer or the keys are at. */
+/** The chart, the place on it and its step that the pointer or the keys are at. */
 let marked = null;
 
 function choose(next) {
@@ -424,13 +435,21 @@ function unmark() {
   for (const chart of CHARTS) chart.svg.querySelector(".cursor")?.classList.remove("on");
 }
 
+/** On charts that were drawn anew, where the same step may have another place, or none. */
+function markAgain() {
+  const places = placesOf(marked.chart);
+  if (!(places[0] <= marked.at)) return unmark();
+  marked.index = nearest(places, marked.at);
+  rule(marked.chart, marked.index);
+}
+
 function mark(chart, index, clientX, clientY) {
   const places = placesOf(chart);
   if (!places.length) return;
   index = Math.max(0, Math.min(places.length - 1, index));
-  marked = { chart, index };
-  rule(chart, index);
   const at = places[index];
+  marked = { chart, index, at };
+  rule(chart, index);
   const [first, last] = chart.id === "knn" ? [at, at] : [columns.first[index], columns.last[index]];
   const epoch = story.steps_per_epoch ? ` · epoch ${number(last / story.steps_per_epoch, 1)}` : "";
   const lines = [(first === last ? `step ${number(first)}` : `steps ${number(first)} to ${number(last)}`) + epoch];
