@@ -80,8 +80,9 @@ let columns = empty();
 let range = "all";
 /** Rises with each question, so that a late answer to an earlier one is left alone. */
 let question = 0;
-/** The last question that was answered, and what has come since a question was asked: its answer may not know of it. */
+/** The last question that is not under way any more, whether it was answered or has failed. */
 let answered = 0;
+/** What has come since a question was asked: its answer may not know of it. */
 let meanwhile = [];
 
 function empty() {
@@ -102,15 +103,25 @@ async function ask() {
   meanwhile = [];
   const { from, to } = bounds();
   const live = range === "all" || range.last;
-  const response = await fetch(`/api/history?points=${POINTS}&from=${from}${live ? "" : `&to=${to}`}`);
-  if (!response.ok) return;
-  const answer = await response.json();
+  const answer = await read(`/api/history?points=${POINTS}&from=${from}${live ? "" : `&to=${to}`}`);
   if (mine !== question) return;
-  columns = answer.columns;
   answered = mine;
+  // What is here stays, and has all that came meanwhile.
+  if (!answer) return;
+  columns = answer.columns;
   meanwhile.splice(0).forEach(append);
   draw();
   return answer.last_step;
+}
+
+/** The JSON at an address; null if there is none. */
+async function read(address) {
+  try {
+    const response = await fetch(address);
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null;
+  }
 }
 
 /** Steps that have come. */
@@ -127,8 +138,9 @@ function append(news) {
     for (const key of ["mean", "low", "high"]) extend(columns.curves[name][key], curve[key]);
   }
   for (const [name, values] of Object.entries(news.seconds)) extend((columns.seconds[name] ??= []), values);
-  if (columns.first.length > 2 * POINTS) ask();
-  else soon();
+  // An answer under way would be thrown away for another one, and on a slow link none would ever be taken.
+  if (columns.first.length > 2 * POINTS && answered === question) ask();
+  soon();
 }
 
 /** Takes step `i` into the last point, as long as that stands for fewer steps than the others do. */
@@ -845,4 +857,4 @@ function begin(after) {
   events.onerror = () => { if (!ended) connection("lost", "connection lost, trying again"); };
 }
 
-ask().then((last) => begin(last ?? 0), () => begin(0));
+ask().then((last) => begin(last ?? 0));
