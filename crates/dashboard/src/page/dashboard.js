@@ -854,7 +854,23 @@ function begin(after) {
     events.close();
     connection("over", "the coordinator has ended; this is how the run stood");
   });
-  events.onerror = () => { if (!ended) connection("lost", "connection lost, trying again"); };
+  events.onerror = () => {
+    if (ended) return;
+    connection("lost", "connection lost, trying again");
+    // The browser itself tries again only after an answer that was a stream, or none: not after a proxy's 502, nor
+    // where another coordinator asks for the token.
+    if (events.readyState === EventSource.CLOSED) setTimeout(reloadWhenThere, AGAIN_MS);
+  };
+}
+
+/** How long the page waits before it looks for a coordinator again. */
+const AGAIN_MS = 2000;
+
+/** Loads the page anew, or the form that asks for the token, as soon as a coordinator answers. */
+async function reloadWhenThere() {
+  const isThere = await fetch("/healthz").then(({ ok }) => ok, () => false);
+  if (isThere) location.reload();
+  else setTimeout(reloadWhenThere, AGAIN_MS);
 }
 
 ask().then((last) => begin(last ?? 0));
