@@ -409,6 +409,8 @@ def check_life(page):
     """While steps are made, each moment's loss and collapse level are those of one line."""
     page.wait_for_state("training")
     page.browser.wait_until("the workers on the page", ["worker 1", "worker 2"], lambda: page.read()["workers"])
+    # Whoever is about to press a button must not lose it.
+    page.browser.run("window.drain = document.querySelector('#workers-table button'); drain.focus()")
     seen = {}
 
     def look():
@@ -418,6 +420,8 @@ def check_life(page):
         return len(seen)
 
     page.run.coordinator.wait_for("five different losses on the page", lambda: look() >= 5)
+    kept = page.browser.run("return drain.isConnected && document.activeElement === drain")
+    expect("whether a worker's button and its focus are kept", True, kept)
     lines = {step["loss"]: step for step in page.run.steps()}
     for loss, tiles in seen.items():
         if loss not in lines:

@@ -575,11 +575,11 @@ function drawStatus() {
   tile("collapse_level", number(last?.collapse_level, 3), "near 1 is healthy, near 0 is collapse", last?.collapse_level);
   const speed = recent ? `of the last ${recent.steps} steps, ${milliseconds(recent.step_s)} each · ${scaled(recent.model_flops_per_second, "FLOP/s")}` : "";
   tile("images_per_second", number(recent?.images_per_second), speed, recent?.images_per_second);
+  drawKnn();
+  drawWorkers();
   for (const button of document.querySelectorAll("[data-action]")) {
     button.disabled = !connected || !status.actions.includes(button.dataset.action);
   }
-  drawKnn();
-  drawWorkers();
   drawViews();
   $("report-there").hidden = !status.has_report;
   $("report-missing").hidden = status.has_report;
@@ -613,24 +613,48 @@ function drawWorkers() {
   say($("workers-caption"), workers.length
     ? `${workers.length} of ${expected} workers, generation ${generation}.${lost}`
     : `No worker is here; the run waits for ${expected}.${lost}`);
-  const rows = workers.map((worker) => {
-    const name = make("th", { scope: "row" }, `worker ${worker.worker}`, make("span", { class: `doing${worker.doing === "training" || worker.doing === "finished" ? "" : " off"}` }, worker.doing), make("small", {}, worker.description));
-    const seconds = worker.pace?.seconds;
-    const rates = status.rates[worker.worker];
-    const late = worker.silent_ms > LATE_MS ? "number late" : "number";
-    return make("tr", {}, name, make("td", {}, ...shardsOf(worker, shards)),
-      make("td", { class: "number", "data-label": "images/s" }, ...computed(rates)),
-      make("td", {}, ...(seconds ? splitOf(seconds) : ["–"])),
-      make("td", { class: "number", "data-label": "step" }, seconds ? milliseconds(seconds.step) : "–"),
-      make("td", { class: "number", "data-label": "to the others" }, ...sent(rates)),
-      make("td", { class: late, "data-label": "last sign of life" }, `${age(worker.silent_ms)} ago`),
-      make("td", {}, drainButton(worker.worker)));
-  });
-  // Rows are made anew each second; whoever is about to press a button stays on it.
-  const focused = document.activeElement?.dataset?.worker;
-  $("workers-table").tBodies[0].replaceChildren(...rows);
-  if (focused) $("workers-table").querySelector(`[data-worker="${focused}"]`)?.focus();
+  placeRows($("workers-table").tBodies[0], workers.map(({ worker }) => worker));
+  for (const worker of workers) fillRow(workerRows.get(worker.worker), worker, shards);
   $("workers-table").hidden = !workers.length;
+}
+
+/** Each worker's row. It is kept, since one that is made anew loses the focus, and a press that has begun on it. */
+const workerRows = new Map();
+
+/** Has a row for each of these workers in `body`, in their order, and no other one. */
+function placeRows(body, workers) {
+  for (const [worker, row] of workerRows) {
+    if (workers.includes(worker)) continue;
+    row.remove();
+    workerRows.delete(worker);
+  }
+  workers.forEach((worker, place) => {
+    if (!workerRows.has(worker)) workerRows.set(worker, workerRow(worker, body.dataset));
+    const row = workerRows.get(worker);
+    if (body.rows[place] !== row) body.insertBefore(row, body.rows[place] ?? null);
+  });
+}
+
+function workerRow(worker, { question, label }) {
+  const numbers = (name) => make("td", { class: "number", "data-label": name });
+  const drain = make("button", { type: "button", "data-action": "drain", "data-worker": worker, "data-question": question, "aria-label": `${label} worker ${worker}` }, label);
+  return make("tr", {}, make("th", { scope: "row" }), make("td"), numbers("images/s"), make("td"), numbers("step"),
+    numbers("to the others"), numbers("last sign of life"), make("td", {}, drain));
+}
+
+function fillRow(row, worker, shards) {
+  const [name, held, speed, split, step, others, seen] = row.cells;
+  const isAtWork = worker.doing === "training" || worker.doing === "finished";
+  const seconds = worker.pace?.seconds;
+  const rates = status.rates[worker.worker];
+  name.replaceChildren(`worker ${worker.worker}`, make("span", { class: `doing${isAtWork ? "" : " off"}` }, worker.doing), make("small", {}, worker.description));
+  held.replaceChildren(...shardsOf(worker, shards));
+  speed.replaceChildren(...computed(rates));
+  split.replaceChildren(...(seconds ? splitOf(seconds) : ["–"]));
+  say(step, seconds ? milliseconds(seconds.step) : "–");
+  others.replaceChildren(...sent(rates));
+  say(seen, `${age(worker.silent_ms)} ago`);
+  seen.classList.toggle("late", worker.silent_ms > LATE_MS);
 }
 
 /** A worker's images, the arithmetic that its network needs for them, and which share that is of what its device can. */
@@ -644,13 +668,6 @@ function computed(rates) {
 function sent(rates) {
   if (!rates || rates.sent_bytes_per_step === null) return ["–"];
   return [scaled(rates.sent_bytes_per_second, "B/s"), make("small", {}, `${scaled(rates.sent_bytes_per_step, "B")} a step`)];
-}
-
-function drainButton(worker) {
-  const { question, label } = $("workers-table").tBodies[0].dataset;
-  const button = make("button", { type: "button", "data-action": "drain", "data-worker": worker, "data-question": question, "aria-label": `${label} worker ${worker}` }, label);
-  button.disabled = !connected || !status.actions.includes("drain");
-  return button;
 }
 
 function shardsOf({ first_shard: first, shard_count: count }, shards) {
