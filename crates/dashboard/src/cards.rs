@@ -45,7 +45,9 @@ pub(crate) struct CardFigure {
     pub(crate) label: String,
     /// Its value.
     pub(crate) value: f64,
-    /// The 95 % confidence interval, of a share of right answers.
+    /// Whether it is a share of right answers, or how far such shares are spread.
+    pub(crate) is_share: bool,
+    /// The 95 % confidence interval, of a share of right answers among some images.
     pub(crate) interval: Option<[f64; 2]>,
 }
 
@@ -94,22 +96,40 @@ fn is_small(path: &Path) -> bool {
 fn parse(path: &Path, text: &[u8]) -> Option<Card> {
     let card: Value = serde_json::from_slice(text).ok()?;
     let measurement = &card["measurement"];
-    let mut figures = Vec::new();
-    collect("", measurement, &mut figures);
-    figures.sort_by_key(|figure| figure.interval.is_none());
-    figures.truncate(MOST_FIGURES);
+    let evaluation = measurement["evaluation"].as_str()?;
+    let figures = if evaluation == "linear-folds" { folds(measurement) } else { generic(measurement) };
     // It is there before its card.
     let picture = path.with_extension("jpg");
     let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
     Some(Card {
         file: name(path)?,
-        evaluation: measurement["evaluation"].as_str()?.to_string(),
+        evaluation: evaluation.to_string(),
         checkpoint: card["weights"]["checkpoint"].as_str().map(str::to_string),
         step: card["weights"]["step"].as_u64()?,
         data: card["data"]["name"].as_str().unwrap_or("unknown images").to_string(),
         figures,
         picture: is_small(&picture).then(|| name(&picture)).flatten(),
     })
+}
+
+/// Folds by their mean and spread: each by itself would fill the card.
+fn folds(measurement: &Value) -> Vec<CardFigure> {
+    let count = measurement["folds"].as_array().map_or(0, Vec::len);
+    let figure = |label: String, name: &str| {
+        Some(CardFigure { label, value: measurement[name].as_f64()?, is_share: true, interval: None })
+    };
+    let mean = figure(format!("mean of {count} folds"), "mean");
+    let spread = figure("standard deviation".to_string(), "std");
+    mean.into_iter().chain(spread).collect()
+}
+
+/// The first figures within a measurement: shares, then the rest.
+fn generic(measurement: &Value) -> Vec<CardFigure> {
+    let mut figures = Vec::new();
+    collect("", measurement, &mut figures);
+    figures.sort_by_key(|figure| !figure.is_share);
+    figures.truncate(MOST_FIGURES);
+    figures
 }
 
 /// Parts of a measurement that are how it was made, or too long to be shown.
@@ -131,13 +151,14 @@ const STRUCTURAL: [&str; 4] = ["scores", "quality", "fit", "results"];
 fn collect(label: &str, value: &Value, into: &mut Vec<CardFigure>) {
     let number = |name: &str| value[name].as_f64();
     if let (Some(share), Some(low), Some(high)) = (number("share"), number("low_95"), number("high_95")) {
-        into.push(CardFigure { label: label.to_string(), value: share, interval: Some([low, high]) });
+        let interval = Some([low, high]);
+        into.push(CardFigure { label: label.to_string(), value: share, is_share: true, interval });
         return;
     }
     match value {
         Value::Number(number) => {
             let value = number.as_f64().unwrap_or(f64::NAN);
-            into.push(CardFigure { label: label.to_string(), value, interval: None });
+            into.push(CardFigure { label: label.to_string(), value, is_share: false, interval: None });
         }
         Value::Object(fields) => {
             let votes = &fields.get("votes");
@@ -193,6 +214,7 @@ mod tests {
         let figure = |label: &str, value: f64| CardFigure {
             label: label.to_string(),
             value,
+            is_share: true,
             interval: Some([value - 0.1, value + 0.1]),
         };
         assert_eq!(
@@ -214,5 +236,33 @@ mod tests {
         {
             assert_eq!(cards.have_picture(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn folds_are_shown_by_their_mean_and_spread() {
+        let folder = tempfile::tempdir().unwrap();
+        let fold = |top1: f64| json!({"top1": share(top1), "fit": {"l2": 0.5, "iterations": 20}});
+        let folds = json!({
+            "weights": {"checkpoint": null, "step": 0},
+            "data": {"name": "stl10"},
+            "measurement": {
+                "evaluation": "linear-folds", "settings": {"seed": 0}, "folds_blake3": "00",
+                "folds": (0..10).map(|number| fold(0.5 + f64::from(number) / 100.0)).collect::<Vec<_>>(),
+                "mean": 0.545, "std": 0.03,
+            },
+        });
+        fs::write(folder.path().join("folds.json"), folds.to_string()).unwrap();
+        let mut cards = Cards::default();
+        assert!(cards.read(folder.path()));
+        let figure = |label: &str, value: f64| CardFigure {
+            label: label.to_string(),
+            value,
+            is_share: true,
+            interval: None,
+        };
+        assert_eq!(
+            cards.all[0].figures,
+            [figure("mean of 10 folds", 0.545), figure("standard deviation", 0.03)]
+        );
     }
 }

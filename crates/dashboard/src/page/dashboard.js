@@ -757,7 +757,7 @@ function drawCards() {
   }
   const cards = [...story.cards].reverse().map((card) => {
     const figures = card.figures.flatMap((figure) => {
-      const value = figure.interval ? percent(figure.value, 2) : short(figure.value);
+      const value = figure.is_share ? percent(figure.value, 2) : short(figure.value);
       const interval = figure.interval ? `95 %: ${number(100 * figure.interval[0], 1)}–${number(100 * figure.interval[1], 1)}` : "";
       return [make("dt", {}, figure.label), make("dd", interval ? { title: interval } : {}, value)];
     });
