@@ -25,7 +25,7 @@ pub(crate) async fn tell(site: Arc<Site>, mut after: u64, page: mpsc::Sender<Byt
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = site.record().life;
     let mut version = None;
-    let hello = event("hello", &json!({ "instance": site.instance }), after);
+    let hello = event("hello", &json!({ "instance": site.instance, "life": life }), after);
     if send(&page, hello).await.is_err() {
         return;
     }

@@ -68,6 +68,9 @@ async fn a_page_that_is_opened_late_or_after_a_restart_has_the_history() {
     let again = served.get("/api/history").await.json();
     assert_eq!(again["columns"]["last"].as_array().unwrap().len(), 30);
     assert_ne!(again["life"], before["life"]);
+    // A page that was away meanwhile has steps up to 25 of before: by this it knows that they are others now.
+    let mut events = Events::open(served.address, "/api/events?after=25").await;
+    assert_eq!(events.until("hello", |_| true).await["life"], again["life"]);
     served.end().await;
 }
 

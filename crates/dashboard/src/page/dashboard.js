@@ -76,6 +76,8 @@ const POINTS = 600;
 let status = null;
 let story = { moments: [], generations: [], evaluations: [], cards: [], steps_per_epoch: null };
 let columns = empty();
+/** Of which of the run's lives these are: one that is rolled back begins another. */
+let life = null;
 /** "all", { last: steps } or { from, to }. */
 let range = "all";
 /** Rises with each question, so that a late answer to an earlier one is left alone. */
@@ -108,7 +110,7 @@ async function ask() {
   answered = mine;
   // What is here stays, and has all that came meanwhile.
   if (!answer) return;
-  columns = answer.columns;
+  ({ columns, life } = answer);
   meanwhile.splice(0).forEach(append);
   draw();
   return answer.last_step;
@@ -851,10 +853,12 @@ function connection(state, text) {
 function begin(after) {
   const events = new EventSource(`/api/events?after=${after}`);
   const on = (name, hear) => events.addEventListener(name, (event) => hear(JSON.parse(event.data)));
-  on("hello", ({ instance }) => {
+  on("hello", ({ instance, life: now }) => {
     // Another coordinator, with another secret.
     if (instance !== meta("instance")) return location.reload();
     connection("live", "live");
+    // The steps that are here may have been made anew while this page was away.
+    if (now !== life) ask();
   });
   on("status", (news) => {
     const first = status === null;
