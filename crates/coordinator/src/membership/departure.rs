@@ -42,10 +42,10 @@ impl Membership {
         }
     }
 
-    /// Why a generation stops in which some want to leave.
+    /// Why a generation stops in which some want to leave. Whoever has finished and is gone by now did not wait until it
+    /// was let go.
     pub(super) fn who_leaves(&self) -> Option<String> {
-        let is_leaving =
-            |worker: &&WorkerId| self.members.get(worker).is_some_and(|member| member.is_leaving);
+        let is_leaving = |worker: &&WorkerId| self.members.get(worker).is_none_or(|member| member.is_leaving);
         let names: Vec<String> =
             self.ranks.iter().filter(is_leaving).map(|&worker| self.describe(worker)).collect();
         (!names.is_empty()).then(|| format!("{} leaves", names.join(", ")))

@@ -94,6 +94,17 @@ fn a_stop_or_a_loss_meanwhile_goes_on_as_ever() {
 }
 
 #[test]
+fn who_leaves_and_is_lost_before_the_others_have_finished_ends_nothing() {
+    let mut course = Course::training(shrinking(3));
+    leaving(&mut course, 2);
+    course.finished(2, 3, 1);
+    assert!(matches!(course.loses(2)[..], [Action::Record(Record::Lost { worker: 2, .. })]));
+    course.finished(3, 3, 1);
+    let actions = course.finished(1, 3, 1);
+    assert_eq!((outcome(&actions), assemblies(&actions)), (None, vec![(1, 2, 3, 4), (3, 2, 3, 4)]));
+}
+
+#[test]
 fn the_last_one_leaves_a_run_that_waits_for_others() {
     let mut course = Course::training(shrinking(1));
     leaving(&mut course, 1);
