@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::checkpoint::CheckpointDirectory;
+use crate::clock::Clock;
 use crate::diagnosis::{Diagnosis, Finding};
 use crate::evaluations::Evaluations;
 use crate::journal::Record;
@@ -61,6 +62,7 @@ pub(crate) struct Control<O> {
     workers_expected: u32,
     total_steps: u64,
     started_at: Instant,
+    clock: Clock,
     outcome: Option<Outcome>,
 }
 
@@ -122,6 +124,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             workers_expected: run.workers,
             total_steps: run.total_steps,
             started_at: Instant::now(),
+            clock: Clock::default(),
             outcome: None,
         };
         if !has_left_workers {
@@ -289,7 +292,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             return;
         }
         self.seen_at = Some(now);
-        let mut sight = self.membership.sight(self.started_at.elapsed());
+        let mut sight = self.membership.sight(self.clock.at(self.started_at.elapsed()));
         self.paces.complete(&mut sight);
         (self.observer)(&Progress::Seen(sight));
     }
@@ -312,7 +315,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     /// Tells membership what happened and does what it decides. The answer is for a worker that joins.
     fn act(&mut self, event: Event) -> Result<Option<Answer>, CoordinatorError> {
         let mut answer = None;
-        for action in self.membership.step(event, self.started_at.elapsed()) {
+        for action in self.membership.step(event, self.clock.at(self.started_at.elapsed())) {
             match action {
                 Action::Admit { worker } => {
                     let committed_step = self.membership.committed_step();

@@ -3,7 +3,7 @@
 //! Start with [`serve`] (`run.rs`) and the control loop that it runs (`control.rs`): one task that hears events, asks
 //! [`membership`] what to do, and does it. The rest stands around it:
 //!
-//! - [`membership`]: the decisions, as a pure state machine
+//! - [`membership`]: the decisions, as a pure state machine; `clock.rs`: the time that it goes by
 //! - `service.rs`, `wire.rs`: the gRPC handlers, which translate and stream bytes
 //! - `incoming.rs`, `guard.rs`, `rate.rs`: who may connect, who may call, and how often
 //! - [`RunDirectory`], [`checkpoint`], [`journal`], [`flight_recorder`], `growing.rs`: what a run leaves behind; `footprint.rs`: how
@@ -18,6 +18,7 @@
 //! for TensorBoard.
 
 pub mod checkpoint;
+mod clock;
 mod control;
 mod diagnosis;
 mod evaluations;

@@ -5,6 +5,7 @@
 mod fake;
 
 use std::fs;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -280,6 +281,22 @@ async fn a_silent_worker_ends_the_run() {
     assert!(worker.dismissed().await.contains("nothing was heard of it for 0.3 s"));
     drop(worker);
     cluster.fails_with(&["worker 1 (fake 1) was lost"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_lost_because_the_coordinator_slept() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start_with(create(folder.path()), 1, |run| {
+        run.timeouts.heartbeat = Duration::from_secs(2);
+    })
+    .await;
+    let mut worker = cluster.training(1).await.remove(0);
+    cluster.stall_ms.store(3000, Ordering::Relaxed);
+    worker.step_done(1).await;
+    worker.finished(TOTAL_STEPS).await;
+    assert_eq!(worker.dismissed().await, "");
+    drop(worker);
+    assert!(matches!(cluster.end().await, Outcome::Completed { .. }));
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,6 +68,8 @@ pub(crate) struct Cluster {
     pub(crate) task: JoinHandle<Result<Outcome, CoordinatorError>>,
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) progress: mpsc::UnboundedReceiver<Progress>,
+    /// For how long the coordinator is held up, once, by the next thing that it tells.
+    pub(crate) stall_ms: Arc<AtomicU64>,
 }
 
 impl Cluster {
@@ -109,14 +113,17 @@ impl Cluster {
         change(&mut run);
         let (asking, requests) = mpsc::channel(2);
         let (sender, progress) = mpsc::unbounded_channel();
+        let stall_ms = Arc::new(AtomicU64::new(0));
+        let stalled_ms = Arc::clone(&stall_ms);
         let observer = move |progress: &Progress| {
+            thread::sleep(Duration::from_millis(stalled_ms.swap(0, Ordering::Relaxed)));
             // What comes with the time and not with an event is no test's, and a test may have seen enough.
             if !matches!(progress, Progress::Seen(_)) {
                 let _ = sender.send(progress.clone());
             }
         };
         let task = tokio::spawn(serve(listener, run, blocks, observer, requests));
-        Cluster { address, task, requests: asking, progress }
+        Cluster { address, task, requests: asking, progress, stall_ms }
     }
 
     /// Workers that have joined and attend, in order of rank.
