@@ -434,6 +434,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         self.act(Event::RolledBack(rollback))?;
         // Nobody who saved a step of the old course gets it in.
         self.awaited_steps.clear();
+        if let Some(evaluations) = &mut self.evaluations {
+            evaluations.forget_after(step);
+        }
         self.directory.roll_back(step, change)?;
         self.curves = self.directory.begin_curves(step)?;
         self.diagnosis = Diagnosis::new(self.directory.recipe(), self.total_steps);

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use protocol::TOKEN_VARIABLE;
 
+use crate::checkpoint::step_of;
 use crate::supervisor::tail;
 
 /// How evaluations are started.
@@ -48,7 +49,7 @@ pub struct Evaluated {
     pub picture: Option<PathBuf>,
 }
 
-/// The evaluations of one run. When dropped, the one under way is ended.
+/// The evaluations of one run.
 #[derive(Debug)]
 pub struct Evaluations {
     settings: EvaluationSettings,
@@ -67,6 +68,7 @@ enum Weights {
     Checkpoint(String),
 }
 
+/// The one under way. When dropped, it is ended.
 #[derive(Debug)]
 struct Running {
     weights: Weights,
@@ -105,6 +107,16 @@ impl Evaluations {
             self.waiting.retain(|weights| *weights == Weights::Random);
             self.waiting.push(Weights::Checkpoint(checkpoint.to_owned()));
         }
+    }
+
+    /// The run went back to the state after `step`: later weights are its own no more.
+    pub(crate) fn forget_after(&mut self, step: u64) {
+        let is_later = |weights: &Weights| match weights {
+            Weights::Random => false,
+            Weights::Checkpoint(name) => step_of(name).is_some_and(|later| later > step),
+        };
+        self.waiting.retain(|weights| !is_later(weights));
+        self.running.take_if(|running| is_later(&running.weights));
     }
 
     /// Whether there is one under way or to come.
@@ -163,13 +175,11 @@ impl Evaluations {
     }
 }
 
-impl Drop for Evaluations {
+impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(running) = &mut self.running {
-            // Errors mean that it has ended meanwhile, which is what is wanted.
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-        }
+        // Errors mean that it has ended meanwhile, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -283,6 +293,24 @@ mod tests {
                 told.extend(subjects(until_all_ended(&mut evaluations)));
             }
             assert_eq!(told, expected, "{seen} {missed:?}");
+        }
+    }
+
+    #[test]
+    fn of_what_was_taken_back_nothing_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut evaluations = evaluations(folder.path(), 1, ANSWER);
+        for (taken_back_to, expected) in [
+            (9, &[][..]),
+            (10, &["step-000010--checkpoint"]),
+            (20, &["step-000010--checkpoint", "step-000020--checkpoint"]),
+        ] {
+            // The first is under way, and the second waits.
+            evaluations.published("step-000010", false);
+            assert!(evaluations.look().is_empty());
+            evaluations.published("step-000020", false);
+            evaluations.forget_after(taken_back_to);
+            assert_eq!(subjects(until_all_ended(&mut evaluations)), expected, "{taken_back_to}");
         }
     }
 

@@ -132,7 +132,7 @@ pub(super) fn checkpoint_name(step: u64) -> String {
 }
 
 /// The step in a checkpoint's name; `None` for every other name.
-pub(super) fn step_of(name: &str) -> Option<u64> {
+pub(crate) fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (checkpoint_name(step) == name).then_some(step)
 }

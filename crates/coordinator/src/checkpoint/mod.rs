@@ -11,7 +11,8 @@ pub use directory::{CheckpointDirectory, FileEntry, Manifest};
 pub use error::CheckpointError;
 pub use publish::PartialCheckpoint;
 
-use directory::{checkpoint_name, step_of};
+use directory::checkpoint_name;
+pub(crate) use directory::step_of;
 
 /// The folder `checkpoints` of a run directory.
 #[derive(Debug, Clone)]
