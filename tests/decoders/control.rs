@@ -249,7 +249,7 @@ fn publish(bytes: &[u8]) -> bool {
             are_taken = partial.write(&part.file, &part.data).is_ok();
         }
         let is_published = if are_taken {
-            run.checkpoints().publish(partial, 2).is_ok()
+            run.checkpoints().publish(partial).is_ok()
         } else {
             drop(partial);
             false

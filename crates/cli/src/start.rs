@@ -56,7 +56,7 @@ pub(crate) fn publish(directory: &RunDirectory, first: &FirstState, screen: &Scr
         for (name, content) in checkpoint::write(&Layout::of(&recipe.model), state.clone()) {
             partial.write(name, &content)?;
         }
-        checkpoints.publish(partial, recipe.checkpoint.keep)
+        checkpoints.publish(partial)
     };
     write().context("save the weights to start from")?;
     Ok(())

@@ -384,7 +384,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             evaluations.published(checkpoint, *step == self.total_steps);
         }
         match record {
-            Record::Checkpoint { checkpoint, step, .. } => self.look_at_weights(checkpoint, *step),
+            Record::Checkpoint { checkpoint, step, .. } => {
+                // Not beside the control loop, which may look for one to go back to.
+                self.directory.checkpoints().keep_last(self.directory.recipe().checkpoint.keep, *step);
+                self.look_at_weights(checkpoint, *step);
+            }
             Record::Ended(outcome) => {
                 let succeeded = !matches!(outcome, Outcome::Failed { .. });
                 self.curves.end(succeeded, self.membership.committed_step(), unix_time());

@@ -103,7 +103,7 @@ mod tests {
         for step in saved {
             let mut partial = run.checkpoints().begin(*step).unwrap();
             partial.write("progress.json", b"{}").unwrap();
-            run.checkpoints().publish(partial, 3).unwrap();
+            run.checkpoints().publish(partial).unwrap();
         }
         run
     }

@@ -155,7 +155,6 @@ fn facts(run: &Run) -> Result<Facts, CoordinatorError> {
         manifest_json: run.manifest_json.clone(),
         shards: recipe.training.shards,
         checkpoints: run.directory.checkpoints().clone(),
-        checkpoints_kept: recipe.checkpoint.keep,
     })
 }
 

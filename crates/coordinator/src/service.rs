@@ -93,7 +93,6 @@ pub(crate) struct Facts {
     pub(crate) manifest_json: String,
     pub(crate) shards: u32,
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) checkpoints_kept: u32,
 }
 
 impl Facts {
@@ -314,8 +313,8 @@ impl Coordinator for Service {
         if let Ok(answer) = timeout(REPORTS_LIMIT, self.ask(|reply| Input::Committed { step, reply })).await {
             answer?;
         }
-        let (checkpoints, keep) = (self.facts.checkpoints.clone(), self.facts.checkpoints_kept);
-        let published = on_disk(move || checkpoints.publish(partial, keep)).await?;
+        let checkpoints = self.facts.checkpoints.clone();
+        let published = on_disk(move || checkpoints.publish(partial)).await?;
         let checkpoint = published.name();
         let event = Event::Published { generation, checkpoint: checkpoint.clone(), step };
         self.inputs.send(Input::Event(event)).await.map_err(|_| ended())?;

@@ -140,6 +140,27 @@ async fn blocks_arrive_in_parts_and_in_order() {
 }
 
 #[tokio::test]
+async fn the_last_few_checkpoints_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = create(folder.path());
+    let keep = directory.recipe().checkpoint.keep as usize;
+    let cluster = Cluster::start(directory, 1).await;
+    let mut worker = cluster.training(1).await.remove(0);
+    let mut names = Vec::new();
+    for step in 1..=keep as u64 + 2 {
+        worker.step_done(step).await;
+        let parts = worker.checkpoint(step);
+        names.push(worker.publish(parts).await.unwrap());
+    }
+    worker.finished(TOTAL_STEPS).await;
+    assert_eq!(worker.dismissed().await, "");
+    let left = fs::read_dir(folder.path().join("run/checkpoints")).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, names[2..]);
+}
+
+#[tokio::test]
 async fn a_worker_that_is_one_step_behind_gets_the_state() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = Cluster::start_with(create(folder.path()), 3, |run| {

@@ -46,19 +46,23 @@ impl Checkpoints {
         PartialCheckpoint::begin(&self.path, step, &self.run_id)
     }
 
-    /// Publishes `partial` and deletes all but the last `keep` checkpoints up to its step. Where the same
-    /// step was published before, the first one stays.
+    /// Publishes `partial`. Where the same step was published before, the first one stays.
     ///
     /// # Errors
     /// [`CheckpointError::Refused`] if it is not whole, or those of the disk; nothing of it is left then.
-    pub fn publish(
-        &self,
-        partial: PartialCheckpoint,
-        keep: u32,
-    ) -> Result<CheckpointDirectory, CheckpointError> {
-        let published = partial.finish()?;
+    pub fn publish(&self, partial: PartialCheckpoint) -> Result<CheckpointDirectory, CheckpointError> {
+        partial.finish()
+    }
+
+    /// Deletes all but the last `keep` checkpoints up to `step`, which is to be the run's own: one that was published while
+    /// the run went back is not, and must not push out what the run went back to.
+    pub(crate) fn keep_last(&self, keep: u32, step: u64) {
+        let steps = self.steps().unwrap_or_else(|error| {
+            tracing::warn!("old checkpoints are kept: {error}");
+            Vec::new()
+        });
         // Newer ones are none of this run's: only a damaged one is passed over when a run is resumed.
-        let older = self.steps()?.into_iter().filter(|step| *step < published.step());
+        let older = steps.into_iter().filter(|older| *older < step);
         for step in older.skip(keep.saturating_sub(1) as usize) {
             let path = self.path.join(checkpoint_name(step));
             if let Err(error) = fs::remove_dir_all(&path) {
@@ -66,7 +70,6 @@ impl Checkpoints {
                 tracing::warn!("cannot remove the old checkpoint {}: {error}", path.display());
             }
         }
-        Ok(published)
     }
 
     /// The newest checkpoint whose files are what its manifest says, with a warning for each one that is
@@ -178,8 +181,8 @@ mod tests {
         partial
     }
 
-    fn publish(checkpoints: &Checkpoints, step: u64, keep: u32) -> CheckpointDirectory {
-        checkpoints.publish(write(checkpoints, step), keep).unwrap()
+    fn publish(checkpoints: &Checkpoints, step: u64) -> CheckpointDirectory {
+        checkpoints.publish(write(checkpoints, step)).unwrap()
     }
 
     #[test]
@@ -187,7 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
         assert_eq!(checkpoints.latest_valid().unwrap(), None);
-        let published = publish(&checkpoints, 123, 3);
+        let published = publish(&checkpoints, 123);
         assert_eq!(published.path(), folder.path().join("step-000123"));
         assert_eq!(fs::read(published.path().join("model.safetensors")).unwrap(), b"weights of 123");
         assert_eq!(published.manifest().files.len(), 3);
@@ -205,7 +208,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let checkpoints = open(folder.path());
             for step in [10, 20, 30, 40, 50] {
-                publish(&checkpoints, step, keep);
+                publish(&checkpoints, step);
+                checkpoints.keep_last(keep, step);
             }
             assert_eq!(checkpoints.steps().unwrap(), expected, "keep {keep}");
         }
@@ -213,7 +217,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
         fs::create_dir(folder.path().join("step-000099")).unwrap();
-        publish(&checkpoints, 10, 1);
+        publish(&checkpoints, 10);
+        checkpoints.keep_last(1, 10);
+        assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10);
+    }
+
+    #[test]
+    fn what_is_published_while_a_run_goes_back_pushes_nothing_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        publish(&checkpoints, 10);
+        publish(&checkpoints, 20);
+        checkpoints.forget_after(10).unwrap();
         assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10);
     }
 
@@ -237,14 +252,14 @@ mod tests {
         for (damage, expected) in damages {
             let folder = tempfile::tempdir().unwrap();
             let checkpoints = open(folder.path());
-            publish(&checkpoints, 10, 3);
-            let newest = publish(&checkpoints, 20, 3);
+            publish(&checkpoints, 10);
+            let newest = publish(&checkpoints, 20);
             damage(newest.path());
             let error = CheckpointDirectory::open(newest.path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error:?} lacks {expected:?}");
             assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10, "{expected}");
             // The run comes by the same step again.
-            publish(&checkpoints, 20, 3);
+            publish(&checkpoints, 20);
             assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 20, "{expected}");
         }
     }
@@ -253,8 +268,8 @@ mod tests {
     fn a_folder_under_another_steps_name_is_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
-        let published = publish(&checkpoints, 10, 3);
-        publish(&checkpoints, 5, 3);
+        let published = publish(&checkpoints, 10);
+        publish(&checkpoints, 5);
         fs::rename(published.path(), folder.path().join("step-000030")).unwrap();
         assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 5);
         // And so is one of another run; where there is no other, that is said.
@@ -284,7 +299,7 @@ mod tests {
             let mut partial = checkpoints.begin(10).unwrap();
             let written: Result<(), _> = stream.iter().try_for_each(|(file, data)| partial.write(file, data));
             let error = match written {
-                Ok(()) => checkpoints.publish(partial, 3).unwrap_err(),
+                Ok(()) => checkpoints.publish(partial).unwrap_err(),
                 Err(error) => error,
             };
             assert!(error.to_string().contains(expected), "{error} lacks {expected:?}");
@@ -299,9 +314,9 @@ mod tests {
         let first = write(&checkpoints, 10);
         let error = checkpoints.begin(10).unwrap_err().to_string();
         assert!(error.contains("being published already"), "{error}");
-        checkpoints.publish(first, 3).unwrap();
+        checkpoints.publish(first).unwrap();
         // And again after it is there: the first stays.
-        publish(&checkpoints, 10, 3);
+        publish(&checkpoints, 10);
         assert_eq!(names(folder.path()).unwrap(), ["step-000010"]);
     }
 
