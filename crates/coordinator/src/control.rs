@@ -204,7 +204,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
                 return Ok(outcome);
             }
             match self.remedy.take() {
-                Some(Remedy::Stop) => drop(self.act(Event::Requested(Request::Stop))?),
+                Some(Remedy::Stop) => drop(self.act(Event::Hopeless)?),
                 Some(Remedy::Rollback(rollback)) => self.roll_back(rollback)?,
                 None => {}
             }
@@ -420,7 +420,11 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
     /// Writes down what ails the network. What is fatal stops the run, or takes it back, if its recipe says so.
     fn tell_findings(&mut self, step: u64, findings: Vec<Finding>) -> Result<(), CoordinatorError> {
         for finding in findings {
-            let remedy = Remedy::of(&finding, &self.directory, self.membership.can_roll_back())?;
+            // A run that stops already needs no other remedy.
+            let remedy = match self.membership.is_to_go_on() {
+                true => Remedy::of(&finding, &self.directory)?,
+                false => None,
+            };
             let stops = remedy == Some(Remedy::Stop);
             // A stop helps against everything.
             self.remedy = if stops { remedy } else { self.remedy.take().or(remedy) };

@@ -22,16 +22,12 @@ pub(crate) enum Remedy {
 }
 
 impl Remedy {
-    /// What the recipe wants done about a finding, if anything; `may_go_back` unless the run is about to end.
-    pub(crate) fn of(
-        finding: &Finding,
-        run: &RunDirectory,
-        may_go_back: bool,
-    ) -> Result<Option<Remedy>, RunDirectoryError> {
+    /// What the recipe wants done about a finding, if anything.
+    pub(crate) fn of(finding: &Finding, run: &RunDirectory) -> Result<Option<Remedy>, RunDirectoryError> {
         let changes = &run.recipe().optimizer.learning_rate_changes;
         let on_collapse = run.recipe().training.on_collapse;
         let is_to_go_back = on_collapse == OnCollapse::Rollback && finding.is_mended_by_smaller_steps;
-        if on_collapse == OnCollapse::Warn || is_to_go_back && !may_go_back {
+        if on_collapse == OnCollapse::Warn {
             return Ok(None);
         }
         if !is_to_go_back {
@@ -121,7 +117,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut run = run(&folder, &["training.on_collapse=rollback"], saved);
             let rollback = Rollback { checkpoint, step, learning_rate_changes: vec![change(step)] };
-            let found = Remedy::of(&finding(false, true), &run, true).unwrap();
+            let found = Remedy::of(&finding(false, true), &run).unwrap();
             assert_eq!(found, Some(Remedy::Rollback(rollback)), "{saved:?}");
             run.roll_back(step, change(step)).unwrap();
             drop(run);
@@ -139,18 +135,17 @@ mod tests {
                       {after_step=1,factor=0.5}]";
         let start = "start.weights=a.pth";
         let stop = Some(Remedy::Stop);
-        for (set, is_fatal, is_mended, may_go_back, expected) in [
-            (&["training.on_collapse=warn"][..], true, true, true, None),
-            (&["training.on_collapse=stop"], true, true, true, stop.clone()),
-            (&["training.on_collapse=stop"], false, true, true, None),
-            (&["training.on_collapse=rollback"], true, false, true, stop.clone()),
-            (&["training.on_collapse=rollback"], false, false, true, None),
-            (&["training.on_collapse=rollback"], true, true, false, None),
-            (&["training.on_collapse=rollback", thrice], false, true, true, stop.clone()),
-            (&["training.on_collapse=rollback", start], false, true, true, stop),
+        for (set, is_fatal, is_mended, expected) in [
+            (&["training.on_collapse=warn"][..], true, true, None),
+            (&["training.on_collapse=stop"], true, true, stop.clone()),
+            (&["training.on_collapse=stop"], false, true, None),
+            (&["training.on_collapse=rollback"], true, false, stop.clone()),
+            (&["training.on_collapse=rollback"], false, false, None),
+            (&["training.on_collapse=rollback", thrice], false, true, stop.clone()),
+            (&["training.on_collapse=rollback", start], false, true, stop),
         ] {
             let folder = tempfile::tempdir().unwrap();
-            let found = Remedy::of(&finding(is_fatal, is_mended), &run(&folder, set, &[]), may_go_back);
+            let found = Remedy::of(&finding(is_fatal, is_mended), &run(&folder, set, &[]));
             assert_eq!(found.unwrap(), expected, "{set:?}");
         }
     }

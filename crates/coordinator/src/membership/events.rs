@@ -144,8 +144,10 @@ pub enum Event {
         step: u64,
     },
     /// The run directory tells of no step after this one any more; the steps are made again, with other learning rates. Not
-    /// before [`Membership::can_roll_back`](super::Membership::can_roll_back).
+    /// before [`Membership::is_to_go_on`](super::Membership::is_to_go_on).
     RolledBack(Rollback),
+    /// Nothing good can come of the run as it is, so it is to stop, whether or not a person asks for it.
+    Hopeless,
     /// A person asks for something.
     Requested(Request),
     /// Time has passed.
@@ -195,6 +197,7 @@ impl Event {
             | Event::ProcessEnded { .. }
             | Event::Published { .. }
             | Event::RolledBack(_)
+            | Event::Hopeless
             | Event::Requested(_)
             | Event::Tick => None,
         }

@@ -87,6 +87,8 @@ pub struct Membership {
     waiting_since: Duration,
     verdict: Option<Verdict>,
     stop_requested: bool,
+    /// Whether it was, too, by a person.
+    stop_requested_by_person: bool,
     /// Whether a person wants no more steps for now.
     is_paused: bool,
     /// The present generation's states, and whom its workers wait for.
@@ -168,6 +170,7 @@ impl Membership {
             waiting_since: now,
             verdict: None,
             stop_requested: false,
+            stop_requested_by_person: false,
             is_paused: false,
             replicas: Replicas::default(),
             stragglers: Stragglers::default(),
@@ -265,6 +268,8 @@ impl Membership {
                 false => Vec::new(),
             },
             Event::RolledBack(rollback) => self.roll_back(rollback, now),
+            Event::Hopeless if self.stop_requested => Vec::new(),
+            Event::Hopeless => self.begin_to_stop(now),
             Event::Requested(request) => self.requested(request, now),
             Event::Tick => self.tick(now),
             Event::Heartbeat { worker, standstill, .. } => self.note_standstill(worker, standstill, now),

@@ -94,6 +94,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         }),
         1 => prop::sample::select(&[Request::Stop, Request::Pause, Request::Save][..]).prop_map(Event::Requested),
         2 => Just(Event::Requested(Request::Continue)),
+        1 => Just(Event::Hopeless),
         6 => Just(Event::Tick),
     ]
 }
@@ -309,7 +310,7 @@ impl Scene {
 
     fn take(&mut self, turn: Turn) {
         match turn {
-            Turn::Event(Event::RolledBack(_)) if !self.membership.can_roll_back() => {}
+            Turn::Event(Event::RolledBack(_)) if !self.membership.is_to_go_on() => {}
             Turn::Event(event) => drop(self.hear(&event)),
             Turn::Restart if self.witness.has_ended => {}
             Turn::Restart => {

@@ -17,20 +17,31 @@ impl Membership {
         }
     }
 
-    /// The first request is passed on to the workers, which stop together after a step; while a generation is
-    /// being replaced, the next one is told when it starts. The second ends the run at once, as does the first
-    /// where no step was made yet.
+    /// The first request begins the stop, unless the run stops already because it is hopeless. The second ends the run at
+    /// once.
     fn stop(&mut self, now: Duration) -> Vec<Action> {
+        let is_first = !std::mem::replace(&mut self.stop_requested_by_person, true);
+        if !self.stop_requested {
+            return self.begin_to_stop(now);
+        }
         let step = self.committed_step;
         let record = Action::Record(Record::StopRequested { step });
-        let is_first = !std::mem::replace(&mut self.stop_requested, true);
-        self.is_paused = false;
+        let consequences = if is_first { Vec::new() } else { self.end(Outcome::Stopped { step }) };
+        once(record).chain(consequences).collect()
+    }
+
+    /// A stop is passed on to the workers, which stop together after a step; while a generation is being replaced, the
+    /// next one is told when it starts. Where no step was made yet, the run ends at once.
+    pub(super) fn begin_to_stop(&mut self, now: Duration) -> Vec<Action> {
+        let step = self.committed_step;
+        let record = Action::Record(Record::StopRequested { step });
+        (self.stop_requested, self.is_paused) = (true, false);
         let consequences = match self.phase {
             Phase::Training => self.order_stop(now),
-            Phase::Reuniting | Phase::Regrouping if is_first => Vec::new(),
+            Phase::Reuniting | Phase::Regrouping => Vec::new(),
             // Those who wait for another one, or rest, save what they hold.
-            Phase::Gathering | Phase::Paused if is_first && self.has_begun => self.regroup_from_rest(now),
-            Phase::Assembling if is_first && !self.is_first_generation => Vec::new(),
+            Phase::Gathering | Phase::Paused if self.has_begun => self.regroup_from_rest(now),
+            Phase::Assembling if !self.is_first_generation => Vec::new(),
             _ => self.end(Outcome::Stopped { step }),
         };
         once(record).chain(consequences).collect()
@@ -203,6 +214,24 @@ mod tests {
             outcome(&course.step(Event::Requested(Request::Stop))),
             Some(&Outcome::Stopped { step: 5 })
         );
+    }
+
+    #[test]
+    fn who_stops_a_hopeless_run_or_one_that_turns_hopeless_still_has_it_saved() {
+        let stop = || Event::Requested(Request::Stop);
+        for (first, meanwhile) in
+            [(Event::Hopeless, vec![Event::Hopeless, stop()]), (stop(), vec![Event::Hopeless])]
+        {
+            let mut course = Course::training(shrinking(2));
+            committed(&mut course, 5);
+            let actions = course.step(first);
+            assert!(matches!(orders(&actions)[..], [(1, Order::Stop { .. }), (2, Order::Stop { .. })]));
+            for event in meanwhile {
+                let actions = course.step(event.clone());
+                assert_eq!((outcome(&actions), orders(&actions)), (None, Vec::new()), "{event:?}");
+            }
+            assert_eq!(outcome(&course.step(stop())), Some(&Outcome::Stopped { step: 5 }));
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use super::{Action, Membership, Phase, Rollback, Saved, Stage};
 use crate::journal::Record;
 
 impl Membership {
-    /// Whether the run can go back: not while it ends.
-    pub fn can_roll_back(&self) -> bool {
+    /// Whether the run is to make more steps, so that it may go back, or be stopped.
+    pub fn is_to_go_on(&self) -> bool {
         !self.stop_requested && !self.is_ended() && self.phase != Phase::Stopping
     }
 

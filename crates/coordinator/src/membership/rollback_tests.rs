@@ -95,7 +95,7 @@ fn a_run_that_rests_goes_on_from_there_and_one_that_ends_does_not_go_back() {
     course.halted(2, 7);
     assert!(matches!(course.step(to_step_4())[..], [Action::Record(_)]));
     assert_eq!(beginning(&course.step(Event::Requested(Request::Continue))), [(4, Some("step-4"), 4); 2]);
-    assert!(course.membership.can_roll_back());
+    assert!(course.membership.is_to_go_on());
     course.step(Event::Requested(Request::Stop));
-    assert!(!course.membership.can_roll_back());
+    assert!(!course.membership.is_to_go_on());
 }
