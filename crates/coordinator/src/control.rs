@@ -459,9 +459,13 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         self.answer_awaited_steps();
     }
 
-    /// Tells those who wait for a step that it is committed and its metrics are written.
+    /// Tells those who wait for a step that it is committed and its metrics are written, for good: nobody makes the steps of
+    /// a checkpoint again.
     fn answer_awaited_steps(&mut self) {
         let committed_step = self.membership.committed_step();
+        if self.awaited_steps.iter().any(|(step, _)| *step <= committed_step) {
+            self.directory.sync_metrics();
+        }
         for (_, reply) in self.awaited_steps.extract_if(.., |(step, _)| *step <= committed_step) {
             // Who asked and went away needs no answer.
             let _ = reply.send(());

@@ -204,13 +204,21 @@ impl RunDirectory {
         }
     }
 
-    /// Writes a line into the metrics; while the disk is full, it waits, and that is said. Not synced: what a power cut
-    /// takes from it is computed again.
+    /// Writes a line into the metrics; while the disk is full, it waits, and that is said. What a power cut takes of it is
+    /// computed again, unless a checkpoint has the step: before that, it is synced.
     pub(crate) fn metric(&mut self, metric: &impl Serialize) {
         let mut text = serde_json::to_vec(metric).expect("a metric can be written as JSON");
         text.push(b'\n');
         // The step counts all the same if it cannot be written down.
         let _ = self.metrics.append(&text);
+    }
+
+    /// Sees to it that the metrics written so far survive a power cut.
+    pub(crate) fn sync_metrics(&self) {
+        if let Err(error) = self.metrics.sync() {
+            // What was learnt is worth more than the lines.
+            tracing::warn!("cannot sync {}: {error}", self.path.join(METRICS).display());
+        }
     }
 
     /// Writes what had to wait, if there is room again.
