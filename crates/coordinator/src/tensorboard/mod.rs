@@ -18,6 +18,9 @@ use crate::evaluations::Evaluated;
 use crate::growing::GrowingFile;
 use crate::progress::StepMetrics;
 
+/// How the names of event files begin.
+const FILES: &str = "events.out.tfevents.";
+
 /// An event file, begun each time a coordinator takes charge of the run.
 #[derive(Debug)]
 pub(crate) struct TensorBoard {
@@ -36,8 +39,8 @@ impl TensorBoard {
         now: Duration,
     ) -> io::Result<TensorBoard> {
         fs::create_dir_all(folder)?;
-        // Readers take the files of a folder in the order of their names, which begin with the time.
-        let name = format!("events.out.tfevents.{:010}.{:09}", now.as_secs(), now.subsec_nanos());
+        let time = time_of_next_file(folder, now)?;
+        let name = format!("{FILES}{:010}.{:09}", time.as_secs(), time.subsec_nanos());
         let file = GrowingFile::open(&folder.join(name))?;
         let mut board = TensorBoard { file, flops_per_image: recipe.flops_per_image() };
         board.write(&Event::version(now));
@@ -128,6 +131,25 @@ impl TensorBoard {
     }
 }
 
+/// Readers take the files of a folder in the order of their names, which have the time. Where the clock was set back, a new
+/// one comes a moment after the last.
+fn time_of_next_file(folder: &Path, now: Duration) -> io::Result<Duration> {
+    let mut time = now;
+    for entry in fs::read_dir(folder)? {
+        if let Some(before) = entry?.file_name().to_str().and_then(time_in_name) {
+            time = time.max(before + Duration::from_nanos(1));
+        }
+    }
+    Ok(time)
+}
+
+/// The time in the name of a file that a coordinator began; other programs have other names.
+fn time_in_name(name: &str) -> Option<Duration> {
+    let (seconds, nanoseconds) = name.strip_prefix(FILES)?.split_once('.')?;
+    let is_ours = (seconds.len(), nanoseconds.len()) == (10, 9);
+    is_ours.then(|| Some(Duration::new(seconds.parse().ok()?, nanoseconds.parse().ok()?)))?
+}
+
 /// A value of a recipe, as TOML writes it.
 fn setting(value: &str) -> Setting {
     match (value.parse(), value.parse()) {
@@ -196,6 +218,25 @@ mod tests {
         assert_eq!(values(&first[6])[0].tag, "_hparams_/session_end_info");
         let second = events(&fs::read(&files[1]).unwrap());
         assert_eq!(second, [Event::version(now(3)), Event::start(now(3), 8)]);
+    }
+
+    #[test]
+    fn what_a_resumed_run_writes_comes_last_though_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = |seconds: u64| Duration::from_secs(1_700_000_000 + seconds);
+        let recipe = Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap();
+        fs::write(folder.path().join("events.out.tfevents.1800000000.host.1.0"), b"of another program")
+            .unwrap();
+        let beginnings = [(0, 7), (1, 3), (2, 3), (3, 9)];
+        for (first_step, seconds) in beginnings {
+            TensorBoard::begin(folder.path(), &recipe, first_step, now(seconds)).unwrap();
+        }
+        let mut files: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        for (path, (first_step, seconds)) in files.iter().zip(beginnings) {
+            assert_eq!(events(&fs::read(path).unwrap())[1], Event::start(now(seconds), first_step + 1));
+        }
     }
 
     #[test]
