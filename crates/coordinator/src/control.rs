@@ -145,6 +145,10 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         let findings = control.diagnosis.before_training();
         control.tell_findings(step, findings)?;
         control.take_up_evaluations(&past, start, &told);
+        if let Some(outcome) = control.directory.completed(control.total_steps)? {
+            control.record(&Record::Ended(outcome.clone()))?;
+            control.outcome = Some(outcome);
+        }
         Ok(control)
     }
 

@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::error::RunDirectoryError;
 pub(crate) use self::error::failed;
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::flight_recorder::FlightRecorder;
 use crate::growing::GrowingFile;
 use crate::journal::{Created, Dealt, Record};
 use crate::lock;
-use crate::membership::Past;
+use crate::membership::{Outcome, Past};
 use crate::tensorboard::TensorBoard;
 
 const RECIPE: &str = "recipe.toml";
@@ -140,6 +140,22 @@ impl RunDirectory {
     /// What the journal tells of the coordinators before.
     pub fn past(&self) -> &Past {
         &self.past
+    }
+
+    /// How the run of `total_steps` ended, if nothing is left to be done: it was completed, its last checkpoint is whole, and
+    /// no worker is looking for a coordinator.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn completed(&self, total_steps: u64) -> Result<Option<Outcome>, CheckpointError> {
+        let completed = self.past.completed.filter(|_| !self.past.has_left_workers());
+        match completed.filter(|(step, _)| *step == total_steps) {
+            Some((step, state_hash)) => {
+                let last = self.checkpoints.find_valid(step)?;
+                Ok(last.map(|_| Outcome::Completed { step, state_hash }))
+            }
+            None => Ok(None),
+        }
     }
 
     /// The run's checkpoints.

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coordinator::journal::Record;
-use coordinator::{LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress, Request, RunDirectory};
+use coordinator::{
+    EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Progress,
+    Request, RunDirectory,
+};
 use fake::*;
 use protocol::v1::coordinator_client::CoordinatorClient;
 use protocol::v1::order::Order;
@@ -318,6 +321,37 @@ async fn nobody_is_lost_because_the_coordinator_slept() {
     assert_eq!(worker.dismissed().await, "");
     drop(worker);
     assert!(matches!(cluster.end().await, Outcome::Completed { .. }));
+}
+
+#[tokio::test]
+async fn a_run_that_is_complete_needs_no_workers_to_be_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(create(folder.path()), 1).await;
+    let mut worker = cluster.training(1).await.remove(0);
+    worker.step_done(TOTAL_STEPS).await;
+    let parts = worker.checkpoint(TOTAL_STEPS);
+    worker.publish(parts).await.unwrap();
+    worker.finished(TOTAL_STEPS).await;
+    assert_eq!(worker.dismissed().await, "");
+    drop(worker);
+    let outcome = cluster.end().await;
+
+    // An evaluation that the first coordinator was not asked for is made.
+    let run = folder.path().join("run");
+    let result = r#"printf '{"evaluation":"knn","step":20,"figures":{"top1":0.5},"card":"a.json"}'"#;
+    let settings = EvaluationSettings {
+        executable: "/bin/sh".into(),
+        arguments: vec!["-c".into(), result.into()],
+        every_checkpoints: 1,
+        log: folder.path().join("evaluation.log"),
+    };
+    for evaluations in [Some(Evaluations::new(settings)), None] {
+        let directory = RunDirectory::open(&run).unwrap();
+        let cluster = Cluster::start_with(directory, 1, |run| run.evaluations = evaluations).await;
+        assert_eq!(cluster.end().await, outcome);
+    }
+    let last = json_lines(&run.join("metrics.jsonl")).pop().unwrap();
+    assert_eq!((&last["evaluation"], &last["step"]), (&"knn".into(), &TOTAL_STEPS.into()));
 }
 
 #[tokio::test]

@@ -216,7 +216,9 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         None => None,
     };
     let traces = traces(&directory, screen);
-    if cluster.remote_workers > 0 && !directory.past().has_left_workers() {
+    // Then there is nothing for workers to do.
+    let is_complete = directory.completed(total_steps)?.is_some();
+    if cluster.remote_workers > 0 && !directory.past().has_left_workers() && !is_complete {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
     let run = Run {
@@ -233,7 +235,10 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
             ..Timeouts::default()
         },
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
+        local_workers: match is_complete {
+            true => None,
+            false => start_workers(address, &directory, worker_devices, &token, arguments)?,
+        },
         evaluations: evaluations(&directory, arguments)?,
         views_png: views::png(directory.recipe(), &deal, 8, 0..2),
         directory,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::{Generation, WorkerId};
 
-use super::{Candidate, Lease, Place};
+use super::{Candidate, Digest, Lease, Outcome, Place};
 use crate::journal::{Dealt, Record};
 
 /// What is left of a run whose coordinator is gone. Of one that ended in order, that is only what was counted.
@@ -28,6 +28,8 @@ pub struct Past {
     pub has_started: bool,
     /// Steps that were told. The journal does not know them; `metrics.jsonl` does.
     pub committed_step: u64,
+    /// Steps and final state of a run that was completed, and not taken back since.
+    pub completed: Option<(u64, Digest)>,
     /// Checkpoints that were published.
     pub checkpoints: u64,
     /// Where the coordinator listened, if that is known.
@@ -92,8 +94,15 @@ impl Past {
             }
             Record::Started { .. } => self.has_started = true,
             Record::Checkpoint { .. } => self.checkpoints += 1,
-            Record::RolledBack { generation, .. } => self.taken_back = Generation(*generation),
-            Record::Ended(_) => {
+            Record::RolledBack { generation, .. } => {
+                self.taken_back = Generation(*generation);
+                self.completed = None;
+            }
+            Record::Ended(outcome) => {
+                self.completed = match outcome {
+                    Outcome::Completed { step, state_hash } => Some((*step, *state_hash)),
+                    Outcome::Stopped { .. } | Outcome::Failed { .. } => None,
+                };
                 self.members.clear();
                 self.lose_coordinator();
             }
@@ -119,6 +128,23 @@ impl Past {
             self.ranks.clear();
             self.leases.clear();
             self.has_started = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::opened;
+    use super::*;
+
+    #[test]
+    fn a_run_is_complete_until_more_is_made_of_it() {
+        let completed = || Record::Ended(Outcome::Completed { step: 9, state_hash: Digest([1; 32]) });
+        let rolled_back = Record::RolledBack { generation: 1, checkpoint: None, step: 0 };
+        let stopped = Record::Ended(Outcome::Stopped { step: 9 });
+        for (next, expected) in [(opened(), Some((9, Digest([1; 32])))), (rolled_back, None), (stopped, None)]
+        {
+            assert_eq!(Past::replay(&[completed(), next]).completed, expected);
         }
     }
 }
