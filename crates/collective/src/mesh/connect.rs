@@ -1,7 +1,7 @@
 //! Making the full mesh: every rank dials the ranks below it and is dialled by those above.
 
 use super::Lanes;
-use super::handshake::{GREETING_LEN, Greeting, Greetings, Hello, PROOF_LEN, Side, Verdict};
+use super::handshake::{GREETING_LEN, Greeting, Greetings, Hello, PROOF_LEN, Side, Verdict, WELCOME};
 use crate::interrupt::INTERRUPT_TICK;
 use crate::{CollectiveError, Group, Key, Limits};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -215,10 +215,18 @@ impl Assembly<'_> {
             Err(error) => return Ok(Err(error)),
         };
         let mut bytes = [0; GREETING_LEN + PROOF_LEN];
+        match self.hear(target.rank, &mut stream, &mut bytes)? {
+            Ok(()) => self.conclude(target, stream, &greeting, &bytes),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Waits until `rank` has said as much as `bytes` hold. It may be busy with something else for long; the connection
+    /// then waits in its backlog.
+    fn hear(&self, rank: usize, stream: &mut TcpStream, bytes: &mut [u8]) -> Outcome<io::Result<()>> {
         let mut filled = 0;
-        // The peer may be busy with something else for long; the connection then waits in its backlog.
         while filled < bytes.len() {
-            self.check(target.rank)?;
+            self.check(rank)?;
             match stream.read(&mut bytes[filled..]) {
                 Ok(0) => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => filled += count,
@@ -226,10 +234,10 @@ impl Assembly<'_> {
                 Err(error) => return Ok(Err(error)),
             }
         }
-        self.conclude(target, stream, &greeting, &bytes)
+        Ok(Ok(()))
     }
 
-    /// Judges the answer to `greeting`, and shows in turn that we know the key.
+    /// Judges the answer to `greeting`, shows in turn that we know the key, and waits to be welcome.
     fn conclude(
         &self,
         Target { rank, address, lane }: Target,
@@ -251,7 +259,11 @@ impl Assembly<'_> {
         // Also where we cannot go on together: the peer acts on our greeting only if it is proven.
         let shown = stream.write_all(&greetings.proof(self.key, Side::Dialling));
         match verdict {
-            Verdict::Peer { lanes, .. } => Ok(shown.map(|()| (stream, lanes))),
+            // A peer that gave us up while the proof was under way waits for another connection.
+            Verdict::Peer { lanes, .. } => Ok(match shown {
+                Ok(()) => self.hear(rank, &mut stream, &mut [0; WELCOME.len()])?.map(|()| (stream, lanes)),
+                Err(error) => Err(error),
+            }),
             Verdict::Stranger(reason) => Ok(Err(io::Error::other(reason))),
             Verdict::Stale { theirs } => {
                 Ok(Err(io::Error::other(format!("it is still in generation {theirs}"))))
@@ -387,7 +399,7 @@ impl Caller {
         Ok((answer, verdict))
     }
 
-    /// Does what the greeting asks for, if its proof is good.
+    /// Does what the greeting asks for, if its proof is good, and welcomes a peer.
     fn admit(
         &self,
         assembly: &Assembly,
@@ -401,7 +413,10 @@ impl Caller {
             return Ok(self.refuse(UNPROVEN));
         }
         match verdict {
-            Verdict::Peer { rank, lane, .. } => Ok(Progress::Joined { rank, lane }),
+            Verdict::Peer { rank, lane, .. } => Ok(match (&self.stream).write_all(&WELCOME) {
+                Ok(()) => Progress::Joined { rank, lane },
+                Err(error) => self.refuse(&error.to_string()),
+            }),
             Verdict::Stranger(reason) => Ok(self.refuse(reason)),
             Verdict::Stale { theirs } => Ok(self.refuse(&format!("it is still in generation {theirs}"))),
             Verdict::Newer { theirs } => Err(assembly.superseded(theirs)),

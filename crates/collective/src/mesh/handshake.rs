@@ -5,7 +5,8 @@
 //! side with a proof. A proof is the keyed hash of both greetings, so it names both ranks, the generation and the run,
 //! and is good for these two nonces only. Nothing that a greeting says has a consequence before its proof has come,
 //! and nothing is allocated for it. A connection counts only after the last proof, so that one whose dialler has long
-//! given up is not taken for a peer.
+//! given up is not taken for a peer; and the dialled side then says so, for its dialler must not take one for a peer that
+//! has been dropped while the proof was under way.
 //!
 //! Two workers may have several connections. Who was dialled decides how many, and says so in its answer; who dialled
 //! opens the further ones, each of which names its lane in its greeting and is proven like the first.
@@ -23,6 +24,9 @@ pub(crate) const GREETING_LEN: usize = HELLO_LEN + 32;
 /// Bytes in a proof.
 pub(crate) const PROOF_LEN: usize = blake3::OUT_LEN;
 
+/// What the dialled side says once a connection counts. That it comes says all.
+pub(crate) const WELCOME: [u8; 1] = [1];
+
 /// What a worker says first.
 pub(crate) type Greeting = [u8; GREETING_LEN];
 
@@ -34,8 +38,8 @@ const MAGIC: [u8; 8] = *b"simsiam\n";
 
 /// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
 /// agrees on shared memory or TCP after that; since 5 workers of different hosts have several connections; since 6
-/// payloads have another checksum.
-const VERSION: u32 = 6;
+/// payloads have another checksum; since 7 the dialled side says that a connection counts.
+const VERSION: u32 = 7;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;

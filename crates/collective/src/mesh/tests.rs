@@ -137,7 +137,43 @@ fn join(address: &str, hello: &handshake::Hello) -> TcpStream {
     let (mut stream, greeting, answer) = greet(address, hello);
     let greetings = handshake::Greetings { dialling: &greeting, dialled: answer.first_chunk().unwrap() };
     stream.write_all(&greetings.proof(&key(), handshake::Side::Dialling)).unwrap();
+    stream.read_exact(&mut [0; handshake::WELCOME.len()]).unwrap();
     stream
+}
+
+/// What rank 0 does with who dials next, until it has seen the proof: it answers as `hello` says, and proves `knows`. Gives
+/// whether a proof came.
+fn answer_next(listener: &TcpListener, hello: &handshake::Hello, knows: &Key) -> (bool, TcpStream) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut greeting = [0; handshake::GREETING_LEN];
+    stream.read_exact(&mut greeting).unwrap();
+    let answer = hello.greeting().unwrap();
+    let greetings = handshake::Greetings { dialling: &greeting, dialled: &answer };
+    let proof = greetings.proof(knows, handshake::Side::Dialled);
+    stream.write_all(&[&answer[..], &proof[..]].concat()).unwrap();
+    let mut shown = [0; handshake::PROOF_LEN];
+    (stream.read_exact(&mut shown).is_ok(), stream)
+}
+
+#[test]
+fn who_is_dropped_before_it_is_welcome_dials_again() {
+    let bounded = Limits { connect_deadline: Duration::from_secs(5), ..limits(1000) };
+    let (listeners, addresses): (Vec<_>, Vec<_>) = (0..2).map(|_| listen()).unzip();
+    let join = |rank: usize| {
+        let group = group(3, rank, 2, SHARDS);
+        let mut collective =
+            assemble(&listeners[rank], &key(), group, &addresses, bounded, Medium::Auto).unwrap();
+        fold_and_compare(&mut collective, 0);
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| join(1));
+        // As where the answer was under way for so long that rank 0 had given up when the proof came.
+        let hello = handshake::Hello::new(&group(3, 0, 2, SHARDS), &bounded).with_lanes(1);
+        let (is_shown, dropped) = answer_next(&listeners[0], &hello, &key());
+        assert!(is_shown);
+        drop(dropped);
+        join(0);
+    });
 }
 
 #[test]
@@ -190,29 +226,22 @@ fn a_stranger_that_answers_on_a_further_connection_is_not_believed() {
     let lanes = Lanes { within_host: 2, ..Lanes::of(2) };
     let (ours, address) = listen();
     let (theirs, peer) = listen();
-    let greeted = |hello: &handshake::Hello, knows: &Key| {
-        let (mut stream, _) = theirs.accept().unwrap();
-        let mut greeting = [0; handshake::GREETING_LEN];
-        stream.read_exact(&mut greeting).unwrap();
-        let answer = hello.with_lanes(2).greeting().unwrap();
-        let greetings = handshake::Greetings { dialling: &greeting, dialled: &answer };
-        let proof = greetings.proof(knows, handshake::Side::Dialled);
-        stream.write_all(&[&answer[..], &proof[..]].concat()).unwrap();
-        let mut shown = [0; handshake::PROOF_LEN];
-        (stream.read_exact(&mut shown).is_ok(), stream)
-    };
     thread::scope(|scope| {
         let addresses = [peer, address];
         let waiting = scope.spawn(move || {
             Mesh::connect(&ours, &key(), &group(3, 1, 2, SHARDS), &addresses, limits(1000), lanes).unwrap()
         });
-        let hello = handshake::Hello::new(&group(3, 0, 2, SHARDS), &limits(1000));
-        let (is_shown, _first) = greeted(&hello, &key());
-        assert!(is_shown);
-        let (is_shown, _stranger) = greeted(&hello, &Key::new([0; 32]));
+        let hello = handshake::Hello::new(&group(3, 0, 2, SHARDS), &limits(1000)).with_lanes(2);
+        let welcomed = || {
+            let (is_shown, mut stream) = answer_next(&theirs, &hello, &key());
+            assert!(is_shown);
+            stream.write_all(&handshake::WELCOME).unwrap();
+            stream
+        };
+        let _first = welcomed();
+        let (is_shown, _stranger) = answer_next(&theirs, &hello, &Key::new([0; 32]));
         assert!(!is_shown, "it gets no proof");
-        let (is_shown, _second) = greeted(&hello, &key());
-        assert!(is_shown);
+        let _second = welcomed();
         assert_eq!(waiting.join().unwrap().peers[0].further.len(), 1);
     });
 }
