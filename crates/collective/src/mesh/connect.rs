@@ -289,28 +289,43 @@ impl Assembly<'_> {
         while let Some(missing) = peers.iter().position(is_missing) {
             self.check(first + missing)?;
             wait_for_callers(listener, &callers).map_err(fatal("wait for peers"))?;
-            while let Some(stream) = accept(listener).map_err(fatal("accept a connection"))? {
-                if callers.len() >= callers_max {
-                    warn!("too many greetings at once, the oldest is dropped");
-                    callers.remove(0);
-                }
+            // One more than there are places for: before somebody is dropped, all are heard.
+            while callers.len() <= callers_max
+                && let Some(stream) = accept(listener).map_err(fatal("accept a connection"))?
+            {
                 callers.push(Caller::new(stream, self.lanes));
             }
-            // In the order in which they came, for the later to stay.
-            let mut index = 0;
-            while index < callers.len() {
-                match callers[index].listen(self)? {
-                    Progress::Waiting => index += 1,
-                    Progress::Refused => drop(callers.remove(index)),
-                    Progress::Joined { rank, lane } => {
-                        let Caller { stream, lanes, .. } = callers.remove(index);
-                        peers[rank - first].resize_with(usize::from(lanes), || None);
-                        peers[rank - first][usize::from(lane)] = Some(stream);
-                    }
-                }
+            self.hear_callers(&mut callers, &mut peers)?;
+            if callers.len() > callers_max {
+                warn!("too many greetings at once, the oldest that is not answered is dropped");
+                // Who is answered knows the run at least, and its proof is under way.
+                let dropped = callers.iter().position(|caller| caller.answered.is_none());
+                callers.remove(dropped.unwrap_or(0));
             }
         }
         Ok(peers.into_iter().map(|lanes| lanes.into_iter().flatten().collect()).collect())
+    }
+
+    /// Reads what callers have said, in the order in which they came; who has joined becomes one of the higher ranks' lanes.
+    fn hear_callers(
+        &self,
+        callers: &mut Vec<Caller>,
+        peers: &mut [Vec<Option<TcpStream>>],
+    ) -> Result<(), CollectiveError> {
+        let mut index = 0;
+        while index < callers.len() {
+            match callers[index].listen(self)? {
+                Progress::Waiting => index += 1,
+                Progress::Refused => drop(callers.remove(index)),
+                Progress::Joined { rank, lane } => {
+                    let Caller { stream, lanes, .. } = callers.remove(index);
+                    let peer = &mut peers[rank - self.group.rank() - 1];
+                    peer.resize_with(usize::from(lanes), || None);
+                    peer[usize::from(lane)] = Some(stream);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -80,14 +80,24 @@ fn strangers_and_stale_generations_do_not_disturb_the_assembly() {
     assert!(!matches!(nothing, Ok(1..)), "a stranger is told nothing");
 }
 
-/// A rank of generation 3, greeted with `hello`: whether it was answered, and by whom.
+/// A rank of generation 3, greeted with `hello`: over what, how, and what it answered.
 fn greet(address: &str, hello: &handshake::Hello) -> (TcpStream, handshake::Greeting, Vec<u8>) {
+    let (mut stream, greeting) = begin_greeting(address, hello);
+    let answer = answer_to(&mut stream);
+    (stream, greeting, answer)
+}
+
+fn begin_greeting(address: &str, hello: &handshake::Hello) -> (TcpStream, handshake::Greeting) {
     let mut stream = TcpStream::connect(address).unwrap();
     let greeting = hello.greeting().unwrap();
     stream.write_all(&greeting).unwrap();
+    (stream, greeting)
+}
+
+fn answer_to(stream: &mut TcpStream) -> Vec<u8> {
     let mut answer = vec![0; handshake::GREETING_LEN + handshake::PROOF_LEN];
     stream.read_exact(&mut answer).unwrap();
-    (stream, greeting, answer)
+    answer
 }
 
 #[test]
@@ -135,10 +145,15 @@ fn who_does_not_know_the_key_moves_nothing() {
 /// Joins as `hello` says, as whoever knows the key may.
 fn join(address: &str, hello: &handshake::Hello) -> TcpStream {
     let (mut stream, greeting, answer) = greet(address, hello);
-    let greetings = handshake::Greetings { dialling: &greeting, dialled: answer.first_chunk().unwrap() };
+    prove(&mut stream, &greeting, &answer);
+    stream
+}
+
+/// Proves to know the key, and is welcome.
+fn prove(stream: &mut TcpStream, greeting: &handshake::Greeting, answer: &[u8]) {
+    let greetings = handshake::Greetings { dialling: greeting, dialled: answer.first_chunk().unwrap() };
     stream.write_all(&greetings.proof(&key(), handshake::Side::Dialling)).unwrap();
     stream.read_exact(&mut [0; handshake::WELCOME.len()]).unwrap();
-    stream
 }
 
 /// What rank 0 does with who dials next, until it has seen the proof: it answers as `hello` says, and proves `knows`. Gives
@@ -153,6 +168,31 @@ fn answer_next(listener: &TcpListener, hello: &handshake::Hello, knows: &Key) ->
     stream.write_all(&[&answer[..], &proof[..]].concat()).unwrap();
     let mut shown = [0; handshake::PROOF_LEN];
     (stream.read_exact(&mut shown).is_ok(), stream)
+}
+
+#[test]
+fn strangers_that_say_nothing_do_not_push_out_who_has_greeted() {
+    let bounded = Limits { connect_deadline: Duration::from_secs(5), ..limits(1000) };
+    let (listener, address) = listen();
+    let addresses = [address.clone(), "nobody dials this".to_string()];
+    let hello = handshake::Hello::new(&group(3, 1, 2, SHARDS), &bounded);
+    let mute = || TcpStream::connect(&address).unwrap();
+    // A peer that has greeted, and more strangers than are heard at a time: all wait before rank 0 looks.
+    let (mut peer, greeting) = begin_greeting(&address, &hello);
+    let first: Vec<_> = (0..40).map(|_| mute()).collect();
+    thread::scope(|scope| {
+        let lanes = Lanes::of(2);
+        let waiting = scope.spawn(move || {
+            Mesh::connect(&listener, &key(), &group(3, 0, 2, SHARDS), &addresses, bounded, lanes).map(|_| ())
+        });
+        let answer = answer_to(&mut peer);
+        // Others come before its proof does, and the last of those before them is pushed out.
+        let others: Vec<_> = (0..40).map(|_| mute()).collect();
+        assert!(!matches!((&first[39]).read(&mut [0; 8]), Ok(1..)), "there was no place for it");
+        prove(&mut peer, &greeting, &answer);
+        waiting.join().unwrap().unwrap();
+        drop(others);
+    });
 }
 
 #[test]
