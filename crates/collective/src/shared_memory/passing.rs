@@ -5,8 +5,9 @@
 //! has the segment shares the host's memory: there is nothing else to find out. Neither the socket nor the segment has
 //! a file, so nothing stays behind, whoever is killed when.
 //!
-//! Any process of the host may connect. Before it is given anything it must prove that it knows the run's key, for this
-//! name, generation and rank; and the segment comes with a proof in return.
+//! Any process of the host may see the name and connect. Before it is given anything it must prove that it knows the run's
+//! key, for this name, generation and rank; and the segment comes with a proof in return. Whoever connects and says nothing
+//! may be pushed out by others, a rank that has only just connected too: it asks again.
 
 use super::segment::Segment;
 use crate::mesh::field;
@@ -21,7 +22,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// Bytes of the random part of a socket's name.
@@ -32,6 +34,9 @@ const REQUEST_LEN: usize = 4 + blake3::OUT_LEN;
 
 /// How long rank 0 may take to answer. It does nothing else meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long to wait before rank 0 is asked once more.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Strangers that may be connected at the same time, beyond the peers.
 const STRANGERS_AT_ONCE: usize = 16;
@@ -83,10 +88,11 @@ impl Offer {
 
     /// Serves those who have come. Whoever fails or is refused has no memory, and will say so.
     pub(crate) fn hand_out(&mut self) {
-        while let Ok((caller, _)) = self.listener.accept() {
-            if self.callers.len() >= self.group.world() + STRANGERS_AT_ONCE {
-                self.callers.remove(0);
-            }
+        let places = self.group.world() + STRANGERS_AT_ONCE;
+        // One more than there are places for: before somebody is dropped, all are heard.
+        while self.callers.len() <= places
+            && let Ok((caller, _)) = self.listener.accept()
+        {
             if caller.set_nonblocking(true).is_ok() {
                 self.callers.push(caller);
             }
@@ -102,6 +108,10 @@ impl Offer {
             }
             false
         });
+        // None of those who are left has said anything.
+        if callers.len() > places {
+            callers.remove(0);
+        }
         self.callers = callers;
     }
 
@@ -142,12 +152,15 @@ impl Segment {
         let rank = group.rank() as u32;
         let proof = |side| proof(key, side, name, group, rank);
         let address = address(name).map_err(failed("name a Unix socket"))?;
-        let mut stream =
-            UnixStream::connect_addr(&address).map_err(failed("reach rank 0 within this host"))?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(failed("limit the wait for rank 0"))?;
-        let request = [&rank.to_le_bytes()[..], proof(Side::Taking).as_bytes()].concat();
-        stream.write_all(&request).map_err(failed("ask rank 0 for its memory"))?;
-        let (words, descriptor) = receive(&stream).map_err(failed("wait for the memory of rank 0"))?;
+        let request = request(key, name, group);
+        let until = Instant::now() + ANSWER_LIMIT;
+        let (words, descriptor) = loop {
+            match ask(&address, &request, until) {
+                Ok(answer) => break answer,
+                Err((_, error)) if is_pushed_out(&error) && Instant::now() < until => thread::sleep(PAUSE),
+                Err((what, error)) => return Err(failed(what)(error)),
+            }
+        };
         if proof(Side::Giving) != blake3::Hash::from_bytes(words) {
             return Err("who answers for rank 0 does not know the secret of this run".to_string());
         }
@@ -157,7 +170,26 @@ impl Segment {
 }
 
 /// A proof, and the descriptor that came with it.
-fn receive(stream: &UnixStream) -> io::Result<([u8; blake3::OUT_LEN], Option<OwnedFd>)> {
+type Answer = ([u8; blake3::OUT_LEN], Option<OwnedFd>);
+
+/// Asks rank 0 once, and waits for its answer. An error comes with what was tried.
+fn ask(address: &SocketAddr, request: &[u8], until: Instant) -> Result<Answer, (&'static str, io::Error)> {
+    let failed = |what: &'static str| move |error: io::Error| (what, error);
+    let mut stream = UnixStream::connect_addr(address).map_err(failed("reach rank 0 within this host"))?;
+    let left = until.saturating_duration_since(Instant::now()).max(PAUSE);
+    stream.set_read_timeout(Some(left)).map_err(failed("limit the wait for rank 0"))?;
+    stream.write_all(request).map_err(failed("ask rank 0 for its memory"))?;
+    receive(&stream).map_err(failed("wait for the memory of rank 0"))
+}
+
+/// Whether rank 0 has closed a connection, as it does where too many are open.
+fn is_pushed_out(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Waits for what rank 0 says.
+fn receive(stream: &UnixStream) -> io::Result<Answer> {
     let mut words = [0; blake3::OUT_LEN];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -172,6 +204,12 @@ fn receive(stream: &UnixStream) -> io::Result<([u8; blake3::OUT_LEN], Option<Own
         true => Ok((words, descriptor)),
         false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// What this rank of `group` says to get the segment.
+fn request(key: &Key, name: &[u8; NAME_LEN], group: &Group) -> Vec<u8> {
+    let rank = group.rank() as u32;
+    [&rank.to_le_bytes()[..], proof(key, Side::Taking, name, group, rank).as_bytes()].concat()
 }
 
 /// What shows that `side` knows the key, for this offer and this rank only.
@@ -191,7 +229,6 @@ mod tests {
     use super::*;
     use crate::shared_memory::handover::Phase;
     use crate::testing::{group, key};
-    use std::thread;
 
     /// Hands out until `taking` has an answer.
     fn serve<T: Send>(offer: &mut Offer, taking: impl FnOnce() -> T + Send) -> T {
@@ -228,6 +265,37 @@ mod tests {
         segment.header().handover.leave(1);
         let phase = offer.into_segment().header().handover.look(|_| false);
         assert_eq!(phase, Phase::Abandoned { rank: 1 });
+    }
+
+    #[test]
+    fn strangers_in_a_flood_do_not_push_out_who_asks() {
+        let group = |rank| group(3, rank, 2, 8);
+        let mut offer = Offer::make(&key(), &group(0), 1000).unwrap();
+        let place = address(&offer.name()).unwrap();
+        let mute = || UnixStream::connect_addr(&place).unwrap();
+        let mut peer = mute();
+        let request = request(&key(), &offer.name(), &group(1));
+        peer.write_all(&request).unwrap();
+        // More than may be connected at the same time, behind it and all unheard.
+        let strangers: Vec<_> = (0..40).map(|_| mute()).collect();
+        offer.hand_out();
+        let (_, descriptor) = receive(&peer).unwrap();
+        assert!(descriptor.is_some());
+        drop(strangers);
+    }
+
+    #[test]
+    fn who_is_pushed_out_before_it_is_heard_asks_again() {
+        let group = |rank| group(3, rank, 2, 8);
+        let mut offer = Offer::make(&key(), &group(0), 1000).unwrap();
+        let name = offer.name();
+        thread::scope(|scope| {
+            let taking = scope.spawn(move || Segment::take(&name, &key(), &group(1), 1000).map(|_| ()));
+            offer.listener.set_nonblocking(false).unwrap();
+            drop(offer.listener.accept().unwrap());
+            offer.listener.set_nonblocking(true).unwrap();
+            serve(&mut offer, || taking.join().unwrap()).unwrap();
+        });
     }
 
     #[test]
