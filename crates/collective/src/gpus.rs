@@ -1,11 +1,11 @@
 //! How the workers of a generation agree to sum on their GPUs: if each has one of its own, and NCCL.
 //!
-//! Every rank tells rank 0 what it has; rank 0 tells all what follows, with the id by which NCCL's ranks find each other.
-//! All this is said over the connections, between workers that have proven who they are.
+//! Every rank tells rank 0 what it has, a GPU only where it can load NCCL; rank 0 tells all what follows, with the id by
+//! which NCCL's ranks find each other. All this is said over the connections, between workers that have proven who they are.
 
 use crate::mesh::Mesh;
 use crate::{CollectiveError, Group, Medium};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// A worker's GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +50,10 @@ pub(crate) fn agree(
     gpu: Option<Gpu>,
     medium: Medium,
 ) -> Result<Option<[u8; ID_BYTES]>, CollectiveError> {
-    let mut card = Card::of(gpu, medium);
-    if group.world() == 1 && !card.insists {
+    if group.world() == 1 && medium != Medium::Nccl {
         return Ok(None);
     }
+    let mut card = Card::of(gpu, medium, look_for_library);
     if group.rank() > 0 {
         mesh.peers[0].send(&card.to_bytes())?;
         let mut bytes = [0; DECISION_BYTES];
@@ -97,6 +97,16 @@ fn decide(cards: &[Card]) -> Decision {
 }
 
 #[cfg(feature = "nccl")]
+fn look_for_library() -> Result<(), String> {
+    crate::nccl::look_for_library().map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "nccl"))]
+fn look_for_library() -> Result<(), String> {
+    Err("this program was built without NCCL".to_string())
+}
+
+#[cfg(feature = "nccl")]
 fn new_id() -> Result<[u8; ID_BYTES], String> {
     crate::nccl::UniqueId::new().map(|id| id.0).map_err(|error| error.to_string())
 }
@@ -107,9 +117,23 @@ fn new_id() -> Result<[u8; ID_BYTES], String> {
 }
 
 impl Card {
-    fn of(gpu: Option<Gpu>, medium: Medium) -> Card {
-        let takes_part = matches!(medium, Medium::Auto | Medium::Nccl) && cfg!(feature = "nccl");
-        Card { gpu: gpu.filter(|_| takes_part).map(|gpu| gpu.uuid), insists: medium == Medium::Nccl }
+    /// Of a worker that wants `medium`. If the group agreed on GPUs and one of them could not load the library, the
+    /// generation would fail, and the next one again.
+    fn of(gpu: Option<Gpu>, medium: Medium, look_for_library: impl FnOnce() -> Result<(), String>) -> Card {
+        let insists = medium == Medium::Nccl;
+        let mut card = Card { gpu: None, insists };
+        if let Some(gpu) = gpu
+            && (insists || medium == Medium::Auto)
+        {
+            match look_for_library() {
+                Ok(()) => card.gpu = Some(gpu.uuid),
+                Err(reason) if insists => {
+                    warn!(reason, "this worker cannot sum on its GPU, and wants nothing else");
+                }
+                Err(reason) => debug!(reason, "this worker cannot sum on its GPU"),
+            }
+        }
+        card
     }
 
     fn to_bytes(self) -> [u8; CARD_BYTES] {
@@ -161,6 +185,24 @@ impl Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_counts_only_with_the_library_and_where_the_medium_allows_it() {
+        let gpu = Some(Gpu { index: 0, uuid: [7; 16] });
+        let found = || Ok(());
+        let missing = || Err("there is no NCCL".to_string());
+        for (medium, has_gpu, insists) in [
+            (Medium::Auto, true, false),
+            (Medium::Nccl, true, true),
+            (Medium::SharedMemory, false, false),
+            (Medium::Tcp, false, false),
+        ] {
+            let uuid = has_gpu.then_some([7; 16]);
+            assert_eq!(Card::of(gpu, medium, found), Card { gpu: uuid, insists }, "{medium:?}");
+            assert_eq!(Card::of(gpu, medium, missing), Card { gpu: None, insists }, "{medium:?}");
+            assert_eq!(Card::of(None, medium, found), Card { gpu: None, insists }, "{medium:?}");
+        }
+    }
 
     #[test]
     fn gpus_need_one_for_each_and_only_who_requires_them_forbids_hosts() {

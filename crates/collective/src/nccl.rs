@@ -269,7 +269,11 @@ impl fmt::Debug for Communicator {
     }
 }
 
-fn look_for_library() -> Result<(), NcclError> {
+/// Whether this worker can take part at all.
+///
+/// # Errors
+/// [`NcclError::NoLibrary`].
+pub(crate) fn look_for_library() -> Result<(), NcclError> {
     // SAFETY: it only tries to load the library, whose initialisers NVIDIA's own programs run as well.
     if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(NcclError::NoLibrary) }
 }
