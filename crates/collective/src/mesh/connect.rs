@@ -6,7 +6,7 @@ use crate::interrupt::INTERRUPT_TICK;
 use crate::{CollectiveError, Group, Key, Limits};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -199,11 +199,8 @@ impl Assembly<'_> {
     /// One attempt; the inner error is worth another one.
     fn dial_once(&self, target: Target) -> Outcome<io::Result<(TcpStream, u8)>> {
         let attempt = || {
-            let unresolved = || io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
-            let address = target.address.to_socket_addrs()?.next().ok_or_else(unresolved)?;
-            let left =
-                self.until.saturating_duration_since(Instant::now()).clamp(INTERRUPT_TICK, GREETING_LIMIT);
-            let mut stream = TcpStream::connect_timeout(&address, left)?;
+            let addresses: Vec<_> = target.address.to_socket_addrs()?.collect();
+            let mut stream = reach(&addresses, self.until.min(Instant::now() + GREETING_LIMIT))?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(INTERRUPT_TICK))?;
             let greeting = self.hello.on_lane(target.lane).greeting()?;
@@ -327,6 +324,21 @@ impl Assembly<'_> {
         }
         Ok(())
     }
+}
+
+/// Connects at the first of the addresses of a name that answers. Each has an equal share of what is left of the time until
+/// `until`: one that swallows what it is sent must not keep the others from being dialled.
+pub(super) fn reach(addresses: &[SocketAddr], until: Instant) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
+    for (place, address) in addresses.iter().enumerate() {
+        let untried = (addresses.len() - place) as u32; // a name has few addresses
+        let share = until.saturating_duration_since(Instant::now()) / untried;
+        match TcpStream::connect_timeout(address, share.max(INTERRUPT_TICK)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// Waits at most a tick for something to do.

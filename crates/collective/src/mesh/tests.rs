@@ -3,6 +3,8 @@
 use super::*;
 use crate::testing::{SHARDS, fold_and_compare, group, key, limits, listen};
 use crate::{Medium, assemble};
+#[cfg(target_os = "linux")]
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -168,6 +170,39 @@ fn answer_next(listener: &TcpListener, hello: &handshake::Hello, knows: &Key) ->
     stream.write_all(&[&answer[..], &proof[..]].concat()).unwrap();
     let mut shown = [0; handshake::PROOF_LEN];
     (stream.read_exact(&mut shown).is_ok(), stream)
+}
+
+/// An address at which nobody answers, not even that there is nobody; for as long as what comes with it is kept.
+#[cfg(target_os = "linux")]
+fn silent_address() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    // Once its queue is full, the system lets those who come wait.
+    let dial = |_| TcpStream::connect_timeout(&address, Duration::from_millis(50));
+    let waiting: Vec<_> = (0..10).map_while(|place| dial(place).ok()).collect();
+    assert!(waiting.len() < 10, "its queue is not full");
+    (address, listener, waiting)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn all_addresses_of_a_name_are_dialled_within_the_time_that_is_left() {
+    let (listener, _) = listen();
+    let good = listener.local_addr().unwrap();
+    let closed = SocketAddr::from(([127, 0, 0, 1], 0)); // a port at which nobody can listen
+    let (silent, _queue, _waiting) = silent_address();
+    let reach = |addresses: &[SocketAddr]| connect::reach(addresses, Instant::now() + Duration::from_secs(2));
+    for addresses in [&[good][..], &[closed, good], &[silent, good], &[silent, closed, good], &[good, silent]]
+    {
+        let begin = Instant::now();
+        assert_eq!(reach(addresses).unwrap().peer_addr().unwrap(), good, "{addresses:?}");
+        assert!(begin.elapsed() < Duration::from_millis(1900), "{addresses:?}");
+    }
+    let begin = Instant::now();
+    assert!(reach(&[silent, closed, silent]).is_err());
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert_eq!(reach(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
 #[test]
