@@ -66,6 +66,7 @@ pub struct Patience {
 /// Sums buckets with the other workers of one generation, each on its own GPU.
 #[derive(Debug)]
 pub struct GpuCollective {
+    group: Group,
     communicator: Communicator,
     /// Open as long as this worker takes part.
     _connections: Mesh,
@@ -82,7 +83,7 @@ impl GpuCollective {
         let patience = Patience { limit: limits.connect_deadline, interrupt: group.interrupt() };
         let mut communicator = Communicator::join(id, group.world(), group.rank(), gpu.index, patience)?;
         communicator.patience.limit = limits.step_deadline;
-        Ok(GpuCollective { communicator, _connections: mesh })
+        Ok(GpuCollective { group: group.clone(), communicator, _connections: mesh })
     }
 
     /// Adds up the bucket of `floats` numbers at `pointer` over all ranks, in place.
@@ -93,6 +94,8 @@ impl GpuCollective {
     /// # Safety
     /// As for [`Communicator::sum`].
     pub unsafe fn sum(&mut self, pointer: u64, floats: usize) -> Result<(), CollectiveError> {
+        // NCCL does not tell what is under way: until it ends, a sum stands still.
+        let _folding = self.group.standstill().fold();
         // SAFETY: as the caller promises.
         unsafe { self.communicator.sum(pointer, floats) }
             .map_err(|error| CollectiveError::Nccl { problem: error.to_string() })
