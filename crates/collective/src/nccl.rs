@@ -54,6 +54,16 @@ pub enum NcclError {
     },
 }
 
+impl NcclError {
+    /// What it means for `group`, which it ends: an interrupt was ordered, and is no failure.
+    pub(crate) fn ending(self, group: &Group) -> CollectiveError {
+        match self {
+            NcclError::Interrupted { .. } => CollectiveError::Interrupted { generation: group.generation() },
+            failure => CollectiveError::Nccl { problem: failure.to_string() },
+        }
+    }
+}
+
 /// How long to wait, and what ends the wait before.
 #[derive(Debug, Clone)]
 pub struct Patience {
@@ -97,8 +107,7 @@ impl GpuCollective {
         // NCCL does not tell what is under way: until it ends, a sum stands still.
         let _folding = self.group.standstill().fold();
         // SAFETY: as the caller promises.
-        unsafe { self.communicator.sum(pointer, floats) }
-            .map_err(|error| CollectiveError::Nccl { problem: error.to_string() })
+        unsafe { self.communicator.sum(pointer, floats) }.map_err(|error| error.ending(&self.group))
     }
 }
 
@@ -353,6 +362,15 @@ mod tests {
         }
         let error = UniqueId::new().expect_err("no machine without a GPU has one to sum with").to_string();
         assert!(error.contains("LD_LIBRARY_PATH") || error.contains("NCCL_DEBUG"), "{error}");
+    }
+
+    #[test]
+    fn an_interrupt_is_told_from_a_failure() {
+        let group = crate::testing::group(3, 0, 1, 1);
+        let error = NcclError::Interrupted { what: "join the ranks" }.ending(&group);
+        assert!(matches!(error, CollectiveError::Interrupted { generation: 3 }), "{error}");
+        let error = NcclError::NoLibrary.ending(&group);
+        assert!(matches!(error, CollectiveError::Nccl { .. }), "{error}");
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn assemble_gpus(
 ) -> Result<Assembled, CollectiveError> {
     let gpu = gpu.expect("who has no GPU is not told to sum on it");
     let gpus = crate::nccl::GpuCollective::join(crate::nccl::UniqueId(id), mesh, group, gpu, limits);
-    gpus.map(Assembled::Gpus).map_err(|error| CollectiveError::Nccl { problem: error.to_string() })
+    gpus.map(Assembled::Gpus).map_err(|error| error.ending(group))
 }
 
 #[cfg(not(feature = "nccl"))]
