@@ -8,6 +8,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,9 +39,30 @@ fn rank_of_another_process() {
     std::io::stdin().read_line(&mut line).unwrap();
     let addresses: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let mut collective = join(&listener, rank.parse().unwrap(), &addresses);
+    // Only the mappings hold the memory, and so it ends with them: it has neither a name nor a descriptor.
+    let unnamed = "/memfd:collective (deleted)";
+    assert!(!shared_mappings().is_empty());
+    assert!(shared_mappings().iter().all(|name| name == unnamed), "{:?}", shared_mappings());
+    let open: Vec<_> = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .flat_map(|entry| fs::read_link(entry.path()))
+        .collect();
+    assert!(!open.iter().any(|file| file == Path::new(unnamed)), "{open:?}");
     push_all(collective.sums(), 7);
     let error = (0..).find_map(|step| collective.fold(step).err()).unwrap();
     assert!(matches!(error, CollectiveError::PeerLost { .. }), "{error}");
+    drop(collective);
+    assert!(shared_mappings().is_empty(), "{:?}", shared_mappings());
+}
+
+/// What this process shares with others of its memory.
+fn shared_mappings() -> Vec<String> {
+    // Addresses, rights (the last of which tells whether it is shared), offset, device, inode, and then the name.
+    let mappings = fs::read_to_string("/proc/self/maps").unwrap();
+    let is_shared = |line: &&str| line.split(' ').nth(1).unwrap().ends_with('s');
+    let name = |line: &str| line.splitn(6, ' ').nth(5).unwrap_or_default().trim().to_owned();
+    mappings.lines().filter(is_shared).map(name).collect()
 }
 
 /// The process of a rank, what it says, and where it listens.
@@ -85,9 +107,6 @@ fn a_killed_process_is_missed_at_once_and_leaves_nothing() {
     assert!(died.elapsed() < Duration::from_secs(2), "it was missed after {:?}", died.elapsed());
     assert!(!children[1].wait().unwrap().success());
     assert!(children[0].wait().unwrap().success(), "the other rank has missed it too");
-    let left: Vec<_> =
-        fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_string_lossy().contains("collective")), "{left:?}");
 }
 
 /// Gives this thread a network namespace of its own.
