@@ -1,6 +1,7 @@
 //! What a run leaves behind: its recipe, journal, metrics, checkpoints and logs.
 
 mod error;
+mod rollback;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use recipe::{LearningRateChange, Recipe};
+use recipe::Recipe;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -241,19 +242,6 @@ impl RunDirectory {
     pub(crate) fn catch_up(&mut self) {
         self.journal.catch_up();
         self.metrics.catch_up();
-    }
-
-    /// Goes back to the state after `step`: what came after it is removed, and the recipe says how the run goes on.
-    pub(crate) fn roll_back(
-        &mut self,
-        step: u64,
-        change: LearningRateChange,
-    ) -> Result<(), RunDirectoryError> {
-        let mut recipe = self.recipe.clone();
-        recipe.optimizer.learning_rate_changes.push(change);
-        self.keep_recipe(recipe)?;
-        self.checkpoints.forget_after(step)?;
-        self.forget_metrics_after(step)
     }
 
     /// The lines of the metrics that have what a `T` is made of.
