@@ -1,9 +1,9 @@
 //! What becomes of a worker whose connection to the coordinator breaks.
 //!
 //! Gradients travel between the workers, so one that goes on without its coordinator may have lost only this one
-//! connection, and be back in a moment. While its generation assembles or trains it keeps its place, and nobody is told
-//! anything. It loses it once nobody answers any more where the others reach it, as when its process is gone; or one of
-//! them has lost it, too; or it is not back before it counts as silent.
+//! connection, and be back in a moment. So may one that waits, with what it holds. Until then it keeps its place, and nobody is
+//! told anything. It loses it once nobody answers any more where the others reach it, as when its process is gone; or one of
+//! them has lost it, too; or it is not back before it counts as silent. Who has finished has said all that is wanted of it.
 
 use std::iter::once;
 use std::time::Duration;
@@ -16,10 +16,9 @@ use crate::journal::Record;
 impl Membership {
     /// The stream of a worker's reports has ended.
     pub(super) fn detached(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
-        let goes_on = matches!(self.phase, Phase::Assembling | Phase::Training | Phase::Stopping);
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
-        let has_a_part = matches!(member.stage, Stage::Assembling | Stage::Assembled(_) | Stage::Trains);
-        if !(goes_on && has_a_part && member.candidate.outlives_coordinator) {
+        let has_more_to_say = !matches!(member.stage, Stage::Joined | Stage::Finished(_) | Stage::Failed);
+        if !(has_more_to_say && member.candidate.outlives_coordinator) {
             return self.lose(worker, reason, now);
         }
         (member.stage, member.standstill) = (Stage::Away, Duration::ZERO);

@@ -1,6 +1,6 @@
 //! What happens when a connection to the coordinator breaks and its worker does not.
 
-use super::recovery_tests::{assemblies, halts, shrinking, told};
+use super::recovery_tests::{assemblies, halts, saves, shrinking, told};
 use super::reunion_tests::{assembling, starts, training, waiting};
 use super::tests::{Course, detached, outcome, unreachable};
 use super::*;
@@ -96,6 +96,46 @@ fn what_was_missed_is_told_again() {
     course.step(detached(2));
     assert_eq!(halts(&course.comes_back(2, waiting(0, None))), [1]);
     assert_eq!(assemblies(&course.halted(1, 0)).len(), 2);
+}
+
+#[test]
+fn who_waits_keeps_its_place_and_what_it_holds() {
+    let mut course = Course::training(shrinking(2));
+    course.step_done(1, 7);
+    course.step(Event::Requested(Request::Pause));
+    course.halted(1, 7);
+    assert_eq!(looked_for(&course.step(detached(1))), [1]);
+    course.halted(2, 6);
+    assert_eq!(course.membership.phase(), Phase::Regrouping, "what it holds is still to be heard");
+    course.comes_back(1, waiting(1, Some(7)));
+    assert_eq!(course.membership.phase(), Phase::Paused);
+    course.step(detached(1));
+    assert!(assemblies(&course.step(Event::Requested(Request::Continue))).is_empty());
+    // An order to save is given again, if it may not have been heard.
+    for _ in 0..2 {
+        assert_eq!(saves(&course.comes_back(1, waiting(1, Some(7)))), [1]);
+        course.step(detached(1));
+    }
+    course.published(7);
+    assert_eq!(assemblies(&course.comes_back(1, waiting(1, Some(7)))), [(1, 2, 7, 4), (2, 2, 7, 4)]);
+}
+
+#[test]
+fn those_who_gather_wait_for_one_who_is_away_with_the_state() {
+    for is_back in [true, false] {
+        let mut course = Course::training(Settings { min_workers: 2, ..shrinking(3) });
+        course.loses(2);
+        course.loses(3);
+        course.halted(1, 5);
+        assert_eq!(course.membership.phase(), Phase::Gathering);
+        course.step(detached(1));
+        course.joins(4);
+        assert!(course.joins(5).is_empty(), "they are enough, but one may hold a newer state");
+        match is_back {
+            true => assert_eq!(saves(&course.comes_back(1, waiting(1, Some(5)))), [1]),
+            false => assert_eq!(assemblies(&course.step(unreachable(1))), [(4, 2, 0, 4), (5, 2, 0, 4)]),
+        }
+    }
 }
 
 #[test]

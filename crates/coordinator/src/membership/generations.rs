@@ -49,7 +49,9 @@ impl Membership {
     pub(super) fn take_in(&mut self, now: Duration) -> Vec<Action> {
         let waiting = self.idle().count();
         match self.phase {
-            Phase::Gathering if waiting >= self.workers_wanted() as usize => self.form(now),
+            Phase::Gathering if waiting >= self.workers_wanted() as usize && self.is_left_by_all() => {
+                self.form(now)
+            }
             Phase::Training if waiting > 0 && self.has_stepped => {
                 self.break_off("a worker has joined".to_string(), now)
             }
@@ -130,12 +132,7 @@ impl Membership {
 
     /// Once nobody is in the old generation any more, the next one is formed if enough are left.
     pub(super) fn regroup(&mut self, now: Duration) -> Vec<Action> {
-        let is_in_it = |(worker, member): (&WorkerId, &Member)| match member.stage {
-            Stage::Halting => true,
-            Stage::Away => self.ranks.contains(worker),
-            _ => false,
-        };
-        if self.members.iter().any(is_in_it) {
+        if !self.is_left_by_all() {
             return Vec::new();
         }
         let mut actions = self.confirm_steps();
@@ -158,6 +155,16 @@ impl Membership {
             self.waiting_since = now;
         }
         actions
+    }
+
+    /// Whether nobody is in the old generation any more, or away with what it holds of it.
+    fn is_left_by_all(&self) -> bool {
+        let is_in_it = |(worker, member): (&WorkerId, &Member)| match member.stage {
+            Stage::Halting => true,
+            Stage::Away => self.ranks.contains(worker),
+            _ => false,
+        };
+        !self.members.iter().any(is_in_it)
     }
 
     /// Steps that the first rank did not live to report, or that were reported too late.

@@ -72,6 +72,8 @@ impl Membership {
         if let Some(member) = self.members.get_mut(&worker) {
             (member.stage, member.generation, member.is_leaving) = (stage, generation, is_leaving);
         }
+        // It may not have heard the order, so it is told again if that is still wanted.
+        self.saver.take_if(|saver| *saver == worker);
         actions.extend(match self.phase {
             Phase::Reuniting => self.reunite(now),
             Phase::Regrouping => self.regroup(now),
