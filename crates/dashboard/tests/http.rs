@@ -198,7 +198,7 @@ async fn other_pages_and_other_names_get_nothing() {
     // The page itself, once: a second stop would end the run without saving.
     let own =
         [host, ("x-simsiam-secret", secret), ("origin", origin.as_str()), ("sec-fetch-site", "same-origin")];
-    for (action, status) in [("pause", 202), ("save", 202), ("continue", 409)] {
+    for (action, status) in [("continue", 409), ("pause", 202), ("save", 202), ("continue", 202)] {
         let body = format!("{{\"action\":\"{action}\"}}");
         let reply = send(served.address, "POST", "/api/actions", &own, &body).await;
         assert_eq!(reply.status, status, "{action} {}", reply.text);
@@ -213,6 +213,7 @@ async fn other_pages_and_other_names_get_nothing() {
     }
     assert_eq!(served.actions.recv().await, Some(Action::Pause));
     assert_eq!(served.actions.recv().await, Some(Action::Save));
+    assert_eq!(served.actions.recv().await, Some(Action::Continue));
     assert_eq!(served.actions.recv().await, Some(Action::Drain { worker: 1 }));
     assert_eq!(send(served.address, "POST", "/api/actions", &own, stop).await.status, 202);
     assert_eq!(served.actions.recv().await, Some(Action::Stop));

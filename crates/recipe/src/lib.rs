@@ -258,7 +258,7 @@ mod tests {
             set.starts_with("--set training.foo=3: unknown field `foo`") && !set.contains("line"),
             "{set}"
         );
-        let text = format!("# A comment.\n{}", QUICKSTART.replace("epochs", "epohcs"));
+        let text = format!("# A comment.\n{}", QUICKSTART.replace("\nepochs", "\nepohcs"));
         let line = 1 + text.lines().position(|line| line.starts_with("epohcs")).unwrap();
         let in_text = said(&text, "name=other");
         assert!(in_text.contains(&format!("line {line},")), "{in_text}");

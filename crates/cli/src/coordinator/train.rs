@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,11 @@ use coordinator::{
 use dashboard::{Action, Dashboard, OpenTelemetry, Settings, collector};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
-use recipe::Recipe;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use super::resume::{is_begun, resume};
 use super::{TrainArguments, views};
 use crate::dashboard::DashboardPlace;
 use crate::deal::{deal, warn_of_pictures};
@@ -27,7 +27,6 @@ use crate::display::{Display, Screen};
 use crate::exit::Ending;
 use crate::logging::LogFile;
 use crate::needs::Needs;
-use crate::recipe_source::{difference, moved};
 use crate::security::SecurityArguments;
 use crate::stop_signals::StopSignals;
 use crate::{PROGRAM_VERSION, logging, needs, network, start, worker};
@@ -152,46 +151,6 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
 
 fn dealt(manifest: &Manifest) -> Dealt {
     Dealt { name: manifest.name.clone(), images: manifest.images, digest: manifest.digest().to_string() }
-}
-
-/// Whether there is a run of this recipe's name.
-fn is_begun(arguments: &TrainArguments) -> Result<bool> {
-    let name = arguments.recipe.run_name()?;
-    Ok(arguments.out.join(name).join("recipe.toml").exists())
-}
-
-/// Opens the run to go on with. Its own recipe counts, but for where the images lie.
-fn resume(arguments: &TrainArguments, folder: Option<&Path>) -> Result<(RunDirectory, Recipe)> {
-    ensure!(
-        folder.is_none() || !arguments.recipe.name_is_given(),
-        "--resume FOLDER says which run, and --name too: leave one of them out"
-    );
-    let path = match folder {
-        Some(folder) => folder.to_path_buf(),
-        None => arguments.out.join(arguments.recipe.run_name()?),
-    };
-    let directory = RunDirectory::open(&path)?;
-    let saved = directory.recipe();
-    if !arguments.recipe.are_given() {
-        let recipe = saved.clone();
-        return Ok((directory, recipe));
-    }
-    let mut asked = arguments.recipe.of_run(saved)?;
-    if asked.start != saved.start {
-        // The same file may hold other weights by now.
-        start::read(&mut asked)?;
-    }
-    // They were made on its way, not asked for.
-    asked.optimizer.learning_rate_changes.clone_from(&saved.optimizer.learning_rate_changes);
-    let recipe = moved(saved, &asked);
-    if let Some(difference) = difference(&recipe, &asked) {
-        bail!(
-            "the run in {} was begun with another recipe: {difference}; leave out --config and --set, or start a new run \
-             with another --name",
-            path.display()
-        );
-    }
-    Ok((directory, recipe))
 }
 
 /// Leads the run to its outcome.

@@ -87,7 +87,7 @@ pub struct Membership {
     waiting_since: Duration,
     verdict: Option<Verdict>,
     stop_requested: bool,
-    /// Whether it was, too, by a person.
+    /// Whether a person did so; a run that is hopeless stops by itself.
     stop_requested_by_person: bool,
     /// Whether a person wants no more steps for now.
     is_paused: bool,

@@ -118,7 +118,7 @@ fn a_journal_is_read_as_it_was_written() {
     assert!(!RunDirectory::open(&path).unwrap().past().has_left_workers(), "the run has ended");
 
     // Without its end, and with lines of other versions, cut as a crash cuts them.
-    let whole: Vec<&str> = text.lines().take(5).collect();
+    let whole: Vec<&str> = text.lines().take(6).collect();
     let earlier = r#"{"event":"opened","program_version":"0.9.0","checkpoint":null,"step":0}"#;
     let later = r#"{"event":"moved","worker":7}"#;
     let cut = format!("{}\n{earlier}\n{later}\n{}\n{{\"event\":\"lo", whole[0], whole[1..].join("\n"));
