@@ -120,9 +120,8 @@ impl Display {
                 self.screen.line(&format!("stopped after step {step}; go on with --resume"));
             }
             Outcome::Stopped { step } => {
-                let saved = self.saved_step;
                 self.screen.line(&format!(
-                    "stopped after step {step}, without saving; --resume goes on after step {saved}"
+                    "stopped after step {step}, without saving; --resume goes on from what was saved before"
                 ));
             }
             // The program ends with this as its error.
@@ -301,7 +300,7 @@ mod tests {
     fn who_stops_is_told_what_is_saved() {
         for (saved, expected) in [
             (5, "stopped after step 5; go on with --resume"),
-            (3, "stopped after step 5, without saving; --resume goes on after step 3"),
+            (3, "stopped after step 5, without saving; --resume goes on from what was saved before"),
         ] {
             let lines: Arc<Mutex<Vec<String>>> = Arc::default();
             let kept = Arc::clone(&lines);

@@ -16,6 +16,11 @@ pub(crate) fn listen_addresses(flag: &str, text: &str, security: &Security) -> R
     Ok(addresses)
 }
 
+/// This machine's own name.
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The addresses that `text` (`HOST:PORT`), the value of `flag`, names.
 pub(crate) fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>> {
     let found = text.to_socket_addrs();

@@ -15,8 +15,11 @@ pub(crate) struct StopSignals {
 impl StopSignals {
     /// Whether one that comes at `now` asks for something: the first for a stop in order, a later one for an end at once.
     pub(crate) fn counts(&mut self, now: Instant) -> bool {
-        let first = *self.first.get_or_insert(now);
-        now == first || now.duration_since(first) >= SAME_SIGNAL
+        let Some(first) = self.first else {
+            self.first = Some(now);
+            return true;
+        };
+        now.duration_since(first) >= SAME_SIGNAL
     }
 }
 
@@ -29,7 +32,7 @@ mod tests {
         let begin = Instant::now();
         let mut signals = StopSignals::default();
         for (after_ms, counts) in
-            [(0, true), (1, false), (50, false), (999, false), (1000, true), (1001, true)]
+            [(0, true), (0, false), (1, false), (50, false), (999, false), (1000, true), (1001, true)]
         {
             assert_eq!(signals.counts(begin + Duration::from_millis(after_ms)), counts, "{after_ms} ms");
         }

@@ -216,8 +216,7 @@ fn drain() -> Result<impl Future<Output = ()>> {
 
 /// Host and process, for people.
 fn description() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}, process {}", std::process::id())
+    format!("{}, process {}", network::host_name(), std::process::id())
 }
 
 #[cfg(test)]

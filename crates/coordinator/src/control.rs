@@ -296,7 +296,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             return;
         }
         self.seen_at = Some(now);
-        let mut sight = self.membership.sight(self.clock.at(self.started_at.elapsed()));
+        let time = self.time();
+        let mut sight = self.membership.sight(time);
         self.paces.complete(&mut sight);
         (self.observer)(&Progress::Seen(sight));
     }
@@ -316,10 +317,16 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         }
     }
 
+    /// What membership goes by.
+    fn time(&mut self) -> Duration {
+        self.clock.at(self.started_at.elapsed())
+    }
+
     /// Tells membership what happened and does what it decides. The answer is for a worker that joins.
     fn act(&mut self, event: Event) -> Result<Option<Answer>, CoordinatorError> {
         let mut answer = None;
-        for action in self.membership.step(event, self.clock.at(self.started_at.elapsed())) {
+        let time = self.time();
+        for action in self.membership.step(event, time) {
             match action {
                 Action::Admit { worker } => {
                     let committed_step = self.membership.committed_step();

@@ -116,7 +116,6 @@ impl Site {
         let is_in_journal = |worker| self.record().timeline.has_worker(worker);
         let is_told = matches!(action, Action::Drain { worker } if is_in_journal(worker));
         let mut live = lock(&self.live);
-        let state = as_asked(state, &live);
         if !is_possible(action, state, &live) {
             return Err(NotTaken::NotPossible);
         }
@@ -144,5 +143,5 @@ fn as_asked(state: State, live: &Live) -> State {
 }
 
 fn is_possible(action: Action, state: State, live: &Live) -> bool {
-    action.is_possible(state) && !live.is_stopping
+    action.is_possible(as_asked(state, live)) && !live.is_stopping
 }

@@ -142,11 +142,7 @@ impl Timeline {
                 self.workers.remove(&worker);
             }
             Record::Generation { generation, places } => self.form(at_ms, generation, places.len() as u32),
-            Record::Started { generation, step, .. } => {
-                self.begin(generation, step);
-                let detail = format!("generation {generation} trains from step {step} on");
-                self.tell(at_ms, Kind::Plain, "started", detail);
-            }
+            Record::Started { generation, step, .. } => self.begin(at_ms, generation, step),
             Record::Adopted { generation, step } => {
                 let detail = format!("generation {generation} goes on, {step} steps are done");
                 self.tell(at_ms, Kind::Good, "adopted", detail);
@@ -190,10 +186,12 @@ impl Timeline {
         self.tell(at_ms, Kind::Plain, "generation", format!("{generation}, of {workers} worker{plural}"));
     }
 
-    fn begin(&mut self, generation: u64, step: u64) {
+    fn begin(&mut self, at_ms: u64, generation: u64, step: u64) {
         if let Some(last) = self.generations.back_mut().filter(|last| last.generation == generation) {
             last.step = Some(step);
         }
+        let detail = format!("generation {generation} trains from step {step} on");
+        self.tell(at_ms, Kind::Plain, "started", detail);
     }
 
     fn close(&mut self, at_ms: u64) {

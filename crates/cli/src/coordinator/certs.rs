@@ -11,7 +11,7 @@ use rcgen::{
 
 use super::CertsArguments;
 use crate::exit::{Ending, answer};
-use crate::private_file;
+use crate::{network, private_file};
 
 /// Names that a coordinator always has on its own machine, beside that of the machine.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -22,10 +22,9 @@ pub(super) fn run(arguments: &CertsArguments) -> Result<Ending> {
     let folder = &arguments.folder;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let authority = authority()?;
-    // The coordinator tells the command of workers with it.
-    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let names =
-        OWN_NAMES.map(String::from).into_iter().chain([machine]).chain(arguments.hosts.iter().cloned());
+    // The coordinator tells the command of workers with the machine's name.
+    let own = OWN_NAMES.map(String::from).into_iter().chain([network::host_name()]);
+    let names = own.chain(arguments.hosts.iter().cloned());
     let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     // Workers on the coordinator's machine show its certificate.
     write(folder, "coordinator", names.collect(), &both, &authority.issuer)?;

@@ -175,8 +175,9 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         None => None,
     };
     let traces = traces(&directory, screen);
-    // Then there is nothing for workers to do.
     let is_complete = directory.completed(total_steps)?.is_some();
+    // Then there is nothing for workers to do.
+    let worker_devices = if is_complete { Vec::new() } else { worker_devices };
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() && !is_complete {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
@@ -188,16 +189,9 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         mixes_arithmetic: arguments.losses.mixed_devices,
         on_failure: on_failure(arguments),
         min_workers: arguments.losses.min_workers,
-        timeouts: Timeouts {
-            heartbeat: Duration::from_secs(arguments.losses.heartbeat_timeout_s),
-            join: Duration::from_secs(arguments.losses.join_timeout_s),
-            ..Timeouts::default()
-        },
+        timeouts: timeouts(arguments),
         program_version: PROGRAM_VERSION.to_string(),
-        local_workers: match is_complete {
-            true => None,
-            false => start_workers(address, &directory, worker_devices, &token, arguments)?,
-        },
+        local_workers: start_workers(address, &directory, worker_devices, &token, arguments)?,
         evaluations: evaluations(&directory, arguments)?,
         views_png: views::png(directory.recipe(), &deal, 8, 0..2),
         directory,
@@ -299,7 +293,7 @@ fn observer(
 
 /// How workers elsewhere are started. They choose their own address, on all of which they listen.
 fn invitation(address: SocketAddr, count: u32, security: &SecurityArguments) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = network::host_name();
     let join = match address.ip().is_unspecified() {
         true => format!("{host}:{}", address.port()),
         false => address.to_string(),
@@ -317,6 +311,14 @@ fn invitation(address: SocketAddr, count: u32, security: &SecurityArguments) -> 
 /// Places for workers: without more of them, one for each that is waited for.
 fn max_workers(arguments: &TrainArguments, cluster: &Cluster) -> u32 {
     arguments.losses.max_workers.unwrap_or_else(|| cluster.workers())
+}
+
+fn timeouts(arguments: &TrainArguments) -> Timeouts {
+    Timeouts {
+        heartbeat: Duration::from_secs(arguments.losses.heartbeat_timeout_s),
+        join: Duration::from_secs(arguments.losses.join_timeout_s),
+        ..Timeouts::default()
+    }
 }
 
 fn on_failure(arguments: &TrainArguments) -> OnFailure {
@@ -404,16 +406,14 @@ fn requests() -> Result<(mpsc::Receiver<Request>, watch::Receiver<Ending>, mpsc:
     tokio::spawn(async move {
         let mut signals = StopSignals::default();
         loop {
+            let mut stop = |signal| signals.counts(Instant::now()).then(|| stop(&first, signal));
             let request = tokio::select! {
-                _ = interrupts.recv() => stop(&first, Ending::Interrupted),
-                _ = terminations.recv() => stop(&first, Ending::Terminated),
-                _ = saves.recv() => Request::Save,
-                Some(action) = asked.recv() => {
-                    let _ = sender.try_send(Request::from(action));
-                    continue;
-                }
+                _ = interrupts.recv() => stop(Ending::Interrupted),
+                _ = terminations.recv() => stop(Ending::Terminated),
+                _ = saves.recv() => Some(Request::Save),
+                Some(action) = asked.recv() => Some(Request::from(action)),
             };
-            if request == Request::Save || signals.counts(Instant::now()) {
+            if let Some(request) = request {
                 // More than two requests say nothing new.
                 let _ = sender.try_send(request);
             }
