@@ -86,11 +86,14 @@ fn claimed<T>(path: &Path, begin: impl Fn(&Path) -> io::Result<(T, bool)>) -> io
     }
 }
 
-/// Locks what is at `path` and was just made, so that nobody takes it for abandoned; says whether it is still there.
+/// Locks what is at `path` and was just made, so that nobody takes it for abandoned; says whether nobody has.
 fn claim(aside: &File, path: &Path) -> io::Result<bool> {
-    // Where locks are not supported its age speaks for it.
-    let _ = aside.try_lock_shared();
-    path.try_exists()
+    match aside.try_lock() {
+        // It is about to be removed.
+        Err(TryLockError::WouldBlock) => Ok(false),
+        // Where locks are not supported its age speaks for it.
+        Ok(()) | Err(TryLockError::Error(_)) => path.try_exists(),
+    }
 }
 
 /// The folder that `path` lies in; a bare name lies in the present one.
@@ -156,6 +159,20 @@ mod tests {
         }
         assert_eq!(fs::read(path.join("x")).unwrap(), b"first");
         assert_eq!(names(folder.path()), ["set"]);
+    }
+
+    #[test]
+    fn what_is_taken_for_abandoned_is_not_claimed() {
+        let folder = tempfile::tempdir().unwrap();
+        let aside = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
+        let claim = || claim(aside.as_file(), aside.path()).unwrap();
+        let remover = File::open(aside.path()).unwrap();
+        remover.try_lock().unwrap();
+        assert!(!claim(), "it is being removed");
+        drop(remover);
+        assert!(claim());
+        fs::remove_file(aside.path()).unwrap();
+        assert!(!claim(), "it is removed");
     }
 
     #[test]
