@@ -334,6 +334,7 @@ def check_browser(run, scratch):
         press_pause(page)
         check_last_hundred(page)
         check_page(page)
+        check_views(page)
         press_save(page)
         check_page(page)
         check_neighbours(page)
@@ -342,9 +343,11 @@ def check_browser(run, scratch):
         check_chart_by_keyboard(page)
         check_telephone(page)
         check_colours(page)
+        kept = take_views_away(page)
         press_continue_by_keyboard(page)
         press_stop(page)
         check_page(page)
+        check_views_stay(page, kept)
         check_console(browser)
         requests = check_requests(browser, run.origin)
     return f"the page shows what {len(run.steps())} steps say, and obeys; {requests} requests, none to elsewhere"
@@ -473,8 +476,9 @@ def press_stop(page):
     browser.click("header [data-action=stop]")
     browser.press("Escape")
     browser.wait_for("that Escape closes the question", lambda: not browser.run("return document.getElementById('confirm').open"))
-    before = run.steps()[-1]["step"]
-    run.coordinator.wait_for("steps after a stop that was not confirmed", lambda: run.steps()[-1]["step"] > before + 1)
+    before = run.steps()[-1]["epoch"]
+    what = "a whole epoch after a stop that was not confirmed"
+    run.coordinator.wait_for(what, lambda: run.steps()[-1]["epoch"] > before + 1)
     page.press("stop")
     run.expect_end()
     browser.wait_for("that the page says that the coordinator has ended", lambda: "has ended" in page.read()["connection"])
@@ -496,13 +500,29 @@ def check_page(page):
         # On a fast machine: what came last is thinned only when the page asks for all of them again.
         page.browser.click("[data-range=all]")
     page.wait_for_curves(steps)
-    check_views(page, steps[-1]["epoch"])
 
 
-def check_views(page, epoch):
+def views_of(step):
+    return f"/views.png?epoch={step['epoch'] - 1}"
+
+
+def check_views(page):
     """The pairs of views of this epoch, as a picture of four images."""
-    address = f"/views.png?epoch={epoch - 1}"
-    page.wait_for_picture("views", address)
+    page.wait_for_picture("views", views_of(page.run.steps()[-1]))
+
+
+def take_views_away(page):
+    """As when they are asked for while the run ends: from here on the browser cannot have them. The address of the last ones."""
+    page.browser.tell_chromium("Network.enable")
+    page.browser.tell_chromium("Network.setBlockedURLs", urls=["*/views.png*"])
+    return views_of(page.run.steps()[-1])
+
+
+def check_views_stay(page, kept):
+    """Although those of other epochs were asked for in vain."""
+    asked = page.browser.run("return document.getElementById('views').dataset.wanted")
+    expect("the views that were asked for last", views_of(page.run.steps()[-1]), asked)
+    page.wait_for_picture("views", kept)
 
 
 def check_neighbours(page):
@@ -826,7 +846,9 @@ def contrast(one, other):
 
 
 def check_console(browser):
+    """But for the views that were taken away."""
     severe = [entry["message"] for entry in browser.log("browser") if entry["level"] == "SEVERE"]
+    severe = [message for message in severe if "/views.png" not in message]
     expect("what the browser's console complains of", [], severe)
 
 

@@ -72,6 +72,7 @@ pub(crate) fn make_folder<E>(
     }
     File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
+
 /// What `begin` makes in the folder of `path`, which is made and tidied first. In the moment between an aside's making and
 /// its lock, another process may have taken it for an abandoned one: then it says that it is not claimed, and is made again.
 fn claimed<T>(path: &Path, begin: impl Fn(&Path) -> io::Result<(T, bool)>) -> io::Result<T> {

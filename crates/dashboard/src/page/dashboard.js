@@ -587,11 +587,20 @@ function drawStatus() {
   $("report-missing").hidden = status.has_report;
 }
 
-/** Those of the epoch under way, asked for once each. */
+/** Those of the epoch under way. */
 function drawViews() {
-  const picture = $("views");
-  const address = `/views.png?epoch=${Math.max(0, status.epoch - 1)}`;
-  if (picture && picture.getAttribute("src") !== address) picture.src = address;
+  if ($("views")) depict("views", `/views.png?epoch=${Math.max(0, status.epoch - 1)}`);
+}
+
+/** Asks for a picture once. The one before stays until it is there, and for good where it cannot be had, as at a run's end. */
+function depict(id, address) {
+  const shown = $(id);
+  if (shown.dataset.wanted === address) return;
+  shown.dataset.wanted = address;
+  const next = shown.cloneNode();
+  next.src = address;
+  const place = () => { if ($(id).dataset.wanted === address) $(id).replaceWith(next); };
+  next.decode().then(place, () => {});
 }
 
 function drawKnn() {
@@ -791,8 +800,7 @@ function drawNeighbours() {
   slider.disabled = cards.length < 2;
   slider.setAttribute("aria-valuetext", weights);
   say($("neighbours-weights"), weights);
-  const address = `/evaluations/${picture}`;
-  if ($("neighbours").getAttribute("src") !== address) $("neighbours").src = address;
+  depict("neighbours", `/evaluations/${picture}`);
 }
 
 $("neighbours-of").addEventListener("input", ({ target }) => {
