@@ -397,7 +397,9 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         match record {
             Record::Checkpoint { checkpoint, step, .. } => {
                 // Not beside the control loop, which may look for one to go back to.
-                self.directory.checkpoints().keep_last(self.directory.recipe().checkpoint.keep, *step);
+                let keep = self.directory.recipe().checkpoint.keep;
+                let is_needed = |name: &str| self.evaluations.as_ref().is_some_and(|all| all.need(name));
+                self.directory.checkpoints().keep_last(keep, *step, is_needed);
                 self.look_at_weights(checkpoint, *step);
             }
             Record::Ended(outcome) => {

@@ -124,6 +124,14 @@ impl Evaluations {
         self.running.is_some() || !self.waiting.is_empty()
     }
 
+    /// Whether one that is under way or to come reads the checkpoint called `name`.
+    pub(crate) fn need(&self, name: &str) -> bool {
+        let under_way = self.running.iter().map(|running| &running.weights);
+        under_way
+            .chain(&self.waiting)
+            .any(|weights| matches!(weights, Weights::Checkpoint(own) if own == name))
+    }
+
     /// The process of the one under way.
     pub(crate) fn under_way(&self) -> Option<u32> {
         self.running.as_ref().map(|running| running.child.id())
@@ -260,6 +268,7 @@ mod tests {
         for name in ["step-1", "step-2", "step-3"] {
             evaluations.published(name, false);
         }
+        assert_eq!(["step-2", "step-3"].map(|name| evaluations.need(name)), [false, true]);
         assert_eq!(subjects(until_all_ended(&mut evaluations)), ["--random", "step-3--checkpoint"]);
     }
 

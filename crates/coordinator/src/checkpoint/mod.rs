@@ -55,16 +55,18 @@ impl Checkpoints {
     }
 
     /// Deletes all but the last `keep` checkpoints up to `step`, which is to be the run's own: one that was published while
-    /// the run went back is not, and must not push out what the run went back to.
-    pub(crate) fn keep_last(&self, keep: u32, step: u64) {
+    /// the run went back is not, and must not push out what the run went back to. One that `is_needed`, by its name, is
+    /// deleted by a later call, once it is not.
+    pub(crate) fn keep_last(&self, keep: u32, step: u64, is_needed: impl Fn(&str) -> bool) {
         let steps = self.steps().unwrap_or_else(|error| {
             tracing::warn!("old checkpoints are kept: {error}");
             Vec::new()
         });
         // Newer ones are none of this run's: only a damaged one is passed over when a run is resumed.
         let older = steps.into_iter().filter(|older| *older < step);
-        for step in older.skip(keep.saturating_sub(1) as usize) {
-            let path = self.path.join(checkpoint_name(step));
+        let too_many = older.skip(keep.saturating_sub(1) as usize).map(checkpoint_name);
+        for name in too_many.filter(|name| !is_needed(name)) {
+            let path = self.path.join(name);
             if let Err(error) = fs::remove_dir_all(&path) {
                 // The new one is safe; an old one too many is no reason to end a run.
                 tracing::warn!("cannot remove the old checkpoint {}: {error}", path.display());
@@ -209,16 +211,26 @@ mod tests {
             let checkpoints = open(folder.path());
             for step in [10, 20, 30, 40, 50] {
                 publish(&checkpoints, step);
-                checkpoints.keep_last(keep, step);
+                checkpoints.keep_last(keep, step, |_| false);
             }
             assert_eq!(checkpoints.steps().unwrap(), expected, "keep {keep}");
+        }
+        // One that an evaluation waits for stays until that is over.
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = open(folder.path());
+        for (step, needed, expected) in
+            [(10, 10, vec![10]), (20, 10, vec![20, 10]), (30, 10, vec![30, 10]), (40, 40, vec![40])]
+        {
+            publish(&checkpoints, step);
+            checkpoints.keep_last(1, step, |name| name == checkpoint_name(needed));
+            assert_eq!(checkpoints.steps().unwrap(), expected, "{needed} is needed");
         }
         // A damaged newer one, passed over by the resume, does not push the valid one out.
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
         fs::create_dir(folder.path().join("step-000099")).unwrap();
         publish(&checkpoints, 10);
-        checkpoints.keep_last(1, 10);
+        checkpoints.keep_last(1, 10, |_| false);
         assert_eq!(checkpoints.latest_valid().unwrap().unwrap().step(), 10);
     }
 
