@@ -135,14 +135,14 @@ pub enum Precision {
     Bf16,
 }
 
-/// When the weights, the momentum and the position are saved.
+/// When the weights, the momentum and the position are saved: every ten minutes if neither steps nor minutes are given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// Save after this many steps; absent: not by steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
-    /// Save after this many minutes; absent: not by time. The last step is always saved.
+    /// Save after this many minutes; absent beside `every_steps`: not by time. The last step is always saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_minutes: Option<f64>,
     /// How many to keep; older ones are deleted.
@@ -171,7 +171,7 @@ impl Recipe {
     pub fn from_toml(text: &str, overrides: &[String]) -> Result<Recipe, RecipeError> {
         let mut table: toml::Table = text.parse().map_err(|error| RecipeError::from_toml(&error))?;
         overrides::apply(&mut table, overrides)?;
-        let recipe: Recipe = match table.try_into() {
+        let mut recipe: Recipe = match table.try_into() {
             Ok(recipe) => recipe,
             // From the text once more, for an error that shows the line it speaks of; what the text has no fault in, the
             // overrides have, which are no lines.
@@ -183,6 +183,10 @@ impl Recipe {
                 }
             },
         };
+        // Who only says how many to keep wants them saved as well.
+        if recipe.checkpoint.every_steps.is_none() && recipe.checkpoint.every_minutes.is_none() {
+            recipe.checkpoint.every_minutes = Checkpoint::default().every_minutes;
+        }
         recipe.check()?;
         Ok(recipe)
     }
@@ -245,6 +249,23 @@ mod tests {
             let recipe = Recipe::from_toml(text, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(&recipe.name, name, "a recipe is found by its name");
             assert_eq!(Recipe::from_toml(&recipe.to_toml(), &[]).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn a_run_is_saved_by_time_unless_its_recipe_says_otherwise() {
+        let bare = QUICKSTART.replace("[checkpoint]\nevery_steps = 80\n", "");
+        for (set, expected) in [
+            (&[][..], (None, Some(10.0), 3)),
+            (&["checkpoint.keep=7"], (None, Some(10.0), 7)),
+            (&["checkpoint.every_steps=80"], (Some(80), None, 3)),
+            (&["checkpoint.every_minutes=2.0"], (None, Some(2.0), 3)),
+            (&["checkpoint.every_steps=80", "checkpoint.every_minutes=2.0"], (Some(80), Some(2.0), 3)),
+        ] {
+            let set: Vec<String> = set.iter().map(|one| String::from(*one)).collect();
+            let Checkpoint { every_steps, every_minutes, keep } =
+                Recipe::from_toml(&bare, &set).unwrap().checkpoint;
+            assert_eq!((every_steps, every_minutes, keep), expected, "{set:?}");
         }
     }
 
