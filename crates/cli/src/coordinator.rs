@@ -19,8 +19,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use protocol::TOKEN_FILE_VARIABLE;
 
 use crate::advertise::AdvertiseArguments;
+use crate::arguments;
 use crate::cache::CacheArguments;
 use crate::dashboard::DashboardArguments;
 use crate::device::DeviceArguments;
@@ -245,7 +247,7 @@ struct WhomArguments {
     #[arg(long, value_name = "FOLDER", default_value = "runs", env = "SIMSIAM_OUT")]
     out: PathBuf,
     /// File with the token of the run, for a dashboard that others reach; without this it is taken from SIMSIAM_TOKEN
-    #[arg(long, value_name = "FILE", env = "SIMSIAM_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = TOKEN_FILE_VARIABLE)]
     token_file: Option<PathBuf>,
     /// Show the token without TLS to another machine: whoever sees the traffic can then read it
     #[arg(long, env = "SIMSIAM_INSECURE_NETWORK", value_parser = clap::builder::FalseyValueParser::new())]
@@ -339,7 +341,7 @@ struct ViewsArguments {
 
 /// The program `coordinator`.
 pub fn main() -> ExitCode {
-    exit::code(run(Arguments::parse()))
+    exit::code(run(arguments::parse::<Arguments>()))
 }
 
 fn run(arguments: Arguments) -> Result<Ending> {

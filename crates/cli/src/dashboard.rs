@@ -1,8 +1,9 @@
 //! Where a coordinator serves its dashboard.
 
+use std::net::TcpListener;
+
 use anyhow::{Context, Result, ensure};
 use dashboard::{Action, Dashboard, Settings};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::display::Screen;
@@ -70,16 +71,18 @@ pub(crate) struct DashboardPlace {
     peak_tflops: Option<f64>,
 }
 
+/// Where a dashboard will be served: nobody else can take it any more.
+#[derive(Debug)]
+pub(crate) struct DashboardListener {
+    listener: TcpListener,
+    peak_tflops: Option<f64>,
+}
+
 impl DashboardPlace {
-    /// Serves it, and says where.
-    pub(crate) async fn serve(
-        self,
-        mut settings: Settings,
-        actions: mpsc::Sender<Action>,
-        screen: &Screen,
-    ) -> Result<Option<Dashboard>> {
-        let listener = match TcpListener::bind(&self.listen).await {
-            Err(_) if !self.is_given => TcpListener::bind(ANY_PORT).await,
+    /// Takes the place.
+    pub(crate) fn listen(self) -> Result<Option<DashboardListener>> {
+        let listener = match network::bind(&self.listen) {
+            Err(_) if !self.is_given => network::bind(ANY_PORT),
             bound => bound,
         };
         let listener = match listener {
@@ -94,10 +97,23 @@ impl DashboardPlace {
                 )
             })?,
         };
+        Ok(Some(DashboardListener { listener, peak_tflops: self.peak_tflops }))
+    }
+}
+
+impl DashboardListener {
+    /// Serves the dashboard within a runtime, and says where.
+    pub(crate) fn serve(
+        self,
+        mut settings: Settings,
+        actions: mpsc::Sender<Action>,
+        screen: &Screen,
+    ) -> Result<Dashboard> {
         settings.yardsticks.peak_flops_per_second = self.peak_tflops.map(|tflops| 1e12 * tflops);
+        let listener = tokio::net::TcpListener::from_std(self.listener).context("serve the dashboard")?;
         let dashboard = Dashboard::start(listener, settings, actions)?;
         screen.line(&format!("dashboard: http://{}", dashboard.address()));
-        Ok(Some(dashboard))
+        Ok(dashboard)
     }
 }
 

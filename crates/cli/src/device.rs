@@ -28,9 +28,8 @@ impl DeviceArguments {
         format!("--device={}", self.device).into()
     }
 
-    /// These arguments for each of `count` workers of this machine.
-    pub(crate) fn of_workers(&self, count: u32) -> Result<Vec<OsString>> {
-        let names = self.device.share_out(count as usize)?;
-        Ok(names.into_iter().map(|name| format!("--device={name}").into()).collect())
+    /// What each of `count` workers of this machine computes on.
+    pub(crate) fn of_workers(&self, count: u32) -> Result<Vec<DeviceName>> {
+        Ok(self.device.share_out(count as usize)?)
     }
 }

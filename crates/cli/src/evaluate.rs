@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use evaluation::{Card, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, export};
 use recipe::{Data, Recipe, Votes};
 
+use crate::arguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::display::Screen;
@@ -169,7 +170,7 @@ impl DataSource {
 
 /// The program `evaluate`.
 pub fn main() -> ExitCode {
-    exit::code(run(EvaluateArguments::parse()))
+    exit::code(run(arguments::parse::<EvaluateArguments>()))
 }
 
 /// Does what the arguments ask for.

@@ -33,7 +33,8 @@ pub(crate) fn code(ended: anyhow::Result<Ending>) -> ExitCode {
         Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),
         Ok(Ending::Terminated) => ExitCode::from(TERMINATED),
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
+            // Where nobody reads it, the exit code is all there is to say.
+            let _ = writeln!(io::stderr(), "error: {}", sentence(&error));
             ExitCode::from(FAILED)
         }
     }

@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod worker;
 
 mod advertise;
+mod arguments;
 mod cache;
 mod dashboard;
 mod deal;

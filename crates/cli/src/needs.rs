@@ -1,5 +1,6 @@
 //! What a run needs of its machine, as far as it follows from recipe and workers; and whether there is room for it.
 
+use std::fs;
 use std::path::Path;
 
 use collective::subtrees;
@@ -161,9 +162,27 @@ fn shortage(what: &str, needed_mb: f64, free_mb: Option<f64>, advice: &str) -> O
     Some(format!("this run needs about {needed_mb:.0} MB of {what}, and {free_mb:.0} MB are free: {advice}"))
 }
 
-/// Memory that the system would give to a new process.
+/// Memory that the system would give to a new process, within what this one's container or job may use.
 fn available_memory_mb() -> Option<f64> {
-    parse_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    let of_machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_available(&text));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let allowed = allowed_memory_mb(Path::new("/sys/fs/cgroup"), &groups);
+    of_machine.into_iter().chain(allowed).reduce(f64::min)
+}
+
+/// What is left of the least that a control group of `groups`, or one above it, may use; files that can be dropped count as
+/// left. As the kernel's `cgroup-v2` documentation says.
+fn allowed_memory_mb(root: &Path, groups: &str) -> Option<f64> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let left = |group: &Path| {
+        let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<f64>().ok();
+        let droppable = fs::read_to_string(group.join("memory.stat")).ok().and_then(|stat| {
+            stat.lines().find_map(|line| line.strip_prefix("inactive_file "))?.parse::<f64>().ok()
+        });
+        Some((number("memory.max")? - number("memory.current")? + droppable.unwrap_or(0.0)) / 1e6)
+    };
+    let group = root.join(own);
+    group.ancestors().take_while(|group| group.starts_with(root)).filter_map(left).reduce(f64::min)
 }
 
 fn parse_available(meminfo: &str) -> Option<f64> {
@@ -203,6 +222,34 @@ mod tests {
         }
         assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   2000000 kB\n"), Some(2048.0));
         assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
+    }
+
+    #[test]
+    fn a_container_has_the_memory_that_its_groups_leave() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |group: &str, limit: &str, used: &str| {
+            let group = root.path().join(group);
+            fs::create_dir_all(&group).unwrap();
+            for (name, text) in [
+                ("memory.max", limit),
+                ("memory.current", used),
+                ("memory.stat", "file 9\ninactive_file 1000000\n"),
+            ] {
+                fs::write(group.join(name), text).unwrap();
+            }
+        };
+        write("", "9000000000\n", "5000000000\n");
+        write("job", "3000000000\n", "1000000000\n");
+        write("job/step", "max\n", "1000000000\n");
+        for (groups, expected) in [
+            ("0::/\n", Some(4001.0)),
+            ("0::/job/step\n", Some(2001.0)),
+            ("1:memory:/old\n0::/job\n", Some(2001.0)),
+            ("0::/elsewhere\n", Some(4001.0)),
+            ("4:memory:/old\n", None),
+        ] {
+            assert_eq!(allowed_memory_mb(root.path(), groups), expected, "{groups:?}");
+        }
     }
 
     fn recipe(set: &[&str]) -> Recipe {

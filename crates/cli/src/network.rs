@@ -1,6 +1,7 @@
 //! Which addresses may be listened on.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 
 use anyhow::{Context, Result, bail};
 
@@ -14,6 +15,13 @@ pub(crate) fn listen_addresses(flag: &str, text: &str, security: &Security) -> R
         security.allow_others(open.ip()).with_context(|| format!("{flag} {text}"))?;
     }
     Ok(addresses)
+}
+
+/// Takes an address before there is a runtime to serve it with.
+pub(crate) fn bind(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// This machine's own name.

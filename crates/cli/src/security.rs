@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::FalseyValueParser;
-use protocol::{Access, ClientTls, Credentials, ServerTls, TOKEN_VARIABLE, Token};
+use protocol::{Access, ClientTls, Credentials, ServerTls, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Token};
 
 /// More than any token or chain of certificates has: another file was named.
 const FILE_BYTES: u64 = 1 << 20;
@@ -23,7 +23,7 @@ const SECRETS_OF_A_CONTAINER: &str = "/run/secrets";
 #[derive(Debug, clap::Args)]
 pub(crate) struct SecurityArguments {
     /// File with the token of the run, as `coordinator token FILE` makes it; without this it is taken from SIMSIAM_TOKEN
-    #[arg(long, value_name = "FILE", env = "SIMSIAM_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = TOKEN_FILE_VARIABLE)]
     token_file: Option<PathBuf>,
     /// Certificate to show the other side, as PEM
     #[arg(long, value_name = "FILE", requires = "tls_key")]

@@ -17,6 +17,7 @@ use worker::{Settings, Transport, WorkerError};
 
 use self::replay::ReplayArguments;
 use crate::advertise::AdvertiseArguments;
+use crate::arguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 use crate::exit::{self, Ending};
@@ -72,7 +73,7 @@ enum Command {
 
 /// The program `worker`.
 pub fn main() -> ExitCode {
-    exit::code(run(&WorkerArguments::parse()))
+    exit::code(run(&arguments::parse::<WorkerArguments>()))
 }
 
 /// The arguments with which a coordinator that listens on `address` starts a worker of its own. It listens where the
@@ -128,7 +129,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
         let settings = settings(arguments).await?;
         Ok(match worker::run(settings, drain()?).await {
             // Not the end of the run: whatever starts workers again is to do it.
-            Err(error @ WorkerError::Stopped { .. }) => {
+            Err(error @ (WorkerError::Stopped { .. } | WorkerError::NotJoined)) => {
                 tracing::info!("{error}");
                 Ending::Terminated
             }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -342,12 +343,33 @@ fn what_starts_programs_again_needs_no_other_command() {
 }
 
 #[test]
+fn variables_that_are_empty_or_meant_for_others_do_no_harm() {
+    let place = Place::new();
+    for (name, token) in [("own.txt", TOKEN), ("others.txt", "fedcba9876543210fedcba9876543210")] {
+        fs::write(place.0.path().join(name), token).unwrap();
+    }
+    let mut run = place.train("own", "1", &["training.epochs=50"]);
+    run.args(["--token-file", "own.txt"]);
+    run.envs([("SIMSIAM_TOKEN_FILE", "others.txt"), ("SIMSIAM_LISTEN", ""), ("RAYON_NUM_THREADS", "1")]);
+    let child = run.spawn().unwrap();
+    let worker = place.workers("own", 1)[0].as_raw_nonzero();
+    let variables = fs::read_to_string(format!("/proc/{worker}/environ")).unwrap();
+    assert!(variables.split('\0').any(|one| one == "RAYON_NUM_THREADS=1"), "threads are the user's to say");
+    signal(pid(&child), Signal::TERM);
+    expect(&child.wait_with_output().unwrap(), 143, &["worker 1 of 1 joined"]);
+}
+
+#[test]
 fn bad_input_gets_a_sentence() {
     let place = Place::new();
     fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
     fs::create_dir_all(place.0.path().join("pictures")).unwrap();
     fs::write(place.0.path().join("token.txt"), TOKEN).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
     for (arguments, code, phrases) in [
+        (vec!["--listen", &taken], 1, vec!["Address already in use", "another --listen"]),
+        (vec!["--dashboard", &taken], 1, vec!["Address already in use", "another --dashboard"]),
         (vec!["--config", "nowhere.toml"], 1, vec!["nowhere.toml", "stl10-resnet18"]),
         (vec!["--config", "bad.toml"], 1, vec!["recipe bad.toml", "line 1"]),
         (vec!["--set", "training.epohcs=3"], 1, vec!["epohcs", "expected"]),

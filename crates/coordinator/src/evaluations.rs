@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use protocol::TOKEN_VARIABLE;
+use protocol::{TOKEN_FILE_VARIABLE, TOKEN_VARIABLE};
 
 use crate::checkpoint::step_of;
 use crate::supervisor::tail;
@@ -176,7 +176,7 @@ impl Evaluations {
             Weights::Checkpoint(name) => command.args(["--checkpoint", name]),
         };
         // It connects to nobody.
-        command.env_remove(TOKEN_VARIABLE);
+        command.env_remove(TOKEN_VARIABLE).env_remove(TOKEN_FILE_VARIABLE);
         // Its own group: a Ctrl-C at the terminal is for the coordinator, which knows what to do.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
         command

@@ -55,7 +55,7 @@ pub use membership::{
 };
 pub use pace::Pace;
 pub use progress::{Progress, StepMetrics};
-pub use run::{CoordinatorError, Run, serve};
+pub use run::{CoordinatorError, Run, check_certificates, serve};
 pub use run_directory::{RunDirectory, RunDirectoryError};
 pub use supervisor::{LocalWorkerSettings, LocalWorkers, ProcessEnd, SupervisorError};
 

@@ -120,8 +120,7 @@ pub async fn serve(
         return Err(CoordinatorError::NoStart);
     }
     let facts = facts(&run)?;
-    let grpc = protocol::server(run.tls.as_ref())
-        .map_err(|error| CoordinatorError::Certificates(protocol::innermost(&error)))?;
+    let grpc = grpc_server(run.tls.as_ref())?;
     let guard = Guard::new(run.token.clone());
     let (inputs, received) = mpsc::channel(INPUTS_UNDER_WAY);
     let address = listener.local_addr().ok().map(|address| address.to_string());
@@ -138,6 +137,18 @@ pub async fn serve(
         let _ = spawn_blocking(move || drop(local_workers)).await;
     }
     result
+}
+
+/// Whether workers can be shown these certificates.
+///
+/// # Errors
+/// [`CoordinatorError::Certificates`] if one is none, or has another key.
+pub fn check_certificates(tls: Option<&ServerTls>) -> Result<(), CoordinatorError> {
+    grpc_server(tls).map(drop)
+}
+
+fn grpc_server(tls: Option<&ServerTls>) -> Result<tonic::transport::Server, CoordinatorError> {
+    protocol::server(tls).map_err(|error| CoordinatorError::Certificates(protocol::innermost(&error)))
 }
 
 fn facts(run: &Run) -> Result<Facts, CoordinatorError> {

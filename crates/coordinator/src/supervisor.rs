@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use protocol::{TOKEN_VARIABLE, Token};
+use protocol::{TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Token};
 
 use crate::restarts::Restarts;
 
@@ -172,6 +172,7 @@ impl LocalWorker {
             .arg(&settings.own_arguments[index])
             .env("RAYON_NUM_THREADS", settings.threads_per_worker.to_string())
             .env(TOKEN_VARIABLE, settings.token.secret())
+            .env_remove(TOKEN_FILE_VARIABLE)
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(errors)

@@ -19,7 +19,7 @@ pub use connect::{ConnectError, client, connect, endpoint, innermost};
 pub use ids::{Generation, Rank, WorkerId};
 pub use limits::{MESSAGE_BYTES, PART_BYTES, server, service};
 pub use pauses::Pauses;
-pub use token::{TOKEN_VARIABLE, Token, TokenError};
+pub use token::{TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, Token, TokenError};
 pub use tonic::transport::Endpoint;
 
 /// Raised when the meaning of a message changes. Coordinator and worker must have the same. Since 2 a generation

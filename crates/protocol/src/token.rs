@@ -6,6 +6,9 @@ use std::fmt;
 /// person can read.
 pub const TOKEN_VARIABLE: &str = "SIMSIAM_TOKEN";
 
+/// The environment variable that names a file with a run's token, and goes before the other.
+pub const TOKEN_FILE_VARIABLE: &str = "SIMSIAM_TOKEN_FILE";
+
 /// Hexadecimal digits that hold 128 bits: fewer could be guessed.
 const SHORTEST: usize = 32;
 

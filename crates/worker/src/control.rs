@@ -69,7 +69,8 @@ pub struct Settings {
 }
 
 /// Takes part in a run from the join to the dismissal. Once `drain` resolves, or if that is ordered, this worker leaves:
-/// while it trains, all workers finish the step in hand together and save, and the others go on. While the coordinator is lost, training
+/// before it has joined at once; while it trains, all workers finish the step in hand together and save, and the others go
+/// on. While the coordinator is lost, training
 /// goes on, and this worker comes back to it as soon as it is there again.
 ///
 /// # Errors
@@ -78,10 +79,19 @@ pub struct Settings {
 /// # Panics
 /// If the training thread panics, with its panic.
 pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let mut drain = pin!(drain);
     let deadline = Instant::now() + settings.connect_limit;
-    let line = Line::connect(&settings.coordinator, &settings.access, deadline).await?;
     let request = request(&settings);
-    let joined = join(&line, &request, deadline).await?;
+    let joining = async {
+        let line = Line::connect(&settings.coordinator, &settings.access, deadline).await?;
+        let joined = join(&line, &request, deadline).await?;
+        Ok::<_, WorkerError>((line, joined))
+    };
+    let (line, joined) = tokio::select! {
+        joined = joining => joined?,
+        // Nobody counts on it yet.
+        () = drain.as_mut() => return Err(WorkerError::NotJoined),
+    };
     let worker = WorkerId(joined.worker_id);
     tracing::info!(worker = worker.0, coordinator = settings.coordinator, "joined");
 
@@ -125,7 +135,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
         leaves_by_order: false,
         failure: None,
     };
-    control.run(joined.committed_step, pin!(drain)).await
+    control.run(joined.committed_step, drain).await
 }
 
 /// What a new worker says of itself.

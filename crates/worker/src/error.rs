@@ -92,6 +92,9 @@ pub enum WorkerError {
     /// The coordinator ended the run because of a failure elsewhere.
     #[error("the run ended: {0}")]
     Dismissed(String),
+    /// This worker was told to leave before it was let in.
+    #[error("told to end before it had joined the run")]
+    NotJoined,
     /// The run was stopped in order, this worker's state is saved, and there are steps left to do.
     #[error("the run was stopped after step {step}; start the worker again once the run goes on")]
     Stopped {

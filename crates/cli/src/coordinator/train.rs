@@ -1,7 +1,7 @@
 //! A run from the recipe to its outcome.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,18 +10,19 @@ use anyhow::{Context, Result, bail, ensure};
 use coordinator::journal::{Dealt, Record};
 use coordinator::{
     EvaluationSettings, Evaluations, LocalWorkerSettings, LocalWorkers, OnFailure, Outcome, Past, Progress,
-    Request, Run, RunDirectory, Timeouts, check_max_workers, check_min_workers, check_workers, serve,
+    Request, Run, RunDirectory, Timeouts, check_certificates, check_max_workers, check_min_workers,
+    check_workers, serve,
 };
 use dashboard::{Action, Dashboard, OpenTelemetry, Settings, collector};
 use dataset::{Deal, Manifest};
 use protocol::{ServerTls, Token};
-use tokio::net::TcpListener;
+use simsiam::DeviceName;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::resume::{is_begun, resume};
 use super::{TrainArguments, views};
-use crate::dashboard::DashboardPlace;
+use crate::dashboard::{DashboardListener, DashboardPlace};
 use crate::deal::{deal, warn_of_pictures};
 use crate::display::{Display, Screen};
 use crate::exit::Ending;
@@ -43,16 +44,17 @@ pub(super) fn run(arguments: &TrainArguments) -> Result<Ending> {
     runtime.block_on(lead(run, arguments, &screen))
 }
 
-/// All that can be known, and refused, before a worker is started.
+/// All that can be known, and refused, before a worker is started. The listeners are not served yet.
 struct Prepared {
     directory: RunDirectory,
+    listener: TcpListener,
     deal: Deal,
     total_steps: u64,
     needs: Needs,
-    /// What each worker of this machine computes on, as its argument.
-    worker_devices: Vec<OsString>,
+    /// What each worker of this machine computes on.
+    worker_devices: Vec<DeviceName>,
     cluster: Cluster,
-    dashboard: Option<DashboardPlace>,
+    dashboard: Option<DashboardListener>,
     token: Token,
     tls: Option<ServerTls>,
 }
@@ -66,12 +68,15 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// What the arguments leave open is as under the coordinator before, if workers may be looking for it.
+    /// What the arguments leave open is as under the coordinator before: its own workers in any case, those of other machines
+    /// and the address if workers may be looking for it.
     fn new(arguments: &TrainArguments, past: Option<&Past>) -> Cluster {
+        let own_before = past.map_or(0, |past| past.local_workers);
         let past = past.filter(|past| past.has_left_workers());
         let none_given = arguments.workers.is_none() && arguments.remote_workers.is_none();
         let (local_workers, remote_workers) = match past.filter(|_| none_given) {
-            Some(past) => (past.local_workers, past.workers.saturating_sub(past.local_workers)),
+            Some(past) => (own_before, past.workers.saturating_sub(own_before)),
+            None if none_given => (own_before.max(1), 0),
             None => (arguments.workers.unwrap_or(1), arguments.remote_workers.unwrap_or(0)),
         };
         let listen = arguments.listen.clone().or_else(|| past?.address.clone());
@@ -102,6 +107,7 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     network::check_advertised(&cluster.listen, &addresses, cluster.local_workers, advertise)?;
     let dashboard = arguments.dashboard.place(&security)?;
     let (token, tls) = security.of_coordinator(cluster.local_workers, cluster.remote_workers)?;
+    check_certificates(tls.as_ref())?;
     let mut recipe = match resumed_recipe {
         Some(recipe) => recipe,
         None => arguments.recipe.load()?,
@@ -127,6 +133,10 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
         deal.manifest().images,
         recipe.training.batch
     );
+    // Before the directory, so that the same command with another address is not refused for what this one left.
+    let listener = network::bind(&cluster.listen)
+        .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
+    let dashboard = dashboard.map(DashboardPlace::listen).transpose()?.flatten();
     let mut directory = match resumed {
         Some(directory) => directory,
         None => RunDirectory::create(&path, &recipe, PROGRAM_VERSION)?,
@@ -141,12 +151,24 @@ fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile) -> Result
     }
     warn_of_pictures(&deal);
     let recipe = directory.recipe();
-    for shortage in needs::shortages(recipe, total_steps, cluster.local_workers, directory.path()) {
+    let on_cpu = worker_devices.iter().filter(|name| **name == DeviceName::Cpu).count() as u32;
+    for shortage in needs::shortages(recipe, total_steps, on_cpu, directory.path()) {
         screen.line(&format!("warning: {shortage}"));
         tracing::warn!("{shortage}");
     }
     let needs = Needs::of(recipe, cluster.workers());
-    Ok(Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls })
+    Ok(Prepared {
+        directory,
+        listener,
+        deal,
+        total_steps,
+        needs,
+        worker_devices,
+        cluster,
+        dashboard,
+        token,
+        tls,
+    })
 }
 
 fn dealt(manifest: &Manifest) -> Dealt {
@@ -155,12 +177,20 @@ fn dealt(manifest: &Manifest) -> Dealt {
 
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
-    let Prepared { directory, deal, total_steps, needs, worker_devices, cluster, dashboard, token, tls } =
-        prepared;
+    let Prepared {
+        directory,
+        listener,
+        deal,
+        total_steps,
+        needs,
+        worker_devices,
+        cluster,
+        dashboard,
+        token,
+        tls,
+    } = prepared;
     let deal = Arc::new(deal);
-    let listener = TcpListener::bind(&cluster.listen)
-        .await
-        .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;
+    let listener = tokio::net::TcpListener::from_std(listener).context("serve the workers")?;
     let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
     screen.line(&announcement(&directory, deal.manifest(), total_steps));
@@ -169,15 +199,16 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     screen.line(&format!("it takes {size}"));
     let (requests, mut stopped_by, asked) = requests()?;
     let dashboard = match dashboard {
-        Some(place) => {
-            place.serve(settings(&directory, &deal, total_steps, &needs, &token), asked, screen).await?
+        Some(listener) => {
+            let settings = settings(&directory, &deal, total_steps, &needs, &token);
+            Some(listener.serve(settings, asked, screen)?)
         }
         None => None,
     };
     let traces = traces(&directory, screen);
     let is_complete = directory.completed(total_steps)?.is_some();
     // Then there is nothing for workers to do.
-    let worker_devices = if is_complete { Vec::new() } else { worker_devices };
+    let worker_devices = if is_complete { &[] } else { worker_devices.as_slice() };
     if cluster.remote_workers > 0 && !directory.past().has_left_workers() && !is_complete {
         screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
     }
@@ -338,14 +369,13 @@ fn own_executable() -> Result<PathBuf> {
 fn start_workers(
     address: SocketAddr,
     directory: &RunDirectory,
-    worker_devices: Vec<OsString>,
+    worker_devices: &[DeviceName],
     token: &Token,
     arguments: &TrainArguments,
 ) -> Result<Option<LocalWorkers>> {
     if worker_devices.is_empty() {
         return Ok(None);
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = LocalWorkerSettings {
         executable: own_executable()?,
         arguments: worker::arguments_for_local(
@@ -355,13 +385,20 @@ fn start_workers(
             &arguments.medium,
             &arguments.cache,
         ),
-        threads_per_worker: (cores / worker_devices.len()).max(1),
-        own_arguments: worker_devices,
+        threads_per_worker: threads_per_worker(worker_devices.len()),
+        own_arguments: worker_devices.iter().map(|name| format!("--device={name}").into()).collect(),
         token: token.clone(),
         logs: directory.logs(),
         restart: on_failure(arguments) != OnFailure::Abort,
     };
     Ok(Some(LocalWorkers::spawn(&settings)?))
+}
+
+/// As many as the variable says that a worker elsewhere goes by, or its share of the cores.
+fn threads_per_worker(workers: usize) -> usize {
+    let given = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    given.filter(|threads| *threads > 0).unwrap_or((cores / workers).max(1))
 }
 
 /// What the dashboard shows of the run.
@@ -432,4 +469,54 @@ fn stop(first: &watch::Sender<Ending>, signal: Ending) -> Request {
         is_first
     });
     Request::Stop
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::Arguments;
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_as_under_the_coordinator_before() {
+        let (new, old) = ("127.0.0.1:0", "10.0.0.1:7070");
+        let past = |local_workers, workers, left_workers: u64| {
+            let opened = Record::Opened {
+                program_version: PROGRAM_VERSION.to_string(),
+                checkpoint: None,
+                step: 0,
+                address: Some(old.to_string()),
+                workers,
+                local_workers,
+                awaited: Vec::new(),
+            };
+            let joined = (1..=left_workers).map(|worker| Record::Joined {
+                worker,
+                incarnation: worker,
+                collective_address: "10.0.0.2:1".to_string(),
+                description: "elsewhere".to_string(),
+                outlives_coordinator: true,
+                arithmetic: String::new(),
+            });
+            Past::replay(&[opened].into_iter().chain(joined).collect::<Vec<_>>())
+        };
+        for (flags, past, expected) in [
+            (&[][..], None, (new, 1, 0)),
+            (&["--workers=3"], None, (new, 3, 0)),
+            // Its own workers ended with it, wherever it stopped.
+            (&[], Some(past(3, 3, 0)), (new, 3, 0)),
+            (&["--workers=2"], Some(past(3, 3, 0)), (new, 2, 0)),
+            (&["--remote-workers=2"], Some(past(3, 3, 0)), (new, 1, 2)),
+            (&[], Some(past(0, 4, 0)), (new, 1, 0)),
+            // Those of other machines look for it.
+            (&[], Some(past(0, 4, 4)), (old, 0, 4)),
+            (&[], Some(past(1, 4, 3)), (old, 1, 3)),
+            (&["--workers=2", "--listen=127.0.0.1:9"], Some(past(1, 4, 3)), ("127.0.0.1:9", 2, 0)),
+        ] {
+            let arguments = Arguments::parse_from(["coordinator"].iter().chain(flags)).train;
+            let Cluster { listen, local_workers, remote_workers } = Cluster::new(&arguments, past.as_ref());
+            assert_eq!((listen.as_str(), local_workers, remote_workers), expected, "{flags:?} {past:?}");
+        }
+    }
 }

@@ -44,6 +44,19 @@ fn a_worker_that_is_told_to_end_is_replaced_without_a_step_lost() {
 }
 
 #[test]
+fn a_worker_that_still_looks_for_its_coordinator_ends_when_it_is_told_to() {
+    let place = Place::new();
+    // It takes the call and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let mut worker = place.command(env!("CARGO_BIN_EXE_worker"), &["--join", &address]);
+    let worker = worker.env("SIMSIAM_TOKEN", TOKEN).spawn().unwrap();
+    let _called = silent.accept().unwrap();
+    signal(pid(&worker), Signal::TERM);
+    expect(&worker.wait_with_output().unwrap(), 143, &["before it had joined"]);
+}
+
+#[test]
 fn who_is_sent_away_stays_away() {
     let place = Place::new();
     expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
