@@ -100,6 +100,7 @@ impl TestRun {
             program_version: VERSION.to_string(),
             token: token.clone(),
             tls: None,
+            remote_workers: 0,
             local_workers: None,
             evaluations: None,
             views_png: None,

@@ -133,6 +133,10 @@ pub(crate) fn run(arguments: &WorkerArguments) -> Result<Ending> {
                 tracing::info!("{error}");
                 Ending::Terminated
             }
+            Err(error @ WorkerError::Complete) => {
+                tracing::info!("{error}");
+                Ending::Done
+            }
             ended => ended.map(|()| Ending::Done)?,
         })
     });

@@ -316,10 +316,10 @@ fn workers_join_from_elsewhere() {
 fn what_starts_programs_again_needs_no_other_command() {
     let place = Place::new();
     expect(&place.train("whole", "1", &[]).output().unwrap(), 0, &[]);
-    let start = || {
+    let start = |listen: &str| {
         let mut leader = place.train("again", "1", &[]);
         leader
-            .args(["--resume-or-begin", "--remote-workers", "1"])
+            .args(["--resume-or-begin", "--remote-workers", "1", "--listen", listen])
             .env("SIMSIAM_TOKEN", TOKEN)
             .spawn()
             .unwrap()
@@ -328,18 +328,23 @@ fn what_starts_programs_again_needs_no_other_command() {
         let mut worker = place.command(env!("CARGO_BIN_EXE_worker"), &["--join", address]);
         worker.env("SIMSIAM_TOKEN", TOKEN).spawn().unwrap()
     };
-    let mut leader = start();
+    let mut leader = start("127.0.0.1:0");
     let worker = join(&told_address(leader.stderr.as_mut().unwrap()));
     place.wait_for_steps("again", 6);
     signal(pid(&leader), Signal::TERM);
     expect(&leader.wait_with_output().unwrap(), 143, &["go on with --resume"]);
     // 0 would say that there is nothing left to do.
     expect(&worker.wait_with_output().unwrap(), 143, &["start the worker again"]);
-    let mut leader = start();
-    let worker = join(&told_address(leader.stderr.as_mut().unwrap()));
+    let mut leader = start("127.0.0.1:0");
+    let address = told_address(leader.stderr.as_mut().unwrap());
+    let worker = join(&address);
     expect(&leader.wait_with_output().unwrap(), 0, &["goes on from step-", "all 96 steps are done"]);
     expect(&worker.wait_with_output().unwrap(), 0, &["finished"]);
     assert_eq!(place.state_hash("again"), place.state_hash("whole"));
+    // Once more, after the end: nobody is to be started again without end.
+    let (leader, worker) = (start(&address), join(&address));
+    expect(&leader.wait_with_output().unwrap(), 0, &["all 96 steps are done"]);
+    expect(&worker.wait_with_output().unwrap(), 0, &["the run is complete"]);
 }
 
 #[test]

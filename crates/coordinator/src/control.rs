@@ -37,6 +37,10 @@ const SIGHT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long dismissed workers have to go. They have nothing left to do but to close their connections.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long workers of other machines, which were started along with the coordinator, have to come and hear that the run was
+/// complete before. Whatever starts them again would do so without end otherwise.
+const LATE: Duration = Duration::from_secs(15);
+
 /// The run as the control loop holds it.
 pub(crate) struct Control<O> {
     membership: Membership,
@@ -60,6 +64,7 @@ pub(crate) struct Control<O> {
     /// Checkpoints that wait for the reports of their steps.
     awaited_steps: Vec<(u64, oneshot::Sender<()>)>,
     workers_expected: u32,
+    remote_workers: u32,
     total_steps: u64,
     started_at: Instant,
     clock: Clock,
@@ -122,6 +127,7 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
             orders: BTreeMap::new(),
             awaited_steps: Vec::new(),
             workers_expected: run.workers,
+            remote_workers: run.remote_workers,
             total_steps: run.total_steps,
             started_at: Instant::now(),
             clock: Clock::default(),
@@ -172,6 +178,8 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         requests: &mut mpsc::Receiver<Request>,
         server: &mut Server,
     ) -> Result<Outcome, CoordinatorError> {
+        let mut late = if self.outcome.is_some() { self.remote_workers } else { 0 };
+        let limit = if late > 0 { LATE } else { FAREWELL };
         let ended = self.until_the_end(&mut inputs, requests, server).await;
         if let Err(error) = &ended {
             self.dismiss_all(&error.to_string());
@@ -181,15 +189,19 @@ impl<O: FnMut(&Progress) + Send> Control<O> {
         // The last order is on its way; a stream ends when its sender is dropped and all was received.
         let mut listening: Vec<WorkerId> = std::mem::take(&mut self.orders).into_keys().collect();
         let farewell = async {
-            while !listening.is_empty() || self.looks > 0 {
+            while !listening.is_empty() || self.looks > 0 || late > 0 {
                 match inputs.recv().await {
                     Some(Input::Detached { worker, .. }) => listening.retain(|other| *other != worker),
+                    Some(Input::Join { reply, .. }) if matches!(ended, Ok(Outcome::Completed { .. })) => {
+                        late = late.saturating_sub(1);
+                        let _ = reply.send(Answer::Complete);
+                    }
                     Some(input) => self.refuse(input),
                     None => return,
                 }
             }
         };
-        if timeout(FAREWELL, farewell).await.is_err() && !listening.is_empty() {
+        if timeout(limit, farewell).await.is_err() && !listening.is_empty() {
             tracing::warn!(?listening, "dismissed workers did not go");
         }
         ended

@@ -39,6 +39,8 @@ pub struct Run {
     pub total_steps: u64,
     /// How many workers it waits for.
     pub workers: u32,
+    /// How many of them come from other machines: where the run is complete already, they are told so.
+    pub remote_workers: u32,
     /// How many it has places for.
     pub max_workers: u32,
     /// Whether workers may round differently.

@@ -80,6 +80,8 @@ pub(crate) enum Answer {
     Refused(String),
     /// Refused for now.
     Postponed(String),
+    /// There is nothing left to do.
+    Complete,
 }
 
 pub(crate) type OrderSender = mpsc::Sender<Result<v1::Order, Status>>;
@@ -226,6 +228,7 @@ impl Coordinator for Service {
             }
             Answer::Refused(reason) => Err(Status::failed_precondition(reason)),
             Answer::Postponed(reason) => Err(Status::unavailable(reason)),
+            Answer::Complete => Err(Status::out_of_range("the run is complete")),
         }
     }
 

@@ -201,6 +201,7 @@ fn is_final(status: &Status) -> bool {
             | Code::Unauthenticated
             | Code::PermissionDenied
             | Code::Unimplemented
+            | Code::OutOfRange
     )
 }
 
@@ -515,6 +516,7 @@ impl Present {
 fn refused(status: &Status) -> WorkerError {
     // A status that is no answer has a cause: the connection broke.
     match status.source() {
+        None if status.code() == Code::OutOfRange => WorkerError::Complete,
         Some(cause) => WorkerError::Unheard(protocol::innermost(cause)),
         None => WorkerError::Refused(status.message().to_string()),
     }

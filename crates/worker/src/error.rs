@@ -92,6 +92,9 @@ pub enum WorkerError {
     /// The coordinator ended the run because of a failure elsewhere.
     #[error("the run ended: {0}")]
     Dismissed(String),
+    /// It joined when all steps were done.
+    #[error("the run is complete: there is nothing left to do")]
+    Complete,
     /// This worker was told to leave before it was let in.
     #[error("told to end before it had joined the run")]
     NotJoined,

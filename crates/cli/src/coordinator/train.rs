@@ -209,13 +209,17 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
     let is_complete = directory.completed(total_steps)?.is_some();
     // Then there is nothing for workers to do.
     let worker_devices = if is_complete { &[] } else { worker_devices.as_slice() };
-    if cluster.remote_workers > 0 && !directory.past().has_left_workers() && !is_complete {
-        screen.line(&invitation(address, cluster.remote_workers, &arguments.security));
+    match cluster.remote_workers {
+        0 => {}
+        _ if is_complete => screen.line("the run is complete, which workers that come now are told"),
+        _ if directory.past().has_left_workers() => {}
+        count => screen.line(&invitation(address, count, &arguments.security)),
     }
     let run = Run {
         manifest_json: deal.manifest().to_json(),
         total_steps,
         workers: cluster.workers(),
+        remote_workers: cluster.remote_workers,
         max_workers: max_workers(arguments, &cluster),
         mixes_arithmetic: arguments.losses.mixed_devices,
         on_failure: on_failure(arguments),

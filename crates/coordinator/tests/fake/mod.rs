@@ -106,6 +106,7 @@ impl Cluster {
             program_version: VERSION.to_string(),
             token: token(),
             tls: None,
+            remote_workers: 0,
             local_workers: None,
             evaluations: None,
             views_png: None,

@@ -156,6 +156,7 @@ fn coordinate(sim: &mut Sim<'_>, run: &Path, course: &Course, history: &History)
                     program_version: worker::VERSION.to_string(),
                     token: network::token(),
                     tls: None,
+                    remote_workers: 0,
                     local_workers: None,
                     evaluations: None,
                     views_png: None,

@@ -155,6 +155,7 @@ impl TestRun {
             program_version: VERSION.to_string(),
             token: Token::parse(TOKEN).unwrap(),
             tls: None,
+            remote_workers: 0,
             local_workers: None,
             evaluations: None,
             views_png: None,
