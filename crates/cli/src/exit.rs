@@ -21,9 +21,15 @@ pub(crate) enum Ending {
     Terminated,
 }
 
-/// Writes an answer to standard output. A reader who has gone away, as `head` does, needs no more of it.
+/// Writes an answer to standard output. Where that fails, this process ends: a reader who has gone away, as `head` does,
+/// needs no more of it, and what cannot be written to a file is no success.
 pub(crate) fn answer(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+    let Err(error) = writeln!(io::stdout(), "{text}") else { return };
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+    let _ = writeln!(io::stderr(), "error: write the answer to standard output: {error}");
+    std::process::exit(FAILED.into());
 }
 
 /// The exit code, after an error was told to the person.

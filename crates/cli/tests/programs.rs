@@ -365,6 +365,19 @@ fn variables_that_are_empty_or_meant_for_others_do_no_harm() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_written_is_no_success_unless_nobody_wants_it() {
+    let place = Place::new();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    for (output, code, phrase) in
+        [(Stdio::from(full), 1, "No space left on device"), (Stdio::from(gone), 0, "")]
+    {
+        expect(&place.coordinator(&["check"]).stdout(output).output().unwrap(), code, &[phrase]);
+    }
+}
+
+#[test]
 fn bad_input_gets_a_sentence() {
     let place = Place::new();
     fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
