@@ -19,6 +19,9 @@ pub(crate) const SECRET_HEADER: &str = "x-simsiam-secret";
 /// such a header to another site only after it has asked, which is refused.
 pub(crate) const PROGRAM_HEADER: &str = "x-simsiam-program";
 
+/// The header by which a program says which run it means, by its id.
+pub(crate) const RUN_HEADER: &str = "x-simsiam-run";
+
 /// By which browsers say where a request comes from.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -30,6 +33,8 @@ pub(crate) enum Refusal {
          it under the address that the coordinator printed"
     )]
     Host(String),
+    #[error("the dashboard of another run is here; the one that is meant has ended, or has another address")]
+    Run,
     #[error(
         "this needs the token of the run: show it as `Authorization: Bearer TOKEN`, or sign in at / with a browser"
     )]
@@ -65,6 +70,8 @@ pub(crate) struct Access {
     session: Token,
     /// The page's own.
     secret: Token,
+    /// 32 hexadecimal digits.
+    run_id: String,
     /// Cookies are not told apart by port, so each run has its own.
     cookie: String,
 }
@@ -73,7 +80,8 @@ impl Access {
     /// Draws the secrets of this process.
     pub(crate) fn new(token: Token, asks_token: bool, run_id: &str) -> Result<Access, TokenError> {
         let cookie = format!("simsiam-{}", &run_id[..run_id.len().min(16)]);
-        Ok(Access { token, asks_token, session: Token::random()?, secret: Token::random()?, cookie })
+        let (session, secret) = (Token::random()?, Token::random()?);
+        Ok(Access { token, asks_token, session, secret, run_id: run_id.to_string(), cookie })
     }
 
     /// What the page shows when it acts.
@@ -93,6 +101,14 @@ impl Access {
         match self.asks_token || is_ours {
             true => Ok(()),
             false => Err(Refusal::Host(host.chars().take(200).collect())),
+        }
+    }
+
+    /// Whether this is the run that is meant, where `headers` say which one is. Its id is no secret.
+    pub(crate) fn check_run(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        match headers.get(RUN_HEADER).is_none_or(|run_id| run_id == self.run_id.as_str()) {
+            true => Ok(()),
+            false => Err(Refusal::Run),
         }
     }
 
@@ -159,7 +175,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-fn is_this_machine(host: &str) -> bool {
+/// A name of the network may stand for another machine, so only these are certain.
+pub(crate) fn is_this_machine(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }

@@ -64,7 +64,8 @@ pub(crate) async fn answer(site: Arc<Site>, request: Request<Incoming>, neighbou
         "/readyz" if is_get => return readiness(&site),
         _ => {}
     }
-    if let Err(refusal) = site.access.check_host(request.headers()) {
+    let (host, run) = (site.access.check_host(request.headers()), site.access.check_run(request.headers()));
+    if let Err(refusal) = host.and(run) {
         return refused(&refusal);
     }
     match (path.as_str(), is_get) {
@@ -236,6 +237,7 @@ async fn read(body: Incoming) -> Option<Bytes> {
 fn refused(refusal: &Refusal) -> Answer {
     let status = match refusal {
         Refusal::Host(_) => StatusCode::MISDIRECTED_REQUEST,
+        Refusal::Run => StatusCode::PRECONDITION_FAILED,
         Refusal::Token => StatusCode::UNAUTHORIZED,
         Refusal::User { .. } | Refusal::Origin | Refusal::Secret => StatusCode::FORBIDDEN,
     };

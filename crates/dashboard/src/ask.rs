@@ -5,20 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use protocol::Token;
 use recipe::Recipe;
 use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
 
-use crate::access::PROGRAM_HEADER;
+use crate::access::{PROGRAM_HEADER, RUN_HEADER};
 use crate::action::Action;
+use crate::address::{ADDRESS_FILE, Address, Credentials};
 use crate::history::Curves;
 use crate::live::lock;
 use crate::record::{self, Reader, RunRecord};
 use crate::status::{Frame, Status};
-
-/// The file of a run directory that says where its dashboard is, while there is one.
-pub const ADDRESS_FILE: &str = "dashboard.url";
 
 /// How long a coordinator may take: it answers from its memory.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -47,6 +44,32 @@ pub enum AskError {
         /// Its sentence.
         reason: String,
     },
+    /// By now it is that of another run.
+    #[error(
+        "another run has its dashboard at {url} now, so no coordinator answers for this one; `coordinator status` with the \
+         folder of the run says how it stands"
+    )]
+    AnotherRun {
+        /// Who was asked.
+        url: String,
+    },
+    /// It would see the token, and so would others.
+    #[error(
+        "{url}: without TLS whoever sees the traffic can read the token; reach it through an SSH tunnel, or, in a network \
+         where that is fine, add --insecure-network"
+    )]
+    Overheard {
+        /// Who was to be asked.
+        url: String,
+    },
+    /// Nobody says where to ask.
+    #[error(
+        "{path}: expected {ADDRESS_FILE} in the run's folder; no coordinator with a dashboard is at work there"
+    )]
+    NoDashboard {
+        /// The run.
+        path: PathBuf,
+    },
     /// It is no run.
     #[error(
         "{path}: expected the folder of a run, with its recipe.toml ({reason}); name the folder, or the address of a dashboard"
@@ -71,28 +94,28 @@ pub enum AskError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     /// The coordinator at this address.
-    Coordinator(String),
+    Coordinator(Address),
     /// The files of this run, since no coordinator answered.
     Files(PathBuf),
 }
 
-/// Asks the dashboard at `url` (`http://HOST:PORT`) where its run stands. May wait for seconds.
+/// Asks a dashboard where its run stands. May wait for seconds.
 ///
 /// # Errors
-/// [`AskError::NoAnswer`], [`AskError::Refused`].
-pub fn ask(url: &str, token: Option<&Token>) -> Result<Status, AskError> {
-    parse(url, &call(url, token, &Wish::Read("/api/status"))?)
+/// [`AskError::NoAnswer`], [`AskError::Refused`], [`AskError::AnotherRun`], [`AskError::Overheard`].
+pub fn ask(whom: &Address, credentials: &Credentials) -> Result<Status, AskError> {
+    parse(whom, &call(whom, credentials, &Wish::Read("/api/status"))?)
 }
 
 /// The curves of a run, in at most so many points. May wait for seconds.
 ///
 /// # Errors
 /// [`AskError`].
-pub fn curves(run: &Asked, token: Option<&Token>, points: usize) -> Result<Curves, AskError> {
+pub fn curves(run: &Asked, credentials: &Credentials, points: usize) -> Result<Curves, AskError> {
     match run {
-        Asked::Coordinator(url) => {
+        Asked::Coordinator(whom) => {
             let path = format!("/api/history?points={points}");
-            Ok(Curves::of_answer(&parse(url, &call(url, token, &Wish::Read(&path))?)?))
+            Ok(Curves::of_answer(&parse(whom, &call(whom, credentials, &Wish::Read(&path))?)?))
         }
         Asked::Files(folder) => {
             let (_, record) = of_files(folder)?;
@@ -103,19 +126,19 @@ pub fn curves(run: &Asked, token: Option<&Token>, points: usize) -> Result<Curve
     }
 }
 
-fn parse<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, AskError> {
+fn parse<T: DeserializeOwned>(whom: &Address, body: &[u8]) -> Result<T, AskError> {
     serde_json::from_slice(body).map_err(|error| AskError::NoAnswer {
-        url: url.to_string(),
+        url: whom.url.clone(),
         reason: format!("what came is no answer of a dashboard ({error})"),
     })
 }
 
-/// Asks the run whose dashboard is at `url` for something. May wait for seconds.
+/// Asks the run of a dashboard for something. May wait for seconds.
 ///
 /// # Errors
-/// [`AskError::NoAnswer`], [`AskError::Refused`], the latter also where the run is not in a state for it.
-pub fn act(url: &str, token: Option<&Token>, action: Action) -> Result<String, AskError> {
-    let answer = call(url, token, &Wish::Act(action))?;
+/// As [`ask`]; [`AskError::Refused`] also where the run is not in a state for it.
+pub fn act(whom: &Address, credentials: &Credentials, action: Action) -> Result<String, AskError> {
+    let answer = call(whom, credentials, &Wish::Act(action))?;
     Ok(String::from_utf8_lossy(&answer).trim().to_string())
 }
 
@@ -127,9 +150,10 @@ enum Wish<'a> {
 }
 
 /// The body of what the dashboard answers.
-fn call(url: &str, token: Option<&Token>, wish: &Wish) -> Result<Vec<u8>, AskError> {
-    let url = url.trim_end_matches('/');
-    let no_answer = |reason: String| AskError::NoAnswer { url: url.to_string(), reason };
+fn call(whom: &Address, credentials: &Credentials, wish: &Wish) -> Result<Vec<u8>, AskError> {
+    let url = &whom.url;
+    let token = credentials.token_for(url)?;
+    let no_answer = |reason: String| AskError::NoAnswer { url: url.clone(), reason };
     let agent: Agent = Agent::config_builder()
         .timeout_global(Some(ANSWER_LIMIT))
         .http_status_as_error(false)
@@ -139,14 +163,12 @@ fn call(url: &str, token: Option<&Token>, wish: &Wish) -> Result<Vec<u8>, AskErr
         .build()
         .into();
     let bearer = token.map(|token| format!("Bearer {}", token.secret()));
+    let headers = [("authorization", bearer), (RUN_HEADER, whom.run_id.clone())];
     let answer = match wish {
-        Wish::Read(path) => {
-            let request = agent.get(format!("{url}{path}"));
-            with_token(request, bearer).call()
-        }
+        Wish::Read(path) => with(agent.get(format!("{url}{path}")), headers).call(),
         Wish::Act(action) => {
             let request = agent.post(format!("{url}/api/actions")).header(PROGRAM_HEADER, "1");
-            with_token(request, bearer).send(serde_json::json!(action).to_string())
+            with(request, headers).send(serde_json::json!(action).to_string())
         }
     };
     let mut answer = answer.map_err(|error| no_answer(error.to_string()))?;
@@ -156,39 +178,37 @@ fn call(url: &str, token: Option<&Token>, wish: &Wish) -> Result<Vec<u8>, AskErr
         200 | 202 => Ok(body),
         401 | 403 | 409 | 421 => {
             let reason = String::from_utf8_lossy(&body).trim().chars().take(400).collect();
-            Err(AskError::Refused { url: url.to_string(), reason })
+            Err(AskError::Refused { url: url.clone(), reason })
         }
+        412 => Err(AskError::AnotherRun { url: url.clone() }),
         status => Err(no_answer(format!("HTTP {status}"))),
     }
 }
 
-fn with_token<B>(request: RequestBuilder<B>, bearer: Option<String>) -> RequestBuilder<B> {
-    match bearer {
-        Some(bearer) => request.header("authorization", bearer),
+/// With those headers that have a value.
+fn with<B>(request: RequestBuilder<B>, headers: [(&str, Option<String>); 2]) -> RequestBuilder<B> {
+    headers.into_iter().fold(request, |request, (name, value)| match value {
+        Some(value) => request.header(name, value),
         None => request,
-    }
+    })
 }
 
 /// Where the run in `folder` stands: as its coordinator says, or as its files do where none answers. May wait for
 /// seconds.
 ///
 /// # Errors
-/// [`AskError::NotARun`], [`AskError::Refused`], [`AskError::Io`].
-pub fn read_status(folder: &Path, token: Option<&Token>) -> Result<(Status, Asked), AskError> {
+/// [`AskError::NotARun`], [`AskError::Refused`], [`AskError::Overheard`], [`AskError::Io`].
+pub fn read_status(folder: &Path, credentials: &Credentials) -> Result<(Status, Asked), AskError> {
     let (recipe, record) = of_files(folder)?;
-    let from_files = Status::new(&Frame::of_recipe(recipe), &record, None);
-    if let Ok(url) = fs::read_to_string(folder.join(ADDRESS_FILE)) {
-        let url = url.trim();
-        match ask(url, token) {
-            // Another run may have its dashboard there by now.
-            Ok(status) if status.run_id == from_files.run_id => {
-                return Ok((status, Asked::Coordinator(url.to_string())));
-            }
-            Err(refused @ AskError::Refused { .. }) => return Err(refused),
-            Ok(_) | Err(_) => {}
+    if let Ok(whom) = Address::of_run(folder) {
+        match ask(&whom, credentials) {
+            Ok(status) => return Ok((status, Asked::Coordinator(whom))),
+            Err(error @ (AskError::Refused { .. } | AskError::Overheard { .. })) => return Err(error),
+            Err(_) => {}
         }
     }
-    Ok((from_files, Asked::Files(folder.to_path_buf())))
+    let status = Status::new(&Frame::of_recipe(recipe), &record, None);
+    Ok((status, Asked::Files(folder.to_path_buf())))
 }
 
 fn of_files(folder: &Path) -> Result<(Recipe, RunRecord), AskError> {

@@ -11,10 +11,11 @@
 //! - `page/`, `events.rs`: what a browser shows; `prometheus.rs`: what Prometheus fetches
 //! - `trace.rs`: the last steps of all workers, piece by piece, on one clock (`clocks.rs`)
 //! - `open_telemetry/`: what happens as spans, for a collector that somebody names
-//! - `ask.rs`: the status of a run from elsewhere
+//! - `ask.rs`: the status of a run from elsewhere; `address.rs`: whom to ask, and who is shown the token
 
 mod access;
 mod action;
+mod address;
 mod answers;
 mod ask;
 mod cards;
@@ -40,7 +41,8 @@ mod trace;
 mod words;
 
 pub use action::Action;
-pub use ask::{ADDRESS_FILE, AskError, Asked, act, ask, curves, read_status};
+pub use address::{Address, Credentials};
+pub use ask::{AskError, Asked, act, ask, curves, read_status};
 pub use health::{Health, Judgement};
 pub use history::Curves;
 pub use live::Observer;

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::access::{Access, Neighbour};
 use crate::action::Action;
-use crate::ask::ADDRESS_FILE;
+use crate::address::ADDRESS_FILE;
 use crate::live::{Live, Observer, lock};
 use crate::rates::Yardsticks;
 use crate::record::{Reader, RunRecord};

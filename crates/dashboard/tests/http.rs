@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordinator::{Doing, Pace, Phase, Progress, Sight, StepSeconds, WorkerSight};
-use dashboard::{Action, AskError, Asked, State, Status, ask, read_status, status_lines};
+use dashboard::{
+    Action, Address, AskError, Asked, Credentials, State, Status, act, ask, read_status, status_lines,
+};
 use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use serde_json::Value;
@@ -266,10 +268,11 @@ async fn where_others_reach_it_the_token_is_asked_for() {
     let stop = send(near, "POST", "/api/actions", &[("cookie", &cookie)], r#"{"action":"stop"}"#).await;
     assert_eq!(stop.status, 403);
 
-    let url = format!("http://{near}");
-    let (token, other) = (Token::parse(run::TOKEN).unwrap(), Token::random().unwrap());
-    let blocking = move || (ask(&url, Some(&token)), ask(&url, Some(&other)), ask(&url, None));
-    let (known, unknown, none) = tokio::task::spawn_blocking(blocking).await.unwrap();
+    let whom = Address::new(&format!("http://{near}"));
+    let shown = |token| Credentials { token: Some(token), insecure_network: false };
+    let (own, other) = (shown(Token::parse(run::TOKEN).unwrap()), shown(Token::random().unwrap()));
+    let asks = move || (ask(&whom, &own), ask(&whom, &other), ask(&whom, &Credentials::default()));
+    let (known, unknown, none) = blocking(asks).await;
     assert_eq!(known.unwrap().step, 5);
     for refused in [unknown, none] {
         assert!(matches!(refused, Err(AskError::Refused { .. })), "{refused:?}");
@@ -283,7 +286,7 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
     run.write_steps(1..=64);
     let read = || {
         let folder = run.path().to_path_buf();
-        async { tokio::task::spawn_blocking(move || read_status(&folder, None)).await.unwrap().unwrap() }
+        async { blocking(move || read_status(&folder, &Credentials::default())).await.unwrap() }
     };
     let (status, asked) = read().await;
     assert_eq!((status.state, status.step, status.total_steps), (State::Unattended, 64, Some(480)));
@@ -293,7 +296,7 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
     served.observer.hear(&Progress::Seen(sight(64)));
     let (status, asked) = read().await;
     assert_eq!((status.state, status.workers.len()), (State::Training, 1));
-    assert_eq!(asked, Asked::Coordinator(format!("http://{}", served.address)));
+    assert_eq!(asked, Asked::Coordinator(Address::of_run(run.path()).unwrap()));
     let lines = status_lines(&status).join("\n");
     for phrase in [
         "run quickstart: training, step 64 of 480 (13 %)",
@@ -307,20 +310,52 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
         assert!(lines.contains(phrase), "{lines}\nlacks {phrase:?}");
     }
 
-    // Another run has its dashboard where a killed coordinator's was.
-    let other = TestRun::new();
-    std::fs::copy(run.path().join("dashboard.url"), other.path().join("dashboard.url")).unwrap();
-    let folder = other.path().to_path_buf();
-    let (status, asked) =
-        tokio::task::spawn_blocking(move || read_status(&folder, None)).await.unwrap().unwrap();
-    assert_eq!((status.step, asked), (0, Asked::Files(other.path().to_path_buf())));
-
     served.end().await;
     assert!(!run.path().join("dashboard.url").exists());
     assert_eq!(read().await.1, Asked::Files(run.path().to_path_buf()));
-    let nowhere =
-        tokio::task::spawn_blocking(|| read_status(std::path::Path::new("/nowhere"), None)).await.unwrap();
-    assert!(nowhere.unwrap_err().to_string().contains("recipe.toml"));
+    let nowhere = || read_status(std::path::Path::new("/nowhere"), &Credentials::default());
+    assert!(blocking(nowhere).await.unwrap_err().to_string().contains("recipe.toml"));
+}
+
+/// A coordinator that was killed leaves the address of its dashboard behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_run_at_the_address_of_a_killed_one_is_left_alone() {
+    let (run, killed) = (TestRun::new(), TestRun::new());
+    let mut served = run.serve("127.0.0.1:0").await;
+    std::fs::copy(run.path().join("dashboard.url"), killed.path().join("dashboard.url")).unwrap();
+    let whom = |run: &TestRun| Address::of_run(run.path()).unwrap();
+    let ask_stop = |whom| blocking(move || act(&whom, &Credentials::default(), Action::Stop));
+    let refused = ask_stop(whom(&killed)).await;
+    assert!(matches!(refused, Err(AskError::AnotherRun { .. })), "{refused:?}");
+    assert!(served.actions.try_recv().is_err(), "nothing was asked of the other run");
+    let folder = killed.path().to_path_buf();
+    let (status, asked) = blocking(move || read_status(&folder, &Credentials::default())).await.unwrap();
+    assert_eq!((status.step, asked), (0, Asked::Files(killed.path().to_path_buf())));
+    ask_stop(whom(&run)).await.unwrap();
+    assert_eq!(served.actions.recv().await, Some(Action::Stop));
+    served.end().await;
+}
+
+/// What somebody may have written into the folder of a run is not shown the token.
+#[test]
+fn the_token_does_not_go_where_a_file_says() {
+    let run = TestRun::new();
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::fs::write(run.path().join("dashboard.url"), format!("http://127.0.0.1:{port}@0.0.0.0:{port}"))
+        .unwrap();
+    let shown = Credentials { token: Some(Token::random().unwrap()), insecure_network: false };
+    let refused = read_status(run.path(), &shown);
+    assert!(matches!(refused, Err(AskError::Overheard { .. })), "{refused:?}");
+    let refused = act(&Address::of_run(run.path()).unwrap(), &shown, Action::Stop);
+    assert!(matches!(refused, Err(AskError::Overheard { .. })), "{refused:?}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody came");
+}
+
+/// Lets what waits for answers wait beside the server.
+async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,20 +5,19 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use dashboard::{Asked, Status, ask, read_status, status_lines};
-use protocol::Token;
+use anyhow::{Context, Result};
+use dashboard::{Address, Asked, Credentials, Status, ask, read_status, status_lines};
 
 use super::{StatusArguments, WhomArguments};
 use crate::exit::{Ending, answer};
-use crate::security::{is_this_machine, read_token};
+use crate::security::read_token;
 
 /// Says where the run stands, once or until it has ended.
 pub(super) fn run(arguments: &StatusArguments) -> Result<Ending> {
-    let token = read_token(arguments.whom.token_file.as_deref())?;
+    let credentials = credentials(&arguments.whom)?;
     let run = meant(&arguments.whom)?;
     loop {
-        let (status, asked) = read(&run, token.as_ref(), arguments.whom.insecure_network)?;
+        let (status, asked) = read(&run, &credentials)?;
         say(&status, &asked, arguments.json);
         if !arguments.watch || status.state.is_over() {
             return Ok(Ending::Done);
@@ -38,35 +37,23 @@ pub(super) fn meant(whom: &WhomArguments) -> Result<String> {
     }
 }
 
-/// Whether `run` is an address and no folder. A token is shown there only if nobody overhears it.
-pub(super) fn is_address(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<bool> {
-    if !run.starts_with("http://") && !run.starts_with("https://") {
-        return Ok(false);
-    }
-    let is_safe = run.starts_with("https://") || is_this_machine(host(run)) || insecure_network;
-    ensure!(
-        token.is_none() || is_safe,
-        "{run}: without TLS whoever sees the traffic can read the token; reach it through an SSH tunnel, or, in a \
-         network where that is fine, add --insecure-network"
-    );
-    Ok(true)
+/// What its coordinator is shown.
+pub(super) fn credentials(whom: &WhomArguments) -> Result<Credentials> {
+    let token = read_token(whom.token_file.as_deref())?;
+    Ok(Credentials { token, insecure_network: whom.insecure_network })
 }
 
-pub(super) fn read(run: &str, token: Option<&Token>, insecure_network: bool) -> Result<(Status, Asked)> {
-    match is_address(run, token, insecure_network)? {
-        true => Ok((ask(run, token)?, Asked::Coordinator(run.to_string()))),
-        false => Ok(read_status(Path::new(run), token)?),
-    }
+/// Whether `run` is an address and no folder.
+pub(super) fn is_address(run: &str) -> bool {
+    run.starts_with("http://") || run.starts_with("https://")
 }
 
-/// The host of an address such as `http://[::1]:7080/`.
-fn host(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or(v6),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+pub(super) fn read(run: &str, credentials: &Credentials) -> Result<(Status, Asked)> {
+    if !is_address(run) {
+        return Ok(read_status(Path::new(run), credentials)?);
     }
+    let whom = Address::new(run);
+    Ok((ask(&whom, credentials)?, Asked::Coordinator(whom)))
 }
 
 fn say(status: &Status, asked: &Asked, json: bool) {
@@ -76,7 +63,7 @@ fn say(status: &Status, asked: &Asked, json: bool) {
     }
     status_lines(status).iter().for_each(|line| answer(line));
     match asked {
-        Asked::Coordinator(url) => answer(&format!("the page of this run: {url}")),
+        Asked::Coordinator(whom) => answer(&format!("the page of this run: {whom}")),
         Asked::Files(_) if status.state.is_over() => {}
         Asked::Files(folder) => {
             answer(&format!("told by the files of {}, no coordinator answers", folder.display()));
@@ -99,21 +86,6 @@ pub(super) fn newest(out: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_token_goes_only_where_nobody_overhears_it() {
-        for (url, expected) in [
-            ("http://127.0.0.1:7080", "127.0.0.1"),
-            ("http://[::1]:7080/", "::1"),
-            ("http://trainer", "trainer"),
-            ("https://trainer:1/a:b", "trainer"),
-        ] {
-            assert_eq!(host(url), expected);
-        }
-        let token = Token::random().unwrap();
-        let error = read("http://192.0.2.7:7080", Some(&token), false).unwrap_err();
-        assert!(format!("{error:#}").contains("--insecure-network"), "{error:#}");
-    }
 
     #[test]
     fn the_run_that_was_written_to_last_is_meant() {

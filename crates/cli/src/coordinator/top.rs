@@ -13,20 +13,19 @@ use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Wrap};
 
 use super::TopArguments;
-use super::status::{meant, read};
+use super::status::{credentials, meant, read};
 use crate::exit::Ending;
-use crate::security::read_token;
 
 /// Points of a curve: more than a terminal has columns, since each cell shows two.
 const POINTS: usize = 400;
 
 /// Shows the run until a key says that it is enough. The run does not notice.
 pub(super) fn run(arguments: &TopArguments) -> Result<Ending> {
-    let token = read_token(arguments.whom.token_file.as_deref())?;
+    let credentials = credentials(&arguments.whom)?;
     let run = meant(&arguments.whom)?;
     let look = || -> Result<(Status, Curves)> {
-        let (status, asked) = read(&run, token.as_ref(), arguments.whom.insecure_network)?;
-        Ok((status, curves(&asked, token.as_ref(), POINTS)?))
+        let (status, asked) = read(&run, &credentials)?;
+        Ok((status, curves(&asked, &credentials, POINTS)?))
     };
     // What cannot be seen at all is said on the ordinary screen.
     let mut seen = look()?;
@@ -141,8 +140,9 @@ mod tests {
         };
         let metrics: String = (1..=48).map(|number| step(number) + "\n").collect();
         std::fs::write(path.join("metrics.jsonl"), metrics).unwrap();
-        let (status, asked) = dashboard::read_status(path, None).unwrap();
-        let curves = curves(&asked, None, POINTS).unwrap();
+        let nothing = dashboard::Credentials::default();
+        let (status, asked) = dashboard::read_status(path, &nothing).unwrap();
+        let curves = curves(&asked, &nothing, POINTS).unwrap();
         assert_eq!((curves.loss.len(), curves.loss[47]), (48, (48.0, -0.48)));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &status, &curves)).unwrap();
