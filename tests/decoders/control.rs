@@ -231,7 +231,7 @@ fn metrics(bytes: &[u8]) -> bool {
             r#"{"event":"created","run_id":"00000000000000000000000000000001","program_version":"1"}"#;
         fs::write(folder.join("journal.jsonl"), format!("{created}\n")).unwrap();
         fs::write(folder.join("metrics.jsonl"), bytes).unwrap();
-        let is_seen = dashboard::read_status(folder, &dashboard::Credentials::default()).is_ok();
+        let is_seen = dashboard::Watched::of_run(folder, dashboard::Credentials::default()).look().is_ok();
         let mut run = RunDirectory::open(folder).unwrap();
         coordinator::untrusted::metrics(&mut run, 3).is_ok() && is_seen
     })

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use dashboard::{Credentials, Dashboard, Settings, Status, Yardsticks, read_status, status_lines};
+use dashboard::{Credentials, Dashboard, Settings, Status, Watched, Yardsticks, status_lines};
 use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -117,6 +117,6 @@ fn card(bytes: &[u8]) -> bool {
         fs::write(folder.join("recipe.toml"), QUICKSTART).unwrap();
         fs::create_dir(folder.join("evaluations")).unwrap();
         fs::write(folder.join("evaluations/a.json"), bytes).unwrap();
-        read_status(folder, &Credentials::default()).is_ok()
+        Watched::of_run(folder, Credentials::default()).look().is_ok()
     })
 }

@@ -1,11 +1,8 @@
-//! The status of a run from elsewhere: from its coordinator, or from its files where none answers.
+//! A coordinator is asked from elsewhere, over HTTP, by its dashboard.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use recipe::Recipe;
 use serde::de::DeserializeOwned;
 use ureq::{Agent, RequestBuilder};
 
@@ -13,9 +10,7 @@ use crate::access::{PROGRAM_HEADER, RUN_HEADER};
 use crate::action::Action;
 use crate::address::{ADDRESS_FILE, Address, Credentials};
 use crate::history::Curves;
-use crate::live::lock;
-use crate::record::{self, Reader, RunRecord};
-use crate::status::{Frame, Status};
+use crate::status::Status;
 
 /// How long a coordinator may take: it answers from its memory.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -90,40 +85,21 @@ pub enum AskError {
     },
 }
 
-/// Who answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
-    /// The coordinator at this address.
-    Coordinator(Address),
-    /// The files of this run, since no coordinator answered.
-    Files(PathBuf),
-}
-
 /// Asks a dashboard where its run stands. May wait for seconds.
 ///
 /// # Errors
 /// [`AskError::NoAnswer`], [`AskError::Refused`], [`AskError::AnotherRun`], [`AskError::Overheard`].
-pub fn ask(whom: &Address, credentials: &Credentials) -> Result<Status, AskError> {
+pub(crate) fn ask(whom: &Address, credentials: &Credentials) -> Result<Status, AskError> {
     parse(whom, &call(whom, credentials, &Wish::Read("/api/status"))?)
 }
 
-/// The curves of a run, in at most so many points. May wait for seconds.
+/// Asks a dashboard for the curves of its run, in at most so many points. May wait for seconds.
 ///
 /// # Errors
-/// [`AskError`].
-pub fn curves(run: &Asked, credentials: &Credentials, points: usize) -> Result<Curves, AskError> {
-    match run {
-        Asked::Coordinator(whom) => {
-            let path = format!("/api/history?points={points}");
-            Ok(Curves::of_answer(&parse(whom, &call(whom, credentials, &Wish::Read(&path))?)?))
-        }
-        Asked::Files(folder) => {
-            let (_, record) = of_files(folder)?;
-            let io = |source| AskError::Io { path: folder.clone(), source };
-            let found = record.history.find(1, u64::MAX, points);
-            Ok(Curves::of(&record::find(folder, found, 1, u64::MAX, points).map_err(io)?))
-        }
-    }
+/// As [`ask`].
+pub(crate) fn curves(whom: &Address, credentials: &Credentials, points: usize) -> Result<Curves, AskError> {
+    let path = format!("/api/history?points={points}");
+    Ok(Curves::of_answer(&parse(whom, &call(whom, credentials, &Wish::Read(&path))?)?))
 }
 
 fn parse<T: DeserializeOwned>(whom: &Address, body: &[u8]) -> Result<T, AskError> {
@@ -136,7 +112,7 @@ fn parse<T: DeserializeOwned>(whom: &Address, body: &[u8]) -> Result<T, AskError
 /// Asks the run of a dashboard for something. May wait for seconds.
 ///
 /// # Errors
-/// As [`ask`]; [`AskError::Refused`] also where the run is not in a state for it.
+/// As for its status; [`AskError::Refused`] also where the run is not in a state for it.
 pub fn act(whom: &Address, credentials: &Credentials, action: Action) -> Result<String, AskError> {
     let answer = call(whom, credentials, &Wish::Act(action))?;
     Ok(String::from_utf8_lossy(&answer).trim().to_string())
@@ -191,34 +167,4 @@ fn with<B>(request: RequestBuilder<B>, headers: [(&str, Option<String>); 2]) -> 
         Some(value) => request.header(name, value),
         None => request,
     })
-}
-
-/// Where the run in `folder` stands: as its coordinator says, or as its files do where none answers. May wait for
-/// seconds.
-///
-/// # Errors
-/// [`AskError::NotARun`], [`AskError::Refused`], [`AskError::Overheard`], [`AskError::Io`].
-pub fn read_status(folder: &Path, credentials: &Credentials) -> Result<(Status, Asked), AskError> {
-    let (recipe, record) = of_files(folder)?;
-    if let Ok(whom) = Address::of_run(folder) {
-        match ask(&whom, credentials) {
-            Ok(status) => return Ok((status, Asked::Coordinator(whom))),
-            Err(error @ (AskError::Refused { .. } | AskError::Overheard { .. })) => return Err(error),
-            Err(_) => {}
-        }
-    }
-    let status = Status::new(&Frame::of_recipe(recipe), &record, None);
-    Ok((status, Asked::Files(folder.to_path_buf())))
-}
-
-fn of_files(folder: &Path) -> Result<(Recipe, RunRecord), AskError> {
-    let not_a_run = |reason: String| AskError::NotARun { path: folder.to_path_buf(), reason };
-    let text =
-        fs::read_to_string(folder.join("recipe.toml")).map_err(|error| not_a_run(error.to_string()))?;
-    let recipe = Recipe::from_toml(&text, &[]).map_err(|error| not_a_run(error.to_string()))?;
-    let record = Mutex::new(RunRecord::default());
-    Reader::new(folder)
-        .read(|change| change(&mut lock(&record)))
-        .map_err(|source| AskError::Io { path: folder.to_path_buf(), source })?;
-    Ok((recipe, record.into_inner().expect("reading a run does not panic")))
 }

@@ -11,7 +11,8 @@
 //! - `page/`, `events.rs`: what a browser shows; `prometheus.rs`: what Prometheus fetches
 //! - `trace.rs`: the last steps of all workers, piece by piece, on one clock (`clocks.rs`)
 //! - `open_telemetry/`: what happens as spans, for a collector that somebody names
-//! - `ask.rs`: the status of a run from elsewhere; `address.rs`: whom to ask, and who is shown the token
+//! - `watched.rs`: a run that is looked at from elsewhere, by its coordinator (`ask.rs`) or its files; `address.rs`: whom to
+//!   ask, and who is shown the token
 
 mod access;
 mod action;
@@ -38,11 +39,12 @@ mod status;
 mod status_lines;
 mod timeline;
 mod trace;
+mod watched;
 mod words;
 
 pub use action::Action;
 pub use address::{Address, Credentials};
-pub use ask::{AskError, Asked, act, ask, curves, read_status};
+pub use ask::{AskError, act};
 pub use health::{Health, Judgement};
 pub use history::Curves;
 pub use live::Observer;
@@ -54,4 +56,5 @@ pub use status::{Recent, State, Status};
 pub use status_lines::status_lines;
 pub use timeline::{Kind, Moment};
 pub use trace::{Lateness, Trace};
+pub use watched::{Asked, Watched};
 pub use words::{scaled, time_of_end};

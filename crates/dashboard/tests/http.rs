@@ -6,12 +6,11 @@ mod run;
 mod wire;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use coordinator::{Doing, Pace, Phase, Progress, Sight, StepSeconds, WorkerSight};
-use dashboard::{
-    Action, Address, AskError, Asked, Credentials, State, Status, act, ask, read_status, status_lines,
-};
+use dashboard::{Action, Address, AskError, Asked, Credentials, State, Status, Watched, act, status_lines};
 use protocol::Token;
 use recipe::{QUICKSTART, Recipe};
 use serde_json::Value;
@@ -271,10 +270,11 @@ async fn where_others_reach_it_the_token_is_asked_for() {
     let whom = Address::new(&format!("http://{near}"));
     let shown = |token| Credentials { token: Some(token), insecure_network: false };
     let (own, other) = (shown(Token::parse(run::TOKEN).unwrap()), shown(Token::random().unwrap()));
-    let asks = move || (ask(&whom, &own), ask(&whom, &other), ask(&whom, &Credentials::default()));
-    let (known, unknown, none) = blocking(asks).await;
-    assert_eq!(known.unwrap().step, 5);
-    for refused in [unknown, none] {
+    let look = |whom: Address, shown| blocking(move || Watched::at(whom, shown).look());
+    let (status, asked) = look(whom.clone(), own).await.unwrap();
+    assert_eq!((status.step, asked), (5, Asked::Coordinator(whom.clone())));
+    for shown in [other, Credentials::default()] {
+        let refused = look(whom.clone(), shown).await;
         assert!(matches!(refused, Err(AskError::Refused { .. })), "{refused:?}");
     }
     served.end().await;
@@ -286,7 +286,7 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
     run.write_steps(1..=64);
     let read = || {
         let folder = run.path().to_path_buf();
-        async { blocking(move || read_status(&folder, &Credentials::default())).await.unwrap() }
+        async { blocking(move || look(&folder)).await.unwrap() }
     };
     let (status, asked) = read().await;
     assert_eq!((status.state, status.step, status.total_steps), (State::Unattended, 64, Some(480)));
@@ -313,8 +313,36 @@ async fn a_status_comes_from_the_coordinator_or_from_the_files() {
     served.end().await;
     assert!(!run.path().join("dashboard.url").exists());
     assert_eq!(read().await.1, Asked::Files(run.path().to_path_buf()));
-    let nowhere = || read_status(std::path::Path::new("/nowhere"), &Credentials::default());
+    let nowhere = || look(Path::new("/nowhere"));
     assert!(blocking(nowhere).await.unwrap_err().to_string().contains("recipe.toml"));
+}
+
+/// However long the run is: its coordinator has read all of it already.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_read_only_where_no_coordinator_answers_and_only_once() {
+    let run = TestRun::new();
+    run.write_steps(1..=300);
+    let served = run.serve("127.0.0.1:0").await;
+    eventually(|| async { served.status().await.step == 300 }).await;
+    let aside = run.path().join("aside");
+    // Whoever looks by the folder finds nothing to read in it.
+    let recipe = run.path().join("recipe.toml");
+    std::fs::rename(&recipe, &aside).unwrap();
+    let mut watched = Watched::of_run(run.path(), Credentials::default());
+    let (asked, mut watched) = blocking(move || (watched.look(), watched)).await;
+    assert_eq!(asked.unwrap().0.step, 300);
+    std::fs::rename(&aside, &recipe).unwrap();
+    served.end().await;
+    let mut read = |points| {
+        let (status, asked) = watched.look().unwrap();
+        (status.step, watched.curves(&asked, points).unwrap().loss.len())
+    };
+    assert_eq!(read(1000), (300, 300));
+    // What was read is known, whatever has become of it.
+    let file = std::fs::File::options().write(true).open(run.path().join("metrics.jsonl")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[b' '; 100], 0).unwrap();
+    run.write_steps(301..=310);
+    assert_eq!(read(1000), (310, 310));
 }
 
 /// A coordinator that was killed leaves the address of its dashboard behind.
@@ -329,7 +357,7 @@ async fn another_run_at_the_address_of_a_killed_one_is_left_alone() {
     assert!(matches!(refused, Err(AskError::AnotherRun { .. })), "{refused:?}");
     assert!(served.actions.try_recv().is_err(), "nothing was asked of the other run");
     let folder = killed.path().to_path_buf();
-    let (status, asked) = blocking(move || read_status(&folder, &Credentials::default())).await.unwrap();
+    let (status, asked) = blocking(move || look(&folder)).await.unwrap();
     assert_eq!((status.step, asked), (0, Asked::Files(killed.path().to_path_buf())));
     ask_stop(whom(&run)).await.unwrap();
     assert_eq!(served.actions.recv().await, Some(Action::Stop));
@@ -345,12 +373,17 @@ fn the_token_does_not_go_where_a_file_says() {
     std::fs::write(run.path().join("dashboard.url"), format!("http://127.0.0.1:{port}@0.0.0.0:{port}"))
         .unwrap();
     let shown = Credentials { token: Some(Token::random().unwrap()), insecure_network: false };
-    let refused = read_status(run.path(), &shown);
+    let refused = Watched::of_run(run.path(), shown.clone()).look();
     assert!(matches!(refused, Err(AskError::Overheard { .. })), "{refused:?}");
     let refused = act(&Address::of_run(run.path()).unwrap(), &shown, Action::Stop);
     assert!(matches!(refused, Err(AskError::Overheard { .. })), "{refused:?}");
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err(), "nobody came");
+}
+
+/// A look at the run in `folder`.
+fn look(folder: &Path) -> Result<(Status, Asked), AskError> {
+    Watched::of_run(folder, Credentials::default()).look()
 }
 
 /// Lets what waits for answers wait beside the server.

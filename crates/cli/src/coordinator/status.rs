@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dashboard::{Address, Asked, Credentials, Status, ask, read_status, status_lines};
+use dashboard::{Address, Asked, Credentials, Status, Watched, status_lines};
 
 use super::{StatusArguments, WhomArguments};
 use crate::exit::{Ending, answer};
@@ -14,10 +14,9 @@ use crate::security::read_token;
 
 /// Says where the run stands, once or until it has ended.
 pub(super) fn run(arguments: &StatusArguments) -> Result<Ending> {
-    let credentials = credentials(&arguments.whom)?;
-    let run = meant(&arguments.whom)?;
+    let mut watched = watched(&arguments.whom)?;
     loop {
-        let (status, asked) = read(&run, &credentials)?;
+        let (status, asked) = watched.look()?;
         say(&status, &asked, arguments.json);
         if !arguments.watch || status.state.is_over() {
             return Ok(Ending::Done);
@@ -48,12 +47,13 @@ pub(super) fn is_address(run: &str) -> bool {
     run.starts_with("http://") || run.starts_with("https://")
 }
 
-pub(super) fn read(run: &str, credentials: &Credentials) -> Result<(Status, Asked)> {
-    if !is_address(run) {
-        return Ok(read_status(Path::new(run), credentials)?);
-    }
-    let whom = Address::new(run);
-    Ok((ask(&whom, credentials)?, Asked::Coordinator(whom)))
+/// The run that is meant, to be looked at.
+pub(super) fn watched(whom: &WhomArguments) -> Result<Watched> {
+    let (run, credentials) = (meant(whom)?, credentials(whom)?);
+    Ok(match is_address(&run) {
+        true => Watched::at(Address::new(&run), credentials),
+        false => Watched::of_run(Path::new(&run), credentials),
+    })
 }
 
 fn say(status: &Status, asked: &Asked, json: bool) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossterm::event::{self, Event, KeyCode, KeyModifiers};
-use dashboard::{Curves, Status, curves, status_lines};
+use dashboard::{Curves, Status, status_lines};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -13,7 +13,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Wrap};
 
 use super::TopArguments;
-use super::status::{credentials, meant, read};
+use super::status::watched;
 use crate::exit::Ending;
 
 /// Points of a curve: more than a terminal has columns, since each cell shows two.
@@ -21,11 +21,11 @@ const POINTS: usize = 400;
 
 /// Shows the run until a key says that it is enough. The run does not notice.
 pub(super) fn run(arguments: &TopArguments) -> Result<Ending> {
-    let credentials = credentials(&arguments.whom)?;
-    let run = meant(&arguments.whom)?;
-    let look = || -> Result<(Status, Curves)> {
-        let (status, asked) = read(&run, &credentials)?;
-        Ok((status, curves(&asked, &credentials, POINTS)?))
+    let mut watched = watched(&arguments.whom)?;
+    let mut look = || -> Result<(Status, Curves)> {
+        let (status, asked) = watched.look()?;
+        let curves = watched.curves(&asked, POINTS)?;
+        Ok((status, curves))
     };
     // What cannot be seen at all is said on the ordinary screen.
     let mut seen = look()?;
@@ -120,6 +120,7 @@ fn chart(frame: &mut Frame, area: Rect, name: &str, points: &[(f64, f64)], usual
 
 #[cfg(test)]
 mod tests {
+    use dashboard::{Credentials, Watched};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
@@ -140,9 +141,9 @@ mod tests {
         };
         let metrics: String = (1..=48).map(|number| step(number) + "\n").collect();
         std::fs::write(path.join("metrics.jsonl"), metrics).unwrap();
-        let nothing = dashboard::Credentials::default();
-        let (status, asked) = dashboard::read_status(path, &nothing).unwrap();
-        let curves = curves(&asked, &nothing, POINTS).unwrap();
+        let mut watched = Watched::of_run(path, Credentials::default());
+        let (status, asked) = watched.look().unwrap();
+        let curves = watched.curves(&asked, POINTS).unwrap();
         assert_eq!((curves.loss.len(), curves.loss[47]), (48, (48.0, -0.48)));
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, &status, &curves)).unwrap();
