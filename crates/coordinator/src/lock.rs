@@ -22,7 +22,12 @@ pub(crate) fn take(path: &Path) -> Result<File, RunDirectoryError> {
         .read(true)
         .open(&lock_path)
         .map_err(failed("open", &lock_path))?;
-    match file.try_lock() {
+    let mut taken = file.try_lock();
+    // Whoever only looks holds it for a moment, and does not keep others from looking.
+    while matches!(taken, Err(TryLockError::WouldBlock)) && file.try_lock_shared().is_ok() {
+        taken = file.try_lock();
+    }
+    match taken {
         Ok(()) => {
             sign(&mut file).map_err(failed("write", &lock_path))?;
             Ok(file)
@@ -31,6 +36,16 @@ pub(crate) fn take(path: &Path) -> Result<File, RunDirectoryError> {
             Err(RunDirectoryError::Locked { path: path.to_path_buf(), holder: signature(file) })
         }
         Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path)(error)),
+    }
+}
+
+/// The process that holds the run directory `path`, if one does and this machine can tell.
+pub(crate) fn holder(path: &Path) -> Option<String> {
+    let file = File::open(path.join(FILE)).ok()?;
+    // Shared, so that several may look, and given back at once.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(signature(file)),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
     }
 }
 
@@ -48,5 +63,38 @@ fn signature(lock: File) -> String {
         Ok(_) if !text.trim().is_empty() => text.trim().to_string(),
         // It has not signed yet.
         Ok(_) | Err(_) => "process unknown".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
+
+    #[test]
+    fn a_run_is_taken_by_one_whoever_else_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = format!("process {}", std::process::id());
+        let is_done = AtomicBool::new(false);
+        let taken = thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !is_done.load(Relaxed) {
+                        holder(folder.path());
+                    }
+                });
+            }
+            let taken = (0..500).all(|_| take(folder.path()).is_ok());
+            is_done.store(true, Relaxed);
+            taken
+        });
+        assert!(taken, "whoever looks is taken for a coordinator");
+        let lock = take(folder.path()).unwrap();
+        assert_eq!(holder(folder.path()), Some(own.clone()));
+        let refused = take(folder.path()).unwrap_err();
+        assert!(matches!(&refused, RunDirectoryError::Locked { holder, .. } if *holder == own), "{refused}");
+        drop(lock);
+        assert_eq!(holder(folder.path()), None);
     }
 }

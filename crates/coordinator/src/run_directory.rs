@@ -83,6 +83,11 @@ impl RunDirectory {
         if path.exists() { refuse_unless_empty(path) } else { Ok(()) }
     }
 
+    /// The process that leads the run in a folder, if this machine can tell that one does.
+    pub fn holder(path: &Path) -> Option<String> {
+        lock::holder(path)
+    }
+
     /// Opens the folder of a run to go on with it.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ pub enum State {
     Stopped,
     /// It failed.
     Failed,
-    /// It has not ended, and no coordinator is at work.
+    /// It has not ended, and no coordinator answers: it may be gone, without a dashboard, or out of reach.
     Unattended,
 }
 
@@ -240,7 +240,7 @@ impl State {
             State::Completed => "completed",
             State::Stopped => "stopped",
             State::Failed => "failed",
-            State::Unattended => "no coordinator is at work",
+            State::Unattended => "its coordinator does not answer",
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossterm::event::{self, Event, KeyCode, KeyModifiers};
-use dashboard::{Curves, Status, status_lines};
+use dashboard::{AskError, Curves, Status, Watched, status_lines};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -19,22 +19,27 @@ use crate::exit::Ending;
 /// Points of a curve: more than a terminal has columns, since each cell shows two.
 const POINTS: usize = 400;
 
+/// At the foot of the terminal.
+const GOES_ON: &str = "q leaves; the run goes on";
+const GONE: &str = "no coordinator answers any more, this is how the run stood; q leaves";
+
+/// What the terminal shows.
+struct Seen {
+    status: Status,
+    curves: Curves,
+    foot: &'static str,
+}
+
 /// Shows the run until a key says that it is enough. The run does not notice.
 pub(super) fn run(arguments: &TopArguments) -> Result<Ending> {
     let mut watched = watched(&arguments.whom)?;
-    let mut look = || -> Result<(Status, Curves)> {
-        let (status, asked) = watched.look()?;
-        let curves = watched.curves(&asked, POINTS)?;
-        Ok((status, curves))
-    };
     // What cannot be seen at all is said on the ordinary screen.
-    let mut seen = look()?;
+    let mut seen = look(&mut watched)?;
     let mut terminal =
         ratatui::try_init().context("use this terminal; where there is none, see `coordinator status`")?;
     let interval = Duration::from_secs(arguments.interval_s);
     let outcome = loop {
-        let (status, curves) = &seen;
-        if let Err(error) = terminal.draw(|frame| draw(frame, status, curves)) {
+        if let Err(error) = terminal.draw(|frame| draw(frame, &seen)) {
             break Err(error.into());
         }
         match is_enough(interval) {
@@ -42,13 +47,21 @@ pub(super) fn run(arguments: &TopArguments) -> Result<Ending> {
             Ok(false) => {}
             Err(error) => break Err(error),
         }
-        match look() {
-            Ok(news) => seen = news,
-            Err(error) => break Err(error),
-        }
+        seen = match look(&mut watched) {
+            Ok(news) => news,
+            // Where a dashboard was, another coordinator may take charge of the run.
+            Err(AskError::NoAnswer { .. }) => Seen { foot: GONE, ..seen },
+            Err(error) => break Err(error.into()),
+        };
     };
     ratatui::restore();
     outcome
+}
+
+fn look(watched: &mut Watched) -> Result<Seen, AskError> {
+    let (status, asked) = watched.look()?;
+    let curves = watched.curves(&asked, POINTS)?;
+    Ok(Seen { status, curves, foot: GOES_ON })
 }
 
 /// Whether a key was pressed within `interval` that ends this. When the size of the terminal changes, there is something
@@ -68,7 +81,8 @@ fn is_enough(interval: Duration) -> Result<bool> {
     Ok(false)
 }
 
-fn draw(frame: &mut Frame, status: &Status, curves: &Curves) {
+fn draw(frame: &mut Frame, seen: &Seen) {
+    let Seen { status, curves, foot: words } = seen;
     let [head, bar, charts, rest, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
@@ -93,10 +107,7 @@ fn draw(frame: &mut Frame, status: &Status, curves: &Curves) {
     chart(frame, right, "collapse level", &curves.collapse_level, [0.0, 1.0]);
     let text: Vec<Line> = lines.map(Line::from).collect();
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), rest);
-    frame.render_widget(
-        Line::styled("q leaves; the run goes on", Style::new().add_modifier(Modifier::DIM)),
-        foot,
-    );
+    frame.render_widget(Line::styled(*words, Style::new().add_modifier(Modifier::DIM)), foot);
 }
 
 /// A curve over all steps. `usual` is always in sight.
@@ -120,14 +131,14 @@ fn chart(frame: &mut Frame, area: Rect, name: &str, points: &[(f64, f64)], usual
 
 #[cfg(test)]
 mod tests {
-    use dashboard::{Credentials, Watched};
+    use dashboard::Credentials;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
     use super::*;
 
     /// What is on a terminal of this size.
-    fn drawn(width: u16, height: u16) -> String {
+    fn drawn(width: u16, height: u16, foot: &'static str) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         std::fs::write(path.join("recipe.toml"), recipe::QUICKSTART).unwrap();
@@ -141,18 +152,17 @@ mod tests {
         };
         let metrics: String = (1..=48).map(|number| step(number) + "\n").collect();
         std::fs::write(path.join("metrics.jsonl"), metrics).unwrap();
-        let mut watched = Watched::of_run(path, Credentials::default());
-        let (status, asked) = watched.look().unwrap();
-        let curves = watched.curves(&asked, POINTS).unwrap();
-        assert_eq!((curves.loss.len(), curves.loss[47]), (48, (48.0, -0.48)));
+        let seen = look(&mut Watched::of_run(path, Credentials::default())).unwrap();
+        assert_eq!((seen.curves.loss.len(), seen.curves.loss[47]), (48, (48.0, -0.48)));
+        let seen = Seen { foot, ..seen };
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, &status, &curves)).unwrap();
+        terminal.draw(|frame| draw(frame, &seen)).unwrap();
         terminal.backend().to_string()
     }
 
     #[test]
     fn a_terminal_shows_where_the_run_stands() {
-        let shown = drawn(100, 30);
+        let shown = drawn(100, 30, GOES_ON);
         for phrase in
             ["run quickstart", "step 48 of 480", " loss ", " collapse level ", "256 images/s", "q leaves"]
         {
@@ -165,9 +175,15 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_keeps_what_was_seen_of_a_run_that_is_gone() {
+        let shown = drawn(100, 30, GONE);
+        assert!(shown.contains("step 48 of 480") && shown.contains(GONE), "{shown}");
+    }
+
+    #[test]
     fn a_terminal_may_be_as_small_as_it_likes() {
         for (width, height) in [(1, 1), (10, 3), (20, 8), (400, 2)] {
-            drawn(width, height);
+            drawn(width, height, GONE);
         }
     }
 }
