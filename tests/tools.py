@@ -348,6 +348,7 @@ def check_browser(run, scratch):
         press_stop(page)
         check_page(page)
         check_views_stay(page, kept)
+        check_range_after_the_end(page)
         check_console(browser)
         requests = check_requests(browser, run.origin)
     return f"the page shows what {len(run.steps())} steps say, and obeys; {requests} requests, none to elsewhere"
@@ -437,6 +438,9 @@ def watch_last_hundred(page):
     page.browser.click("[data-range='100']")
     seen = len(page.run.steps())
     page.run.coordinator.wait_for("twenty steps more", lambda: len(page.run.steps()) >= seen + 20)
+    # A screen reader says it again whenever it changes.
+    said = page.browser.run("return document.getElementById('chosen').textContent")
+    expect("the range that is read aloud", "The last 100 steps", said)
 
 
 def check_last_hundred(page):
@@ -715,6 +719,16 @@ def check_ranges(page):
     page.wait_for_curves(page.run.steps())
 
 
+def check_range_after_the_end(page):
+    """What cannot be had any more is said, and what is there stays."""
+    before = page.read()["charts"]
+    page.browser.click("[data-range='100']")
+    page.browser.wait_for("that other steps cannot be had", lambda: "cannot be had" in page.read()["range"])
+    after = page.read()["charts"]
+    for title in before:
+        expect_each(f"what is drawn of {title}", before[title].items(), after[title].items())
+
+
 # ---- The keyboard ------------------------------------------------------------------------------------------------
 
 NAME = """
@@ -846,9 +860,9 @@ def contrast(one, other):
 
 
 def check_console(browser):
-    """But for the views that were taken away."""
+    """But for the views that were taken away, and the steps that nobody answered with."""
     severe = [entry["message"] for entry in browser.log("browser") if entry["level"] == "SEVERE"]
-    severe = [message for message in severe if "/views.png" not in message]
+    severe = [message for message in severe if "/views.png" not in message and "/api/history" not in message]
     expect("what the browser's console complains of", [], severe)
 
 

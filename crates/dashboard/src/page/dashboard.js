@@ -78,8 +78,12 @@ let story = { moments: [], generations: [], evaluations: [], cards: [], steps_pe
 let columns = empty();
 /** Of which of the run's lives these are: one that is rolled back begins another. */
 let life = null;
-/** "all", { last: steps } or { from, to }. */
+/** What is shown: "all", { last: steps } or { from, to }. */
 let range = "all";
+/** What was asked for last, which is shown once it is there. */
+let wanted = range;
+/** Why it is not, if it cannot be had. */
+let refusal = "";
 /** Rises with each question, so that a late answer to an earlier one is left alone. */
 let question = 0;
 /** The last question that is not under way any more, whether it was answered or has failed. */
@@ -91,7 +95,7 @@ function empty() {
   return { first: [], last: [], epoch: [], curves: {}, seconds: {} };
 }
 
-function bounds() {
+function bounds(range) {
   const last = lastStep();
   if (range === "all") return { from: 1, to: Math.max(last, 2) };
   if (range.last) return { from: Math.max(1, last - range.last + 1), to: Math.max(last, 2) };
@@ -100,16 +104,24 @@ function bounds() {
 
 const lastStep = () => Math.max(status?.last_step?.step ?? 0, columns.last.at(-1) ?? 0);
 
-async function ask() {
+const isLive = (range) => range === "all" || range.last;
+
+/** Asks for the steps of a range. What is here stays until they are there. */
+async function ask(next = wanted) {
   const mine = ++question;
+  wanted = next;
   meanwhile = [];
-  const { from, to } = bounds();
-  const live = range === "all" || range.last;
-  const answer = await read(`/api/history?points=${POINTS}&from=${from}${live ? "" : `&to=${to}`}`);
+  const { from, to } = bounds(next);
+  const answer = await read(`/api/history?points=${POINTS}&from=${from}${isLive(next) ? "" : `&to=${to}`}`);
   if (mine !== question) return;
   answered = mine;
-  // What is here stays, and has all that came meanwhile.
-  if (!answer) return;
+  if (!answer) {
+    // What is here has all that came meanwhile.
+    if (next !== range) refusal = "Other steps cannot be had, the coordinator does not answer. ";
+    wanted = range;
+    return draw();
+  }
+  (range = next, refusal = "");
   ({ columns, life } = answer);
   meanwhile.splice(0).forEach(append);
   draw();
@@ -128,8 +140,8 @@ async function read(address) {
 
 /** Steps that have come. */
 function append(news) {
-  if (range !== "all" && !range.last) return;
   if (answered !== question) meanwhile.push(news);
+  if (!isLive(range)) return;
   let begin = news.first.findIndex((step) => step > (columns.last.at(-1) ?? 0));
   if (begin < 0) return;
   while (begin < news.first.length && mergeLast(news, begin)) begin++;
@@ -280,20 +292,26 @@ for (const chart of CHARTS) {
 new ResizeObserver(soon).observe($("charts"));
 
 function draw() {
-  const span = bounds();
-  dropBefore(span.from);
+  const span = bounds(range);
+  if (range.last) dropBefore(span.from);
   for (const chart of CHARTS) drawChart(chart, span);
   if (marked) markAgain();
-  const whole = range === "all";
   const shown = columns.first.length;
   const steps = columns.last.length ? columns.last.at(-1) - columns.first[0] + 1 : 0;
   const most = Math.max(...columns.last.map((last, at) => last - columns.first[at] + 1));
   const thinned = shown && steps > shown ? ` Lines are means of up to ${most} steps that follow each other, bands their extremes.` : "";
-  say($("range"), shown ? `${whole ? "All steps" : `Steps ${number(span.from)} to ${number(span.to)}`} of ${number(lastStep())}.${thinned}` : "The curves begin with the first step.");
+  // The first part is read aloud where it changes, and so does not count steps.
+  say($("chosen"), refusal + (shown ? chosen(span) : "The curves begin with the first step."));
+  say($("of"), shown ? `${range.last ? `, ${number(span.from)} to ${number(span.to)},` : ""} of ${number(lastStep())}.${thinned}` : "");
   for (const button of document.querySelectorAll("[data-range]")) {
-    const is = button.dataset.range === "all" ? whole : range.last === Number(button.dataset.range);
+    const is = button.dataset.range === "all" ? range === "all" : range.last === Number(button.dataset.range);
     button.setAttribute("aria-pressed", is);
   }
+}
+
+function chosen({ from, to }) {
+  if (range === "all") return "All steps";
+  return range.last ? `The last ${number(range.last)} steps` : `Steps ${number(from)} to ${number(to)}`;
 }
 
 function drawChart(chart, { from, to }) {
@@ -318,7 +336,10 @@ function drawChart(chart, { from, to }) {
   const curves = series.map((one) => `<g class="c${one.colour}">${shape(one, x, y)}</g>`);
   chart.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   chart.svg.setAttribute("height", HEIGHT);
-  chart.svg.innerHTML = lines.join("") + labels.join("") + born.join("") + curves.join("") + guide +
+  // A point that stands for several steps may lie beside the range. The last one's mark is to be whole.
+  const plot = `<clipPath id="plot-${chart.id}"><rect x="${EDGE.left - 5}" y="0" width="${right - EDGE.left + 10}" height="${HEIGHT}"/></clipPath>`;
+  const clipped = `${plot}<g clip-path="url(#plot-${chart.id})">${curves.join("")}</g>`;
+  chart.svg.innerHTML = lines.join("") + labels.join("") + born.join("") + clipped + guide +
     `<line class="cursor" y1="${EDGE.top}" y2="${bottom}"/><rect class="choosing" y="${EDGE.top}" height="${bottom - EDGE.top}"/>`;
   chart.svg.setAttribute("aria-label", summary(chart, series, from, to));
   caption(chart, series);
@@ -390,7 +411,7 @@ function caption(chart, series) {
   const last = series[0]?.ys.at(-1);
   const name = chart.guide === undefined ? "" : "healthy near 1";
   const exact = status?.last_step?.[chart.id];
-  const value = range === "all" || range.last ? exact ?? last : last;
+  const value = isLive(range) ? exact ?? last : last;
   say(chart.now, value === undefined ? "" : name ? `${number(value, chart.decimals)} · ${name}` : chart.id === "learning_rate" ? short(value) : number(value, chart.decimals));
 }
 
@@ -400,10 +421,8 @@ function caption(chart, series) {
 let marked = null;
 
 function choose(next) {
-  range = next;
-  marked = null;
-  tip.hidden = true;
-  ask();
+  unmark();
+  ask(next);
 }
 
 for (const button of document.querySelectorAll("[data-range]")) {
@@ -479,7 +498,7 @@ function mark(chart, index, clientX, clientY) {
 }
 
 function zoom(chart, factor) {
-  const { from, to } = bounds();
+  const { from, to } = bounds(wanted);
   const middle = marked?.chart === chart ? placesOf(chart)[marked.index] : (from + to) / 2;
   const length = Math.max(4, (to - from) * factor);
   if (length >= lastStep() - 1) return choose("all");
@@ -548,7 +567,7 @@ function listen(chart) {
 // ---- The headline ----------------------------------------------------------------------------------------------
 
 const STATES = {
-  gathering: "waiting for workers", reuniting: "waiting for workers to come back", unattended: "no coordinator is at work",
+  gathering: "waiting for workers", reuniting: "waiting for workers to come back", unattended: "its coordinator does not answer",
 };
 
 function tile(id, value, note, exact) {

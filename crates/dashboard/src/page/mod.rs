@@ -167,7 +167,7 @@ fn training() -> Markup {
                 button type="button" data-range="1000" aria-pressed="false" { "Last 1000 steps" }
                 button type="button" data-range="100" aria-pressed="false" { "Last 100" }
             }
-            span #range.caption role="status" {}
+            span #range.caption { span #chosen role="status" {} span #of {} }
         }
         p.caption.hint { "Drag across a chart to look closer, double-click to see the whole run. With the keyboard: arrows move the rule, + and − zoom, 0 shows all." }
         div #charts.charts {}
