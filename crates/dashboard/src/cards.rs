@@ -1,7 +1,9 @@
 //! The result cards of a run, as far as they are shown beside it. `evaluate report` shows them in full.
 
+use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -51,46 +53,60 @@ pub(crate) struct CardFigure {
     pub(crate) interval: Option<[f64; 2]>,
 }
 
-/// The cards of a folder, read again only when it has changed.
-#[derive(Debug, Default)]
-pub(crate) struct Cards {
+/// Reads the cards of a folder again when it has changed, and of them those that it has not read before: a run may have
+/// thousands.
+#[derive(Debug)]
+pub(crate) struct CardReader {
+    folder: PathBuf,
     read_at: Option<SystemTime>,
-    pub(crate) all: Vec<Card>,
+    /// What is in each file; nothing, if that is no card.
+    known: HashMap<(PathBuf, Stamp), Option<Card>>,
 }
 
-impl Cards {
-    /// Reads the cards in `folder` if there may be others by now, and says whether there are. What is no card is
-    /// passed over.
-    pub(crate) fn read(&mut self, folder: &Path) -> bool {
+/// What another content of a file has another of: inode, time and size.
+type Stamp = (u64, Option<SystemTime>, u64);
+
+impl CardReader {
+    pub(crate) fn new(folder: PathBuf) -> CardReader {
+        CardReader { folder, read_at: None, known: HashMap::new() }
+    }
+
+    /// The cards, if there may be others by now. What is no card is passed over.
+    pub(crate) fn read(&mut self) -> Option<Vec<Card>> {
         // Cards are renamed into the folder, which changes its own time. What was just changed may change again
         // within the same tick of the clock.
-        let changed_at = fs::metadata(folder).and_then(|metadata| metadata.modified()).ok();
+        let changed_at = fs::metadata(&self.folder).and_then(|metadata| metadata.modified()).ok();
         let is_settled = changed_at.is_some_and(|at| at.elapsed().is_ok_and(|age| age > SETTLED));
         if changed_at.is_none() || changed_at == self.read_at {
-            return false;
+            return None;
         }
         self.read_at = changed_at.filter(|_| is_settled);
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut all: Vec<Card> = entries
-            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
-            .filter(|entry| is_small(&entry.path()))
-            .filter_map(|entry| parse(&entry.path(), &fs::read(entry.path()).ok()?))
-            .collect();
-        all.sort_by(|a, b| (a.step, &a.file).cmp(&(b.step, &b.file)));
-        all.drain(..all.len().saturating_sub(MOST_CARDS));
-        let are_others = all != self.all;
-        self.all = all;
-        are_others
-    }
-
-    /// Whether there is a picture of that name, and a card that it goes with.
-    pub(crate) fn have_picture(&self, name: &str) -> bool {
-        self.all.iter().any(|card| card.picture.as_deref() == Some(name))
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path());
+        let files = paths
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .filter_map(|path| Some((stamp(&path)?, path)));
+        // What is not there any more is forgotten.
+        let mut before = std::mem::take(&mut self.known);
+        for (stamp, path) in files {
+            let key = (path, stamp);
+            let card = before.remove(&key).unwrap_or_else(|| parse(&key.0, &fs::read(&key.0).ok()?));
+            self.known.insert(key, card);
+        }
+        let mut all: Vec<&Card> = self.known.values().flatten().collect();
+        all.sort_by_key(|card| (card.step, &card.file));
+        Some(all[all.len().saturating_sub(MOST_CARDS)..].iter().copied().cloned().collect())
     }
 }
 
-fn is_small(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MOST_BYTES)
+/// Of a file that may be a card.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(path).ok().filter(is_small)?;
+    Some((metadata.ino(), metadata.modified().ok(), metadata.len()))
+}
+
+fn is_small(metadata: &fs::Metadata) -> bool {
+    metadata.is_file() && metadata.len() <= MOST_BYTES
 }
 
 fn parse(path: &Path, text: &[u8]) -> Option<Card> {
@@ -108,7 +124,7 @@ fn parse(path: &Path, text: &[u8]) -> Option<Card> {
         step: card["weights"]["step"].as_u64()?,
         data: card["data"]["name"].as_str().unwrap_or("unknown images").to_string(),
         figures,
-        picture: is_small(&picture).then(|| name(&picture)).flatten(),
+        picture: fs::metadata(&picture).ok().filter(is_small).and_then(|_| name(&picture)),
     })
 }
 
@@ -197,8 +213,8 @@ mod tests {
     #[test]
     fn cards_are_read_when_there_are_others() {
         let folder = tempfile::tempdir().unwrap();
-        let mut cards = Cards::default();
-        assert!(!cards.read(&folder.path().join("none")));
+        assert_eq!(CardReader::new(folder.path().join("none")).read(), None);
+        let mut reader = CardReader::new(folder.path().to_path_buf());
         let knn = json!({
             "weights": {"checkpoint": "step-000160", "step": 160},
             "data": {"name": "synthetic-2048"},
@@ -210,7 +226,6 @@ mod tests {
         fs::write(folder.path().join("knn.json"), knn.to_string()).unwrap();
         fs::write(folder.path().join("other.json"), "{}").unwrap();
         fs::write(folder.path().join("broken.json"), "{").unwrap();
-        assert!(cards.read(folder.path()) && !cards.read(folder.path()));
         let figure = |label: &str, value: f64| CardFigure {
             label: label.to_string(),
             value,
@@ -218,7 +233,7 @@ mod tests {
             interval: Some([value - 0.1, value + 0.1]),
         };
         assert_eq!(
-            cards.all,
+            reader.read().unwrap(),
             [Card {
                 file: "knn.json".to_string(),
                 evaluation: "knn".to_string(),
@@ -229,13 +244,35 @@ mod tests {
                 picture: Some("knn.jpg".to_string()),
             }]
         );
-        // Only pictures of cards, wherever else one may lie.
-        fs::write(folder.path().join("other.jpg"), "").unwrap();
-        for (name, expected) in
-            [("knn.jpg", true), ("other.jpg", false), ("knn.json", false), ("../knn.jpg", false)]
-        {
-            assert_eq!(cards.have_picture(name), expected, "{name}");
-        }
+        // Once the time of the folder says for certain what is in it.
+        fs::File::open(folder.path()).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(reader.read().is_some());
+        assert_eq!(reader.read(), None);
+    }
+
+    #[test]
+    fn a_card_that_is_known_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let card =
+            |step: u64| json!({"weights": {"step": step}, "measurement": {"evaluation": "knn"}}).to_string();
+        let mut reader = CardReader::new(folder.path().to_path_buf());
+        let mut steps = || -> Vec<u64> { reader.read().unwrap().iter().map(|card| card.step).collect() };
+        fs::write(path("a.json"), card(10)).unwrap();
+        let written_at = fs::metadata(path("a.json")).unwrap().modified().unwrap();
+        assert_eq!(steps(), [10]);
+        // As long and as old as before, so it is not looked into.
+        fs::write(path("a.json"), card(11)).unwrap();
+        fs::File::open(path("a.json")).unwrap().set_modified(written_at).unwrap();
+        fs::write(path("b.json"), card(20)).unwrap();
+        assert_eq!(steps(), [10, 20]);
+        // Renamed into the folder, as cards are, it is another one.
+        fs::write(path("aside"), card(12)).unwrap();
+        fs::File::open(path("aside")).unwrap().set_modified(written_at).unwrap();
+        fs::rename(path("aside"), path("a.json")).unwrap();
+        assert_eq!(steps(), [12, 20]);
+        fs::remove_file(path("b.json")).unwrap();
+        assert_eq!(steps(), [12]);
     }
 
     #[test]
@@ -252,17 +289,13 @@ mod tests {
             },
         });
         fs::write(folder.path().join("folds.json"), folds.to_string()).unwrap();
-        let mut cards = Cards::default();
-        assert!(cards.read(folder.path()));
+        let cards = CardReader::new(folder.path().to_path_buf()).read().unwrap();
         let figure = |label: &str, value: f64| CardFigure {
             label: label.to_string(),
             value,
             is_share: true,
             interval: None,
         };
-        assert_eq!(
-            cards.all[0].figures,
-            [figure("mean of 10 folds", 0.545), figure("standard deviation", 0.03)]
-        );
+        assert_eq!(cards[0].figures, [figure("mean of 10 folds", 0.545), figure("standard deviation", 0.03)]);
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use coordinator::{Evaluated, StepSeconds};
 
-use crate::cards::Cards;
+use crate::cards::{Card, CardReader};
 use crate::history::{self, Bucket, Found, History};
 use crate::lines::{Follower, News};
 use crate::metrics::{Metric, Step};
@@ -32,7 +32,8 @@ pub(crate) struct RunRecord {
     pub(crate) history: History,
     pub(crate) timeline: Timeline,
     pub(crate) evaluations: Vec<Evaluated>,
-    pub(crate) cards: Cards,
+    /// The last ones by their weights.
+    pub(crate) cards: Vec<Card>,
     /// The last steps.
     pub(crate) recent: VecDeque<Step>,
     pub(crate) totals: Totals,
@@ -145,6 +146,7 @@ pub(crate) struct Reader {
     folder: PathBuf,
     metrics: Follower,
     journal: Follower,
+    cards: CardReader,
 }
 
 impl Reader {
@@ -152,6 +154,7 @@ impl Reader {
         Reader {
             metrics: Follower::new(folder.join("metrics.jsonl")),
             journal: Follower::new(folder.join("journal.jsonl")),
+            cards: CardReader::new(folder.join("evaluations")),
             folder: folder.to_path_buf(),
         }
     }
@@ -175,11 +178,16 @@ impl Reader {
             });
         })?;
         let report = std::fs::metadata(self.folder.join("report.html")).and_then(|report| report.modified());
+        let (report, mut cards) = (report.ok(), self.cards.read());
         change(&mut |record| {
-            let are_others = record.cards.read(&self.folder.join("evaluations"));
-            let is_another = record.report != report.as_ref().ok().copied();
-            record.report = report.as_ref().ok().copied();
-            record.version += u64::from(are_others || is_another);
+            if let Some(others) = cards.take().filter(|cards| *cards != record.cards) {
+                record.cards = others;
+                record.version += 1;
+            }
+            if record.report != report {
+                record.report = report;
+                record.version += 1;
+            }
             record.is_complete = true;
         });
         Ok(())

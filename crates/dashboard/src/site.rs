@@ -72,7 +72,7 @@ impl Site {
             "moments": timeline.moments,
             "generations": timeline.generations,
             "evaluations": record.evaluations,
-            "cards": record.cards.all,
+            "cards": record.cards,
             "steps_per_epoch": record.steps_per_epoch.or_else(|| {
                 Some(self.frame.total_steps? / u64::from(self.frame.recipe.training.epochs).max(1))
             }),
@@ -81,7 +81,7 @@ impl Site {
 
     /// The picture of that name, if it goes with a result card: a JPEG.
     pub(crate) fn evaluation_picture(&self, name: &str) -> Option<Vec<u8>> {
-        let is_known = self.record().cards.have_picture(name);
+        let is_known = self.record().cards.iter().any(|card| card.picture.as_deref() == Some(name));
         is_known.then(|| fs::read(self.folder.join("evaluations").join(name)).ok()).flatten()
     }
 
