@@ -53,7 +53,9 @@ impl Trace {
             steps.extend(lines(&folder.join(name))?);
         }
         let corrections_us = Clocks::of(&steps).corrections_us();
-        let last = steps.iter().map(|step| step.step).max().unwrap_or(0);
+        // Where the newest generation is, the run is. What others made beyond that is to be made again.
+        let newest_step = steps.iter().max_by_key(|step| (step.generation, step.step));
+        let last = newest_step.map_or(0, |step| step.step);
         let first = first.unwrap_or((last + 1).saturating_sub(count));
         // A step that was made again counts as it was made last.
         let mut newest: BTreeMap<u64, u64> = BTreeMap::new();
@@ -62,7 +64,9 @@ impl Trace {
             *generation = step.generation.max(*generation);
         }
         steps.retain(|step| {
-            (first..first.saturating_add(count)).contains(&step.step) && newest[&step.step] == step.generation
+            (first..first.saturating_add(count)).contains(&step.step)
+                && step.step <= last
+                && newest[&step.step] == step.generation
         });
         steps.sort_by_key(|step| (step.step, step.worker));
         let mut trace = Trace { steps, corrections_us, ..Trace::default() };
@@ -304,6 +308,14 @@ mod tests {
         let trace = Trace::read(folder.path(), None, 10).unwrap();
         assert_eq!(trace.steps.len(), 1);
         assert_eq!(trace.lateness()[0].last, 0, "it was alone");
+        // The last worker of a step may tell of it when the next one is made already.
+        let resumed = (1..=50)
+            .map(|number| step(1, number, 1))
+            .chain([26, 27, 28, 27].map(|number| step(1, number, 2)));
+        let folder = written(resumed);
+        for (from, expected) in [(None, Some((19, 28))), (Some(20), Some((20, 28))), (Some(40), None)] {
+            assert_eq!(Trace::read(folder.path(), from, 10).unwrap().steps(), expected, "{from:?}");
+        }
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(Trace::read(empty.path(), None, 10).unwrap().steps(), None);
     }
