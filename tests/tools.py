@@ -233,7 +233,9 @@ def check_probes(run):
         expect(f"the status of {address} while workers train", 200, ask(run.origin + address)[0])
     samples = dict(line.rsplit(" ", 1) for line in metrics_text(run).splitlines() if not line.startswith("#"))
     # The step that was the last one when these were written.
-    step = int(samples["simsiam_step_duration_seconds_count"])
+    step = int(samples["simsiam_step"])
+    counted = {int(samples[f"simsiam_{name}"]) for name in ("steps_total", "step_duration_seconds_count")}
+    expect("that all counters of steps are the same", 1, len(counted))
     last = run.steps()[step - 1]
     expect("the step of that line of metrics.jsonl", step, last["step"])
     for name in ("loss", "collapse_level", "learning_rate", "gradient_norm"):

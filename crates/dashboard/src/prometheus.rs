@@ -81,9 +81,11 @@ pub(crate) fn render(status: &Status, record: &RunRecord, program_version: &str)
 
 fn steps(text: &mut Exposition, status: &Status, record: &RunRecord) {
     let last = status.last_step.as_ref();
-    text.counter("simsiam_steps_total", "Steps committed.", status.step as f64);
-    let images = status.step as f64 * f64::from(status.batch);
-    text.counter("simsiam_images_total", "Images that were trained on; each gives two views.", images);
+    text.gauge("simsiam_step", "Steps committed; goes back where the run does.", status.step as f64);
+    let steps = record.totals.steps as f64;
+    text.counter("simsiam_steps_total", "Steps committed while this coordinator looked.", steps);
+    let images = steps * f64::from(status.batch);
+    text.counter("simsiam_images_total", "Images of these steps; each gives two views.", images);
     text.gauge(
         "simsiam_steps_planned",
         "Steps in the whole run.",
@@ -144,7 +146,7 @@ fn steps(text: &mut Exposition, status: &Status, record: &RunRecord) {
 fn parts(text: &mut Exposition, record: &RunRecord) {
     let seconds = &record.totals.seconds;
     let name = "simsiam_step_part_seconds_total";
-    text.family(name, "counter", "Where the first worker's time went in the steps of this run.");
+    text.family(name, "counter", "Where the first worker's time went in the steps that are counted.");
     for (part, seconds) in [
         ("data", seconds.data),
         ("forward", seconds.forward),
@@ -159,7 +161,7 @@ fn parts(text: &mut Exposition, record: &RunRecord) {
 fn histogram(text: &mut Exposition, record: &RunRecord) {
     let name = "simsiam_step_duration_seconds";
     let totals = &record.totals;
-    text.family(name, "histogram", "How long the steps of this run took.");
+    text.family(name, "histogram", "How long the steps that are counted took.");
     for (bound, count) in STEP_BOUNDS_S.iter().zip(totals.within) {
         text.sample(&format!("{name}_bucket"), &[("le", &bound.to_string())], count as f64);
     }

@@ -45,11 +45,12 @@ pub(crate) struct RunRecord {
     pub(crate) life: u64,
     /// Whether there is a report, and of when.
     pub(crate) report: Option<std::time::SystemTime>,
-    /// Whether all that was there at first has been read.
+    /// Whether all that the files held when they were read at first, or again, is here: what comes from then on is new.
     pub(crate) is_complete: bool,
 }
 
-/// Sums over all steps that were read.
+/// Sums over the steps that were made while this was read. So they never go back, also where a run does: what counts is
+/// the work, and a step that is made again is work again.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Totals {
     pub(crate) steps: u64,
@@ -72,8 +73,9 @@ impl RunRecord {
 
     fn step(&mut self, step: Step, offset: u64) {
         self.history.push(&step, offset);
-        self.totals.add(&step.seconds);
-        self.totals.skipped += u64::from(step.skipped);
+        if self.is_complete {
+            self.totals.add(&step);
+        }
         if self.steps_per_epoch.is_none() && step.epoch > 1 {
             let before = step.step - 1;
             self.steps_per_epoch = Some(before / (step.epoch - 1)).filter(|steps| *steps > 0);
@@ -96,7 +98,7 @@ impl RunRecord {
         self.version += 1;
     }
 
-    /// The steps are read again.
+    /// The steps are read again, which are not made again by that.
     fn forget_steps(&mut self) {
         let kept = RunRecord {
             timeline: std::mem::take(&mut self.timeline),
@@ -104,7 +106,7 @@ impl RunRecord {
             version: self.version + 1,
             life: self.life + 1,
             report: self.report,
-            is_complete: self.is_complete,
+            totals: std::mem::take(&mut self.totals),
             ..RunRecord::default()
         };
         *self = kept;
@@ -125,8 +127,10 @@ impl RunRecord {
 }
 
 impl Totals {
-    fn add(&mut self, seconds: &StepSeconds) {
+    fn add(&mut self, step: &Step) {
         self.steps += 1;
+        self.skipped += u64::from(step.skipped);
+        let seconds = &step.seconds;
         let sum = &mut self.seconds;
         sum.data += seconds.data;
         sum.forward += seconds.forward;
@@ -251,25 +255,32 @@ mod tests {
     #[test]
     fn steps_are_read_as_they_come_and_again_after_a_resume() {
         let mut directory = Directory::new();
+        fs::write(directory.metrics(), text(1..=45)).unwrap();
         directory.read();
         assert!(directory.record.borrow().is_complete);
         fs::write(directory.metrics(), text(1..=50)).unwrap();
         directory.read();
         {
             let record = directory.record.borrow();
-            assert_eq!((record.history.last_step(), record.totals.steps), (50, 50));
+            // They were there when this was read at first, but for the last five.
+            assert_eq!((record.history.last_step(), record.totals.steps), (50, 5));
             assert_eq!(record.steps_per_epoch, Some(10));
             assert_eq!(record.recent.len(), LAST_STEPS);
             assert_eq!(record.recent_mean(|step| step.step as f64), Some(40.5));
-            assert_eq!((record.totals.within[3], record.totals.within[4]), (0, 50));
-            assert!((record.totals.seconds.step - 5.0).abs() < 1e-9);
+            assert_eq!((record.totals.within[3], record.totals.within[4]), (0, 5));
+            assert!((record.totals.seconds.step - 0.5).abs() < 1e-9);
         }
         // What was made after the checkpoint is made again: the coordinator writes the file anew.
         fs::write(directory.folder.path().join("aside"), text(1..=30)).unwrap();
         fs::rename(directory.folder.path().join("aside"), directory.metrics()).unwrap();
         directory.read();
-        let record = directory.record.borrow();
-        assert_eq!((record.history.last_step(), record.totals.steps, record.life), (30, 30, 1));
+        // Those that are read again were made once, and those that are made again twice.
+        for (written, counted) in [(30, 5), (35, 10)] {
+            fs::write(directory.metrics(), text(1..=written)).unwrap();
+            directory.read();
+            let record = directory.record.borrow();
+            assert_eq!((record.history.last_step(), record.totals.steps, record.life), (written, counted, 1));
+        }
     }
 
     #[test]

@@ -394,10 +394,14 @@ async fn blocking<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_reads_what_the_run_is() {
     let run = TestRun::new();
-    run.write_steps(1..=33);
+    run.write_steps(1..=30);
     run.write(r#"{"evaluation":"knn","step":20,"figures":{"top1_k20_t0.07":0.25},"card":"a.json"}"#);
     let served = run.serve("127.0.0.1:0").await;
-    served.observer.hear(&Progress::Seen(sight(33)));
+    served.observer.hear(&Progress::Seen(sight(30)));
+    // It is answered once those were read which another coordinator has counted.
+    assert!(served.get("/metrics").await.text.contains("\nsimsiam_steps_total 0\n"));
+    run.write_steps(31..=33);
+    eventually(|| async { served.status().await.last_step.is_some_and(|last| last.step == 33) }).await;
     let reply = served.get("/metrics").await;
     assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let samples = samples(&reply);
@@ -408,8 +412,9 @@ async fn prometheus_reads_what_the_run_is() {
     let last = run::step(33);
     let flops = Recipe::from_toml(QUICKSTART, &[]).unwrap().flops_per_image();
     for (name, expected) in [
-        ("simsiam_steps_total", 33.0),
-        ("simsiam_images_total", 33.0 * 128.0),
+        ("simsiam_step", 33.0),
+        ("simsiam_steps_total", 3.0),
+        ("simsiam_images_total", 3.0 * 128.0),
         ("simsiam_steps_planned", 480.0),
         ("simsiam_loss", last.loss),
         ("simsiam_gradient_norm", last.gradient_norm),
@@ -419,8 +424,8 @@ async fn prometheus_reads_what_the_run_is() {
         ("simsiam_worker_step_seconds{worker=\"1\"}", 0.25),
         ("simsiam_worker_model_flops_per_second{worker=\"1\"}", 256.0 * flops),
         ("simsiam_worker_peak_ratio{worker=\"1\"}", 256.0 * flops / 1e12),
-        ("simsiam_step_duration_seconds_count", 33.0),
-        ("simsiam_step_duration_seconds_bucket{le=\"+Inf\"}", 33.0),
+        ("simsiam_step_duration_seconds_count", 3.0),
+        ("simsiam_step_duration_seconds_bucket{le=\"+Inf\"}", 3.0),
         ("simsiam_evaluation_accuracy_ratio{evaluation=\"knn\",figure=\"top1_k20_t0.07\"}", 0.25),
     ] {
         assert_eq!(sample(name), expected, "{name}");
@@ -430,6 +435,11 @@ async fn prometheus_reads_what_the_run_is() {
     // Whoever is alone sends nothing.
     assert!(!reply.text.contains("simsiam_worker_step_sent_bytes{"));
     assert!(sample("simsiam_worker_heartbeat_age_seconds{worker=\"1\"}") >= 0.3);
+    // A rollback: the run goes back, what was counted does not.
+    run.rewrite_steps(1..=20);
+    served.observer.hear(&Progress::Seen(sight(20)));
+    eventually(|| async { served.get("/metrics").await.text.contains("\nsimsiam_step 20\n") }).await;
+    assert!(served.get("/metrics").await.text.contains("\nsimsiam_steps_total 3\n"));
     served.end().await;
 }
 
