@@ -54,7 +54,7 @@ pub struct Status {
     pub shards: u32,
     /// Images in each step, over all shards.
     pub batch: u32,
-    /// Its workers; none are known where no coordinator is at work.
+    /// Its workers; none are known where no coordinator answers, and none are left once the run is over.
     pub workers: Vec<WorkerSight>,
     /// How fast those of them are that make steps, by their ids.
     #[serde(default)]
@@ -166,7 +166,9 @@ impl Status {
         let faults = record.timeline.moments.iter().rev().filter(|moment| moment.kind == Kind::Fault);
         let mut faults: Vec<Moment> = faults.take(LAST_FAULTS).cloned().collect();
         faults.reverse();
-        let mut workers = sight.map_or_else(Vec::new, |sight| sight.workers.clone());
+        // What was seen last of the workers of a run that is over stays as it was, and they are gone.
+        let workers = sight.filter(|_| !state.is_over()).map(|sight| sight.workers.clone());
+        let mut workers = workers.unwrap_or_default();
         let since_ms = live.and_then(|live| live.seen_at).map_or(0, |at| at.elapsed().as_millis() as u64);
         workers.iter_mut().for_each(|worker| worker.silent_ms += since_ms);
         let members = workers.iter().filter(|worker| worker.rank.is_some()).count() as u32;

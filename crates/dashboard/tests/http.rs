@@ -131,7 +131,8 @@ async fn a_page_is_told_what_comes_until_the_end() {
     assert_eq!((&status["state"], &status["workers"][0]["worker"]), (&"training".into(), &1.into()));
     run.record(r#"{"event":"ended","outcome":"stopped","step":2000}"#);
     let ending = tokio::spawn(served.end());
-    events.until("status", |status| status["state"] == "stopped").await;
+    let status = events.until("status", |status| status["state"] == "stopped").await;
+    assert_eq!(status["workers"], serde_json::json!([]), "they would be late for ever");
     events.until("end", |_| true).await;
     ending.await.unwrap();
 }

@@ -570,6 +570,8 @@ const STATES = {
   gathering: "waiting for workers", reuniting: "waiting for workers to come back", unattended: "its coordinator does not answer",
 };
 
+const isOver = () => ["completed", "stopped", "failed"].includes(status?.state);
+
 function tile(id, value, note, exact) {
   say($(`tile-${id}`), value);
   say($(`note-${id}`), note);
@@ -642,7 +644,7 @@ function drawWorkers() {
   const lost = status.workers_lost ? ` ${status.workers_lost} lost so far.` : "";
   say($("workers-caption"), workers.length
     ? `${workers.length} of ${expected} workers, generation ${generation}.${lost}`
-    : `No worker is here; the run waits for ${expected}.${lost}`);
+    : isOver() ? `The run is over.${lost}` : `No worker is here; the run waits for ${expected}.${lost}`);
   placeRows($("workers-table").tBodies[0], workers.map(({ worker }) => worker));
   for (const worker of workers) fillRow(workerRows.get(worker.worker), worker, shards);
   $("workers-table").hidden = !workers.length;
@@ -755,7 +757,7 @@ function drawStrip() {
   const holder = $("strip");
   if (!spans.length) { holder.replaceChildren(make("p", { class: "caption" }, "No generation was formed yet.")); return; }
   const width = Math.max(280, holder.clientWidth || 800);
-  const over = ["completed", "stopped", "failed"].includes(status?.state);
+  const over = isOver();
   const end = over ? spans.at(-1).to_ms ?? spans.at(-1).from_ms : status?.unix_time_ms ?? Date.now();
   const start = spans[0].from_ms;
   const most = Math.max(...spans.map((span) => span.workers), status?.workers_expected ?? 1);
