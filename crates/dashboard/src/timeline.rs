@@ -98,7 +98,6 @@ impl Timeline {
     pub(crate) fn hear(&mut self, line: &[u8]) {
         let Ok(Line { unix_time_ms, rest }) = serde_json::from_slice(line) else { return };
         self.begun_ms.get_or_insert(unix_time_ms);
-        self.last_ms = unix_time_ms;
         match serde_json::from_value::<Record>(rest.clone()) {
             Ok(record) => self.note(unix_time_ms, record),
             Err(_) => {
@@ -106,6 +105,7 @@ impl Timeline {
                 self.tell(unix_time_ms, Kind::Plain, &event, fields(&rest));
             }
         }
+        self.last_ms = unix_time_ms;
     }
 
     fn note(&mut self, at_ms: u64, record: Record) {
@@ -115,9 +115,14 @@ impl Timeline {
                 self.tell(at_ms, Kind::Plain, "created", format!("by version {}", created.program_version));
             }
             Record::Dealt(images) => self.tell(at_ms, Kind::Plain, "data", images.to_string()),
-            Record::Opened { checkpoint, step, workers, .. } => {
+            Record::Opened { checkpoint, step, workers, awaited, .. } => {
                 self.counts.coordinators += 1;
                 (self.outcome, self.workers_expected) = (None, workers);
+                self.workers.retain(|worker, _| awaited.contains(worker));
+                // Workers that may come back have trained on. Of others nothing was heard after the last line.
+                if awaited.is_empty() {
+                    self.close(self.last_ms);
+                }
                 let from = checkpoint.unwrap_or_else(|| format!("step {step}"));
                 self.tell(at_ms, Kind::Plain, "coordinator", format!("takes charge, from {from}"));
             }
@@ -344,6 +349,20 @@ mod tests {
         assert_eq!(timeline.outcome, Some(Outcome::Stopped { step: 140 }));
         let counts = Counts { coordinators: 1, generations: 2, joined: 2, lost: 1, checkpoints: 3 };
         assert_eq!((timeline.counts, timeline.begun_ms, timeline.workers_expected), (counts, Some(1000), 2));
+    }
+
+    #[test]
+    fn what_is_left_when_a_coordinator_takes_charge_are_the_workers_that_may_come_back() {
+        for (awaited, workers, ended_ms) in [("[]", [false, false], Some(4000)), ("[2]", [false, true], None)]
+        {
+            let opened = format!(
+                r#"{{"unix_time_ms":90000,"event":"opened","program_version":"1","checkpoint":null,"step":120,"workers":2,"awaited":{awaited}}}"#
+            );
+            let lines = [&STORY[..10], &[opened.as_str()]].concat();
+            let timeline = timeline(&lines);
+            assert_eq!([1, 2].map(|worker| timeline.has_worker(worker)), workers, "{awaited}");
+            assert_eq!(timeline.generations[0].to_ms, ended_ms, "{awaited}");
+        }
     }
 
     #[test]
