@@ -40,10 +40,11 @@ pub(crate) enum Refusal {
     )]
     Token,
     #[error(
-        "this machine's user {found} asks, but the run is that of user {expected}: ask as that user, or show the token \
-         of the run as `Authorization: Bearer TOKEN`"
+        "{} asks, but the run is that of user {expected}: ask as that user, or show the token of the run as \
+         `Authorization: Bearer TOKEN`",
+        name(*.found)
     )]
-    User { found: u32, expected: u32 },
+    User { found: Option<u32>, expected: u32 },
     #[error("an action was asked for from another page: use the dashboard's own buttons")]
     Origin,
     #[error("an action needs the secret of the page: reload it, and try again")]
@@ -55,8 +56,15 @@ pub(crate) enum Refusal {
 pub(crate) enum Neighbour {
     /// The user of this process, or one that cannot be told from it.
     Own,
-    /// Another user of this machine.
-    Other { found: u32, expected: u32 },
+    /// Another user of this machine, or one that its tables do not have.
+    Other { found: Option<u32>, expected: u32 },
+}
+
+fn name(user: Option<u32>) -> String {
+    user.map_or_else(
+        || "a user that cannot be told".to_string(),
+        |user| format!("this machine's user {user}"),
+    )
 }
 
 /// Who may look, and who may act.
@@ -218,7 +226,7 @@ mod tests {
 
     #[test]
     fn who_may_look_is_the_own_user_or_has_the_token() {
-        let other = Neighbour::Other { found: 1001, expected: 1000 };
+        let other = Neighbour::Other { found: Some(1001), expected: 1000 };
         for asks_token in [false, true] {
             let access = access(asks_token);
             let bearer = format!("Bearer {}", access.token.secret());
