@@ -351,6 +351,7 @@ def check_browser(run, scratch):
         check_page(page)
         check_views_stay(page, kept)
         check_range_after_the_end(page)
+        check_words(page)
         check_console(browser)
         requests = check_requests(browser, run.origin)
     return f"the page shows what {len(run.steps())} steps say, and obeys; {requests} requests, none to elsewhere"
@@ -729,6 +730,22 @@ def check_range_after_the_end(page):
     after = page.read()["charts"]
     for title in before:
         expect_each(f"what is drawn of {title}", before[title].items(), after[title].items())
+
+
+# Ticks and the steps between them, as the page writes them.
+TICKS = [
+    (0.25, 0.25, "0.25"), (200, 25, "200"), (2.5, 2.5, "2.5"), (-0.5, 0.5, "\u22120.5"), (0, 1e-5, "0"),
+    (-0.9996, 5e-5, "\u22120.99960"), (-0.99995, 5e-5, "\u22120.99995"), (2e-5, 2e-5, "2e\u22125"), (1.25e-5, 2.5e-6, "1.25e\u22125"),
+    (1200250, 250, "1\u202f200\u202f250"), (1200000, 100000, "1.2 M"), (2500000, 250000, "2.50 M"), (3000000, 1000000, "3 M"),
+]
+
+
+def check_words(page):
+    """Ticks that differ have labels that differ, and the hour after midnight is not the 24th."""
+    for value, step, expected in TICKS:
+        expect(f"the label of {value} with ticks {step} apart", expected, page.browser.run(f"return tickLabel({value}, {step})"))
+    told = page.browser.run("return clock(new Date(2026, 0, 5, 0, 5, 9).getTime())")
+    expect("the time of day five minutes after midnight", "00:05:09", told[-8:])
 
 
 # ---- The keyboard ------------------------------------------------------------------------------------------------

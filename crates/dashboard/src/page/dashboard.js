@@ -225,12 +225,22 @@ function ticks(low, high, most) {
   return { places, step };
 }
 
+/** A tick's value, with as many digits as tell it from the one beside it. */
 function tickLabel(value, step) {
-  if (Math.abs(value) >= 1e6) return `${number(value / 1e6, step < 1e6 ? 1 : 0)} M`;
-  if (step < 1e-4) return value === 0 ? "0" : value.toExponential(1).replace("-", "\u2212").replace("e-", "e\u2212");
-  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const odd = Math.abs(step / 10 ** Math.floor(Math.log10(step) + 1e-9) - 2.5) < 0.01 ? 1 : 0;
-  return number(value, Math.min(5, decimals + (step < 1 || odd ? odd : 0)));
+  if (Math.abs(value) >= 1e6 && step >= 1e5) return `${number(value / 1e6, decimalsOf(step / 1e6))} M`;
+  if (value === 0 && step < 1e-4) return "0";
+  if (value !== 0 && Math.abs(value) < 1e-3 && step < 1e-4) {
+    const power = 10 ** Math.floor(Math.log10(Math.abs(value)) + 1e-9);
+    return value.toExponential(decimalsOf(step / power)).replace("-", "\u2212").replace("e-", "e\u2212");
+  }
+  return number(value, decimalsOf(step));
+}
+
+/** Digits after the point of multiples of a step between ticks: 2.5 has one more than 2. */
+function decimalsOf(step) {
+  const power = Math.floor(Math.log10(step) + 1e-9);
+  const isOdd = Math.abs(step / 10 ** power - 2.5) < 0.01;
+  return Math.max(0, (isOdd ? 1 : 0) - power);
 }
 
 /** The points of a chart's curves within the range: { name, colour, xs, ys, lows, highs, shape }. */
@@ -747,7 +757,7 @@ function drawStory() {
 /** The time of day, and the day if it is not today's. */
 function clock(ms, seconds = true) {
   const date = new Date(ms);
-  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hour12: false });
+  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: seconds ? "2-digit" : undefined, hourCycle: "h23" });
   const today = date.toDateString() === new Date(status?.unix_time_ms ?? Date.now()).toDateString();
   return today ? time : `${date.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
 }
