@@ -453,8 +453,13 @@ def check_last_hundred(page):
 
 
 def press_pause(page):
+    """The story has one moment more then, and the cards that may be read just now are not made anew for it."""
+    page.browser.run("window.card = document.querySelector('#cards article')")
     page.press("pause")
     page.wait_for_state("paused")
+    told = "return document.querySelector('#moments strong').textContent"
+    page.browser.wait_until("that the timeline says", "paused", lambda: page.browser.run(told))
+    expect("whether a card is kept", True, page.browser.run("return card.isConnected"))
     page.browser.wait_until("what can be pressed in a pause", ["continue", "save", "stop"], lambda: page.read()["enabled"])
 
 

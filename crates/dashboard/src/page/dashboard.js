@@ -792,7 +792,12 @@ function drawStrip() {
   holder.firstChild.setAttribute("aria-label", `${spans.length} generations, ${faults} faults. The last generation has ${spans.at(-1).workers} workers.`);
 }
 
+/** The cards that are on the page, since the story comes again with every moment: who reads earlier ones keeps them. */
+let cardsShown = null;
+
 function drawCards() {
+  if (cardsShown === JSON.stringify(story.cards)) return;
+  cardsShown = JSON.stringify(story.cards);
   if (!story.cards.length) {
     $("cards").replaceChildren(make("p", { class: "missing" }, "There are no result cards yet: ", make("code", {}, "evaluate knn RUN"), " makes one for a checkpoint, also while the run goes on."));
     return;
@@ -809,7 +814,8 @@ function drawCards() {
   const few = cards.slice(0, 6);
   const rest = cards.slice(6);
   const parts = [make("div", { class: "cards" }, ...few)];
-  if (rest.length) parts.push(make("details", {}, make("summary", {}, `${rest.length} earlier ones`), make("div", { class: "cards" }, ...rest)));
+  const open = $("cards").querySelector("details")?.open ? { open: "" } : {};
+  if (rest.length) parts.push(make("details", open, make("summary", {}, `${rest.length} earlier ones`), make("div", { class: "cards" }, ...rest)));
   $("cards").replaceChildren(...parts);
 }
 
