@@ -228,34 +228,49 @@ impl SubjectArguments {
             beside_training::begin()?;
         }
         if !self.watch {
-            return self.evaluate_one(screen, &self.weights.open(&self.run)?, &mut job);
+            let findings = self.find(&self.weights.open(&self.run)?, &mut job)?;
+            return self.keep(screen, &findings);
         }
         watch::each_checkpoint(&self.run, |name| {
-            self.evaluate_one(screen, &Encoder::open(&self.run, Some(name))?, &mut job)
+            let findings = self.find(&Encoder::open(&self.run, Some(name))?, &mut job)?;
+            self.keep(screen, &findings)
         })
     }
 
-    fn evaluate_one(
-        &self,
-        screen: &Screen,
-        encoder: &Encoder,
-        job: &mut impl FnMut(&Job) -> Result<Findings>,
-    ) -> Result<()> {
+    fn find(&self, encoder: &Encoder, job: &mut impl FnMut(&Job) -> Result<Findings>) -> Result<Findings> {
+        // Refused now rather than after the job, which may take hours.
+        Findings::prepare(&self.evaluations()?)?;
         let recipe = encoder.recipe();
         let data = self.data.as_ref().map_or_else(|| recipe.labelled_data().clone(), |data| data.of(recipe));
-        let findings = job(&Job {
+        job(&Job {
             encoder,
             data: &data,
             input: if self.native { Input::Native } else { Input::Crop },
             cache_dir: &self.cache.folder(),
             device: &self.device.open(&self.cache.folder())?,
-        })?;
+        })
+    }
+
+    fn evaluations(&self) -> Result<PathBuf> {
+        Ok(run_folder(&self.run)?.join("evaluations"))
+    }
+
+    /// Writes what was found, and tells the figures, those that cannot be written, too.
+    fn keep(&self, screen: &Screen, findings: &Findings) -> Result<()> {
         screen.finish();
-        let summary = findings.write(&run_folder(&self.run)?.join("evaluations"))?;
+        let folder = self.evaluations()?;
+        let written = findings.write(&folder);
+        self.tell(findings, &folder, written.is_ok())?;
+        Ok(written?)
+    }
+
+    fn tell(&self, findings: &Findings, folder: &Path, are_written: bool) -> Result<()> {
+        let summary = findings.summary(folder);
         exit::answer(&match self.json {
             true => serde_json::to_string(&summary).context("write the figures as JSON")?,
             false => {
-                let files = [Some(&summary.card), summary.picture.as_ref()].into_iter().flatten();
+                let files =
+                    [Some(summary.card), summary.picture].into_iter().flatten().filter(|_| are_written);
                 let files: String = files.map(|file| format!("\n{}", file.display())).collect();
                 format!("{}{files}", table::of(&findings.card))
             }

@@ -18,6 +18,8 @@ mod clock;
 mod dashboard;
 #[path = "programs/departure.rs"]
 mod departure;
+#[path = "programs/evaluation.rs"]
+mod evaluation;
 #[path = "programs/network.rs"]
 mod network;
 #[path = "programs/numbers.rs"]

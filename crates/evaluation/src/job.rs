@@ -383,7 +383,9 @@ mod tests {
             );
         }
 
-        let summary = findings.write(&scene.folder.path().join("run/evaluations")).unwrap();
+        let evaluations = scene.folder.path().join("run/evaluations");
+        findings.write(&evaluations).unwrap();
+        let summary = findings.summary(&evaluations);
         let read = Card::read(&summary.card).unwrap();
         assert_eq!(read, *card);
         let picture = summary.picture.unwrap();

@@ -1,7 +1,7 @@
 //! A card in one line: for a run's timeline, and for other programs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ pub struct Summary {
 
 impl Summary {
     /// Of a card that lies at `path`, and its picture.
-    pub(crate) fn new(card: &Card, path: &Path, picture: Option<PathBuf>) -> Summary {
+    pub(crate) fn new(card: &Card, path: PathBuf, picture: Option<PathBuf>) -> Summary {
         let figures: Vec<(String, f64)> = match &card.measurement {
             Measurement::Knn { results } => results
                 .iter()
@@ -53,7 +53,7 @@ impl Summary {
             evaluation: card.measurement.kind(),
             step: card.weights.step,
             figures: figures.into_iter().collect(),
-            card: path.to_owned(),
+            card: path,
             picture,
         }
     }

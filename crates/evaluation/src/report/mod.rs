@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use recipe::{Data, Recipe};
 use simsiam::Device;
 
-use crate::aside::write_whole;
+use crate::aside::{self, write_whole};
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::job::Progress;
@@ -65,6 +65,8 @@ pub fn write_report(
     progress: &mut Progress<'_>,
 ) -> Result<(), EvaluationError> {
     let runs = RunFiles::read_all(request.runs)?;
+    // Refused now rather than after the pictures, which take most of the time.
+    aside::begin(file).map(drop).map_err(EvaluationError::io("write", file))?;
     let pictures = match runs.as_slice() {
         [run] => Some(Pictures::of(run, request, progress)),
         _ => None,

@@ -183,7 +183,11 @@ fn a_whole_run_shows_its_map_and_neighbours() {
             seen.push((phase, of));
         }
     };
+    let error =
+        write_report(&request, &folder.path().join("run/recipe.toml/page.html"), &mut progress).unwrap_err();
+    assert!(error.to_string().contains("cannot write"), "{error}");
     write_report(&request, &file, &mut progress).unwrap();
+    // Once each: nothing was computed for the page that cannot be written.
     assert_eq!(seen, [(crate::Phase::TrainFeatures, 1000), (crate::Phase::TestFeatures, 500)]);
     let text = fs::read_to_string(file).unwrap();
     expect(&text, &["500 test images of synthetic-128", "of 64 are of its class", "data:image/jpeg;base64,"]);
