@@ -11,6 +11,7 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::sleep;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -70,7 +71,7 @@ struct SubjectArguments {
     /// Leave images at their own size, instead of the training crop's
     #[arg(long)]
     native: bool,
-    /// Evaluate each checkpoint as it is published, until the run has ended
+    /// Wait for the run to begin, and evaluate each checkpoint as it is published, until the run is complete
     #[arg(long, conflicts_with_all = ["checkpoint", "random"])]
     watch: bool,
     /// Print the figures as a line of JSON
@@ -231,10 +232,13 @@ impl SubjectArguments {
             let findings = self.find(&self.weights.open(&self.run)?, &mut job)?;
             return self.keep(screen, &findings);
         }
-        watch::each_checkpoint(&self.run, |name| {
-            let findings = self.find(&Encoder::open(&self.run, Some(name))?, &mut job)?;
-            self.keep(screen, &findings)
-        })
+        watch::each_checkpoint(
+            &self.run,
+            screen,
+            || sleep(watch::INTERVAL),
+            |name| self.find(&Encoder::open(&self.run, Some(name))?, &mut job),
+            |findings| self.keep(screen, &findings),
+        )
     }
 
     fn find(&self, encoder: &Encoder, job: &mut impl FnMut(&Job) -> Result<Findings>) -> Result<Findings> {

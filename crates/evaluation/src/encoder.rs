@@ -14,7 +14,7 @@ use crate::error::EvaluationError;
 // The layout of a run directory, as the coordinator writes it.
 pub(crate) const RECIPE: &str = "recipe.toml";
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 3] = [checkpoint::MODEL, checkpoint::OPTIMIZER, checkpoint::PROGRESS];
 
 const USE_ANOTHER: &str = "the checkpoint is damaged, use another one";

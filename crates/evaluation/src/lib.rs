@@ -59,7 +59,7 @@ pub use probe::{Classifier, Fit, GridPoint, Optimizer, Preparation, Probe, Probe
 pub use quality::Quality;
 pub use recipe::Votes;
 pub use report::{ReportRequest, write_report};
-pub use run::{checkpoints, has_ended};
+pub use run::{End, Published, Story};
 pub use scores::{Answer, ClassScore, Proportion, Scores};
 pub use summary::Summary;
 pub use training_images::Augmentation;
