@@ -9,13 +9,16 @@ mod report;
 mod table;
 mod watch;
 
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::sleep;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use evaluation::{Card, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, export};
+use evaluation::{
+    Card, DataSource, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, export, present_place,
+};
 use recipe::{Data, Recipe, Votes};
 
 use crate::arguments;
@@ -133,40 +136,17 @@ enum NamesArgument {
 struct VerifyArguments {
     /// The card, a file of a run's folder `evaluations`
     card: PathBuf,
+    /// Where the card's images are now [default: where they were, or else where the run's recipe has them]
+    #[arg(long, value_name = "SOURCE:FOLDER", value_parser = parse_data)]
+    data: Option<DataSource>,
     #[command(flatten)]
     device: DeviceArguments,
     #[command(flatten)]
     cache: CacheArguments,
 }
 
-/// A labelled data set that was asked for by name.
-#[derive(Debug, Clone)]
-enum DataSource {
-    Stl10(PathBuf),
-    Cifar10(PathBuf),
-    Folder(PathBuf),
-}
-
-fn parse_data(text: &str) -> Result<DataSource, String> {
-    let expected = "expected stl10:FOLDER, cifar10:FOLDER or folder:FOLDER";
-    let (source, folder) = text.split_once(':').ok_or(expected)?;
-    match source {
-        "stl10" => Ok(DataSource::Stl10(folder.into())),
-        "cifar10" => Ok(DataSource::Cifar10(folder.into())),
-        "folder" => Ok(DataSource::Folder(folder.into())),
-        _ => Err(expected.to_string()),
-    }
-}
-
-impl DataSource {
-    /// For a network of this recipe.
-    fn of(&self, recipe: &Recipe) -> Data {
-        match self.clone() {
-            DataSource::Stl10(path) => Data::Stl10 { path, include_train: false },
-            DataSource::Cifar10(path) => Data::Cifar10 { path },
-            DataSource::Folder(path) => Data::Folder { path, image_px: recipe.views.crop_px },
-        }
-    }
+fn parse_data(text: &str) -> Result<DataSource, &'static str> {
+    text.parse()
 }
 
 /// The program `evaluate`.
@@ -321,7 +301,7 @@ impl VerifyArguments {
         let encoder = Encoder::reopen(&run, &card.weights)?;
         let job = Job {
             encoder: &encoder,
-            data: &card.data.source,
+            data: &self.images(&card, encoder.recipe())?,
             input: card.input.input,
             cache_dir: &self.cache.folder(),
             device: &self.device.open(&self.cache.folder())?,
@@ -335,5 +315,18 @@ impl VerifyArguments {
             .map(|one| format!("\n  {}: the card has {}, found {}", one.field, one.expected, one.found))
             .collect();
         bail!("{} is not what is computed again:{}", self.card.display(), lines.concat())
+    }
+
+    /// The card's images, where they are now.
+    fn images(&self, card: &Card, recipe: &Recipe) -> Result<Data> {
+        let source = &card.data.source;
+        let Some(asked) = &self.data else { return Ok(present_place(source, recipe)) };
+        let asked_data = asked.of(recipe);
+        ensure!(
+            discriminant(source) == discriminant(&asked_data),
+            "--data {asked}: expected images of the card's kind, {}; name their folder",
+            card.data.name
+        );
+        Ok(source.moved_to(&asked_data))
     }
 }

@@ -13,6 +13,7 @@
 
 mod aside;
 mod card;
+mod data_source;
 mod eigenvalues;
 mod eigenvectors;
 mod embed;
@@ -42,6 +43,7 @@ mod thumbnails;
 mod training_images;
 
 pub use card::{Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores};
+pub use data_source::{DataSource, present_place};
 pub use embed::{Embedded, embed};
 pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use evaluation::{Embedded, Input, Progress, embed};
+use evaluation::{DataSource, Embedded, Input, Progress, embed};
 use recipe::{Data, Recipe};
 
-use super::{DataSource, WeightsArguments, parse_data};
+use super::WeightsArguments;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 
@@ -43,7 +43,7 @@ impl EmbedArguments {
 }
 
 fn data(images: &str, recipe: &Recipe) -> Data {
-    match (images, parse_data(images)) {
+    match (images, images.parse::<DataSource>()) {
         ("recipe", _) => recipe.data.clone(),
         (_, Ok(source)) => source.of(recipe),
         _ => DataSource::Folder(images.into()).of(recipe),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use evaluation::{ReportRequest, write_report};
+use evaluation::{DataSource, ReportRequest, write_report};
 
-use super::{DataSource, parse_data};
+use super::parse_data;
 use crate::cache::CacheArguments;
 use crate::device::DeviceArguments;
 

@@ -1,9 +1,8 @@
 //! The commands that repeat a run and its figures.
 
-use serde_json::Value;
-
 use super::cards::ResultCard;
 use super::run_files::{EVALUATIONS, RunFiles};
+use crate::data_source::DataSource;
 
 /// What repeats the training: on a CPU to the same bits, with any number of workers.
 pub(super) fn train(run: &RunFiles) -> String {
@@ -12,7 +11,7 @@ pub(super) fn train(run: &RunFiles) -> String {
     format!("coordinator --config {recipe} --name {}-again --workers {workers}", run.recipe.name)
 }
 
-/// What makes a card anew, if this program knows how.
+/// What makes a card anew, if this program knows how, and options name its images.
 pub(super) fn evaluate(run: &RunFiles, card: &ResultCard) -> Option<String> {
     let (subcommand, options) = match card.command.as_deref()?.split_once(' ') {
         Some((subcommand, options)) => (subcommand, format!(" {options}")),
@@ -23,10 +22,13 @@ pub(super) fn evaluate(run: &RunFiles, card: &ResultCard) -> Option<String> {
         Some(name) => format!("--checkpoint {}", quoted(name)),
         None => "--random".to_owned(),
     };
-    let own = serde_json::to_value(run.recipe.labelled_data()).is_ok_and(|own| own == card.source);
-    let data = other_data(&card.source)
-        .filter(|_| !own)
-        .map_or(String::new(), |data| format!(" --data {}", quoted(&data)));
+    let images = run.images_of(card)?;
+    let data = if images == *run.recipe.labelled_data() {
+        String::new()
+    } else {
+        let named = DataSource::naming(&images).filter(|named| named.of(&run.recipe) == images)?;
+        format!(" --data {}", quoted(&named.to_string()))
+    };
     let native = if card.native { " --native" } else { "" };
     Some(format!("evaluate {subcommand} {folder} {weights}{data}{native}{options}"))
 }
@@ -35,11 +37,6 @@ pub(super) fn evaluate(run: &RunFiles, card: &ResultCard) -> Option<String> {
 pub(super) fn verify(run: &RunFiles, card: &ResultCard) -> String {
     let path = run.folder.join(EVALUATIONS).join(&card.file);
     format!("evaluate verify {}", quoted(&path.display().to_string()))
-}
-
-/// Data that is not the run's, as `--data` wants it.
-fn other_data(source: &Value) -> Option<String> {
-    Some(format!("{}:{}", source["source"].as_str()?, source["path"].as_str()?))
 }
 
 /// One word for a shell.
@@ -54,6 +51,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use recipe::Data;
     use serde_json::json;
     use std::path::PathBuf;
 
@@ -97,6 +95,27 @@ mod tests {
             evaluate(&run, &other).unwrap(),
             "evaluate linear 'runs/my run' --random --data 'cifar10:data/it'\\''s' --native"
         );
-        assert_eq!(evaluate(&run, &ResultCard { command: None, ..card }), None);
+        assert_eq!(evaluate(&run, &ResultCard { command: None, ..card.clone() }), None);
+        let drawn = json!({"source": "synthetic", "images": 77});
+        assert_eq!(
+            evaluate(&run, &ResultCard { source: drawn, ..card.clone() }),
+            None,
+            "no option names them"
+        );
+
+        // Pictures that moved, those in another folder, and some at a size that no option gives.
+        run.recipe.data = Data::Folder { path: "moved".into(), image_px: 144 };
+        let there = folder.path().to_str().unwrap();
+        let other =
+            format!("evaluate knn 'runs/my run' --checkpoint step-000007 --data folder:{there} --k 5");
+        for (path, image_px, command) in [
+            ("nowhere", 144, Some("evaluate knn 'runs/my run' --checkpoint step-000007 --k 5")),
+            (there, 144, Some(other.as_str())),
+            (there, 128, None),
+        ] {
+            let source = json!({"source": "folder", "path": path, "image_px": image_px});
+            let card = ResultCard { source, command: Some("knn --k 5".into()), ..card.clone() };
+            assert_eq!(evaluate(&run, &card).as_deref(), command, "{path}");
+        }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use recipe::Recipe;
+use recipe::{Data, Recipe};
 
 use super::cards::{self, ResultCard};
 use super::journal::{self, Journal};
 use super::metrics::{self, Step};
+use crate::data_source::present_place;
 use crate::encoder::{RECIPE, read_recipe};
 use crate::error::EvaluationError;
 use crate::run::JOURNAL;
@@ -66,6 +67,12 @@ impl RunFiles {
     /// Steps in one pass over the data, once a second has begun.
     pub(super) fn steps_per_epoch(&self) -> Option<u64> {
         metrics::steps_per_epoch(&self.steps)
+    }
+
+    /// The images of a card, where they are now; `None` if this program does not know their kind.
+    pub(super) fn images_of(&self, card: &ResultCard) -> Option<Data> {
+        let source: Data = serde_json::from_value(card.source.clone()).ok()?;
+        Some(present_place(&source, &self.recipe))
     }
 
     /// The newest card of a kind; of the same weights the one whose file comes last.
