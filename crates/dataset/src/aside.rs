@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use tempfile::NamedTempFile;
+
 /// Starts the names of what is being written, so that nobody takes it for a finished file.
 const PREFIX: &str = ".aside-";
 
@@ -22,26 +24,39 @@ pub(crate) fn write_file<E>(
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
     failed: impl Fn(io::Error) -> E,
 ) -> Result<(), E> {
-    let aside = claimed(path, |folder| {
+    let aside = begin(path).map_err(&failed)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, aside.as_file());
+    write(&mut writer)?;
+    writer.flush().map_err(&failed)?;
+    drop(writer);
+    publish(aside, path).map_err(failed)
+}
+
+/// A file beside `path` to write into; its folder is made if need be, and rid of what killed processes left. Dropped, it
+/// is gone.
+///
+/// # Errors
+/// Those of the system.
+pub fn begin(path: &Path) -> io::Result<NamedTempFile> {
+    claimed(path, |folder| {
         let aside = tempfile::Builder::new()
             .prefix(PREFIX)
-            // Others may read a shared cache, as far as the umask lets them.
+            // Others may read it, as far as the umask lets them.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)?;
         let is_claimed = claim(aside.as_file(), aside.path())?;
         Ok((aside, is_claimed))
     })
-    .map_err(&failed)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, aside.as_file());
-    write(&mut writer)?;
-    writer.flush().map_err(&failed)?;
-    drop(writer);
-    let publish = || {
-        aside.as_file().sync_all()?;
-        aside.persist(path).map_err(|error| error.error)?;
-        File::open(folder_of(path))?.sync_all()
-    };
-    publish().map_err(failed)
+}
+
+/// Syncs such a file and gives it the name `path`.
+///
+/// # Errors
+/// Those of the system; whatever was at `path` is untouched then.
+pub fn publish(aside: NamedTempFile, path: &Path) -> io::Result<()> {
+    aside.as_file().sync_all()?;
+    aside.persist(path).map_err(|error| error.error)?;
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// Makes the folder `path` with `fill`, which gets an empty folder to write into. If another process makes

@@ -8,10 +8,10 @@
 //! This crate never knows a tensor, a worker or gRPC: blocks from elsewhere come through
 //! [`FetchBlock`]. Start with [`Images::open`] and [`Deal`].
 
+pub mod aside;
 pub mod fetch;
 pub mod views;
 
-mod aside;
 mod cache;
 mod cifar10;
 mod deal;

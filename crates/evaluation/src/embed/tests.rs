@@ -136,7 +136,12 @@ fn every_format_holds_the_features_of_every_picture() {
 fn data_sets_are_embedded_with_their_classes() {
     let scene = Scene::new();
     let data = Data::Synthetic { images: 100 };
+    // What a killed process left in the folder goes.
+    let left = scene.0.path().join("out/.aside-left");
+    fs::create_dir_all(left.parent().unwrap()).unwrap();
+    fs::write(&left, "half a table").unwrap();
     let (embedded, path) = scene.embed(&data, "a.parquet").unwrap();
+    assert!(!left.exists());
     let rows = read(&path);
     assert_eq!((embedded.rows, rows[99].0.as_str()), (100, "synthetic-100/99"));
     let features: Vec<f32> = rows.into_iter().flat_map(|(_, _, features)| features).collect();
