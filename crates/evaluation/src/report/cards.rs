@@ -38,13 +38,15 @@ pub(super) struct ResultCard {
     pub(super) native: bool,
     /// The subcommand of `evaluate` that makes such a card, if this program knows it.
     pub(super) command: Option<String>,
+    /// How its classifier was trained, where cards of one kind differ in it.
+    pub(super) settings: Vec<Figure>,
     /// Its results.
     pub(super) figures: Vec<Figure>,
     /// The classifier's performance in detail, of the first setting if there are several.
     pub(super) scores: Option<Scores>,
 }
 
-/// One result.
+/// One result, or a setting that it came with.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Figure {
     pub(super) label: String,
@@ -130,6 +132,7 @@ fn parse(file: &str, text: &[u8]) -> serde_json::Result<ResultCard> {
         side_px: input["side_px"].as_u64().unwrap_or(0),
         native: input["input"] == "native",
         command: command(&kind, &measurement),
+        settings: settings(&measurement["settings"]),
         kind,
         figures,
         scores: scores.filter(names_its_cells),
@@ -181,7 +184,33 @@ fn finetune(settings: &FinetuneSettings) -> String {
     )
 }
 
+const LABELS: &str = "% of labels";
+const EPOCHS: &str = "epochs";
+
+/// Those that change a figure most: all are in the command.
+fn settings(settings: &Value) -> Vec<Figure> {
+    let number = |name: &str| settings[name].as_f64().map(FigureValue::Number);
+    let optimizer = settings["optimizer"].as_str().map(|name| FigureValue::Text(name.to_uppercase()));
+    [(LABELS, number("labels_percent")), ("optimizer", optimizer), (EPOCHS, number("epochs"))]
+        .into_iter()
+        .filter_map(|(label, value)| Some(Figure { label: label.to_owned(), value: value? }))
+        .collect()
+}
+
 impl ResultCard {
+    /// How it was made and what came of it, for a table.
+    pub(super) fn columns(&self) -> impl Iterator<Item = &Figure> {
+        self.settings.iter().chain(&self.figures)
+    }
+
+    /// How much it learned from: the share of the labels, and passes over their images.
+    pub(super) fn effort(&self) -> [f64; 2] {
+        [LABELS, EPOCHS].map(|label| match self.settings.iter().find(|setting| setting.label == label) {
+            Some(Figure { value: FigureValue::Number(value), .. }) => *value,
+            _ => 0.0,
+        })
+    }
+
     /// For people: the checkpoint's name, or what step 0 is.
     pub(super) fn weights(&self) -> &str {
         self.checkpoint.as_deref().unwrap_or("random")
@@ -303,7 +332,7 @@ mod tests {
     }
 
     fn labels(card: &ResultCard) -> Vec<&str> {
-        card.figures.iter().map(|figure| figure.label.as_str()).collect()
+        card.columns().map(|figure| figure.label.as_str()).collect()
     }
 
     #[test]
@@ -327,8 +356,8 @@ mod tests {
             super::finetune(&FinetuneSettings { labels_percent: 10.0, ..FinetuneSettings::default() });
         assert!(tuned.starts_with("finetune --labels 10 --epochs "), "{tuned}");
         for (measurement, expected, share, command) in [
-            (&official, vec!["top-1"], Some(0.75), lars),
-            (&finetune, vec!["top-1", "steps"], Some(0.75), tuned.as_str()),
+            (&official, vec!["optimizer", "epochs", "top-1"], Some(0.75), lars),
+            (&finetune, vec!["% of labels", "epochs", "top-1", "steps"], Some(0.75), tuned.as_str()),
             (&knn, vec!["k 20, T 0.07"], Some(0.75), "knn --k 20 --temperature 0.07"),
             (&linear, vec!["top-1", "converged", "l2"], Some(0.75), "linear"),
             (&folds, vec!["mean of 2 folds"], None, "linear --folds"),
@@ -339,6 +368,12 @@ mod tests {
             assert_eq!(card.top1().map(|top1| top1.share), share);
             assert_eq!((card.scores.is_some(), card.command.as_deref()), (share.is_some(), Some(command)));
             assert_eq!((card.weights(), card.step, card.side_px), ("step-000005", 5, 32));
+            let effort = match card.kind.as_str() {
+                "finetune" => [10.0, FinetuneSettings::default().epochs as f64],
+                "linear-official" => [0.0, 90.0],
+                _ => [0.0, 0.0],
+            };
+            assert_eq!(card.effort(), effort);
         }
     }
 

@@ -76,6 +76,7 @@ mod tests {
             side_px: 32,
             native: false,
             command: Some("knn --k 5 --temperature 0.1".into()),
+            settings: vec![],
             figures: vec![],
             scores: None,
         };

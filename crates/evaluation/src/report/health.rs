@@ -113,6 +113,7 @@ mod tests {
             side_px: 32,
             native: false,
             command: None,
+            settings: vec![],
             figures: vec![Figure { label: "k 20".into(), value }],
             scores: None,
         }

@@ -1,5 +1,6 @@
 //! What a run leaves behind, as far as a report shows it.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use recipe::{Data, Recipe};
@@ -75,9 +76,15 @@ impl RunFiles {
         Some(present_place(&source, &self.recipe))
     }
 
-    /// The newest card of a kind; of the same weights the one whose file comes last.
+    /// The card of the newest weights that stands for its kind: one on the run's own images rather than on others, then
+    /// one that learned from more labels and for longer. A file's name, which is a hash, decides last.
     pub(super) fn newest(&self, kind: &str) -> Option<&ResultCard> {
-        self.cards.iter().rfind(|card| card.kind == kind && card.checkpoint.is_some())
+        let rank = |card: &ResultCard| {
+            let is_own = self.images_of(card).is_some_and(|images| images == *self.recipe.labelled_data());
+            (card.step, is_own, card.effort())
+        };
+        let cards = self.cards.iter().filter(|card| card.kind == kind && card.checkpoint.is_some());
+        cards.max_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal))
     }
 
     /// The cards that can be compared with the newest of their kind, this one included.
@@ -104,6 +111,37 @@ mod tests {
         assert_eq!((files.newest("knn"), files.steps_per_epoch()), (None, None));
         let error = RunFiles::read_all(&[folder.path().join("nowhere")]).unwrap_err().to_string();
         assert!(error.contains("recipe.toml") && error.contains("no such file"), "{error}");
+    }
+
+    #[test]
+    fn a_kind_is_stood_for_by_the_newest_weights_on_own_images_with_most_labels() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = write_run(folder.path(), &[]);
+        let own = serde_json::to_value(crate::testing::quickstart().data).unwrap();
+        let other = serde_json::json!({"source": "cifar10", "path": "elsewhere"});
+        fs::create_dir_all(run.join(EVALUATIONS)).unwrap();
+        // In each line, a card stands for the kind rather than those above.
+        for (place, (step, source, labels_percent, epochs)) in [
+            (8, &own, 100, 20),
+            (16, &other, 100, 30),
+            (16, &own, 1, 20),
+            (16, &own, 10, 20),
+            (16, &own, 10, 30),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let settings = serde_json::json!({"labels_percent": labels_percent, "epochs": epochs});
+            let card = serde_json::json!({
+                "weights": {"checkpoint": "x", "step": step}, "data": {"name": "drawn", "source": source},
+                "measurement": {"evaluation": "finetune", "settings": settings},
+            });
+            // The later ones come first by name.
+            let file = format!("{}.json", 9 - place);
+            fs::write(run.join(EVALUATIONS).join(&file), card.to_string()).unwrap();
+            let files = RunFiles::read_all(std::slice::from_ref(&run)).unwrap().remove(0);
+            assert_eq!(files.newest("finetune").unwrap().file, file);
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn write_cards(run: &Path) {
         .to_string()
     };
     let knn = json!({"evaluation": "knn", "results": [{"votes": {"k": 20, "temperature": 0.07}, "scores": scores}]});
-    let strange = json!({"evaluation": "telepathy", "scores": {"top1": Proportion::new(7, 8)}, HOSTILE: 3.5});
+    let strange = json!({"evaluation": "telepathy", "settings": {"labels_percent": 10.0, "epochs": 20}, "scores": {"top1": Proportion::new(7, 8)}, HOSTILE: 3.5});
     for (name, step, measurement) in [("a", 0, &knn), ("b", 32, &knn), ("c", 32, &strange)] {
         fs::write(run.join(format!("evaluations/{name}.json")), card(step, measurement)).unwrap();
     }
@@ -96,6 +96,9 @@ fn a_page_holds_the_numbers_of_its_files_and_nothing_hostile() {
             "30.57–86.32",
             "k 20, T 0.07",
             "telepathy",
+            // How it was made, in its tile and its table.
+            "10 % of labels, 20 epochs, step-000032 on &lt;script&gt;",
+            "% of labels</th>",
             "87.50 %",
             "&lt;script&gt;alert('cat')&lt;/script&gt;&quot;&amp;",
             "taken for dog: 1 of 4",

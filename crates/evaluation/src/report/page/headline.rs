@@ -107,7 +107,7 @@ fn tiles(run: &RunFiles) -> Vec<Tile> {
         ));
     }
     if let Some((setting, card, share)) = best_neighbours(run) {
-        let mut note = format!("{setting}, {}", card.weights());
+        let mut note = format!("{setting}, {}", origin(card));
         if let Some(random) = random_baseline(run, card, &setting) {
             note += &format!("; random weights {}", percent(random));
         }
@@ -117,7 +117,7 @@ fn tiles(run: &RunFiles) -> Vec<Tile> {
     for card in others(run) {
         if let Some(top1) = card.top1() {
             let value = FigureValue::Share(*top1);
-            let note = format!("95 %: {}, {}", interval(&value).unwrap_or_default(), card.weights());
+            let note = format!("95 %: {}, {}", interval(&value).unwrap_or_default(), origin(card));
             tiles.push(tile(&card.kind.replace('-', " "), figure(&value), note));
         }
     }
@@ -136,6 +136,13 @@ fn tiles(run: &RunFiles) -> Vec<Tile> {
         ));
     }
     tiles
+}
+
+/// Of which weights, on which images and how a figure was made, as in `10 % of labels, 20 epochs, step-000048 on cifar10`.
+fn origin(card: &ResultCard) -> String {
+    let settings =
+        card.settings.iter().map(|setting| format!("{} {}, ", figure(&setting.value), setting.label));
+    format!("{}{} on {}", settings.collect::<String>(), card.weights(), card.data)
 }
 
 /// Setting, card and share of the best kNN of a checkpoint, among cards that can be compared.
@@ -164,8 +171,8 @@ fn linear(run: &RunFiles) -> Option<Tile> {
     let card = run.newest("linear").or_else(|| run.newest("linear-folds"))?;
     let first = card.figures.first()?;
     let note = match interval(&first.value) {
-        Some(interval) => format!("95 %: {interval}, {}", card.weights()),
-        None => format!("{}, {}", first.label, card.weights()),
+        Some(interval) => format!("95 %: {interval}, {}", origin(card)),
+        None => format!("{}, {}", first.label, origin(card)),
     };
     Some(Tile { name: "linear probe".to_owned(), value: figure(&first.value), note })
 }

@@ -48,13 +48,13 @@ fn title(kind: &str) -> String {
 
 fn table(rows: &[Row<'_>], name_runs: bool) -> Markup {
     let mut labels: Vec<&str> = Vec::new();
-    for figure in rows.iter().flat_map(|(_, card)| &card.figures) {
+    for figure in rows.iter().flat_map(|(_, card)| card.columns()) {
         if !labels.contains(&figure.label.as_str()) {
             labels.push(&figure.label);
         }
     }
     let value = |card: &ResultCard, label: &str| -> Option<FigureValue> {
-        card.figures.iter().find(|figure| figure.label == label).map(|figure| figure.value.clone())
+        card.columns().find(|figure| figure.label == label).map(|figure| figure.value.clone())
     };
     html! {
         div.scroll tabindex="0" {
