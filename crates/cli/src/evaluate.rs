@@ -145,8 +145,13 @@ struct VerifyArguments {
     cache: CacheArguments,
 }
 
-fn parse_data(text: &str) -> Result<DataSource, &'static str> {
-    text.parse()
+/// Images that were asked for by name, in a folder that is there.
+fn parse_data(text: &str) -> Result<DataSource, String> {
+    let source: DataSource = text.parse()?;
+    if source.folder().is_dir() {
+        return Ok(source);
+    }
+    Err(format!("expected a folder at {}, found none; correct the path", source.folder().display()))
 }
 
 /// The program `evaluate`.
@@ -298,6 +303,12 @@ impl VerifyArguments {
     fn run(&self, progress: &mut evaluation::Progress<'_>) -> Result<String> {
         let card = Card::read(&self.card)?;
         let run = run_folder(&self.card)?;
+        ensure!(
+            run.is_dir(),
+            "{}: expected a card within its run, as RUN/evaluations/CARD beside RUN/recipe.toml, found it elsewhere; \
+             verify the one that lies there",
+            self.card.display()
+        );
         let encoder = Encoder::reopen(&run, &card.weights)?;
         let job = Job {
             encoder: &encoder,

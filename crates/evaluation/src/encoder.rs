@@ -17,6 +17,7 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 3] = [checkpoint::MODEL, checkpoint::OPTIMIZER, checkpoint::PROGRESS];
 
+const WAS_REMOVED: &str = "the checkpoint was removed meanwhile, use another one";
 const USE_ANOTHER: &str = "the checkpoint is damaged, use another one";
 
 /// A recipe's network with its weights, ready to be evaluated.
@@ -155,8 +156,18 @@ impl Encoder {
         }))
     }
 
-    /// Reads one checkpoint. The bytes that are hashed are the bytes that are used.
+    /// Reads one checkpoint, which the run may remove meanwhile.
     fn read(recipe: &Recipe, path: &Path) -> Result<Encoder, EvaluationError> {
+        Self::read_whole(recipe, path).map_err(|error| {
+            if path.join(MANIFEST).is_file() {
+                return error;
+            }
+            EvaluationError::content(path, format!("a checkpoint with {MANIFEST}"), "none", WAS_REMOVED)
+        })
+    }
+
+    /// The bytes that are hashed are the bytes that are used.
+    fn read_whole(recipe: &Recipe, path: &Path) -> Result<Encoder, EvaluationError> {
         let manifest_path = path.join(MANIFEST);
         let text = read_file(&manifest_path, "the checkpoint's manifest")?;
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| {
@@ -335,12 +346,20 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_is_refused_with_a_sentence() {
         type Damage = fn(&Path);
-        let damages: [(Damage, [&str; 2]); 9] = [
+        let damages: [(Damage, [&str; 2]); 10] = [
             (
                 |path| fs::remove_file(path.join("model.safetensors")).unwrap(),
                 ["model.safetensors", "no such file"],
             ),
             (|path| fs::remove_file(path.join("progress.json")).unwrap(), ["progress.json", "no such file"]),
+            (
+                |path| {
+                    for file in ["model.safetensors", "manifest.json"] {
+                        fs::remove_file(path.join(file)).unwrap();
+                    }
+                },
+                ["found none", "was removed meanwhile, use another one"],
+            ),
             (
                 |path| fs::write(path.join("optimizer.safetensors"), b"x").unwrap(),
                 ["optimizer.safetensors", "1 bytes"],

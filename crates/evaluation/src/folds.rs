@@ -9,8 +9,7 @@ use crate::error::EvaluationError;
 
 const FILE: &str = "fold_indices.txt";
 
-const ADVICE: &str =
-    "set data.path to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
+const ADVICE: &str = "set data.path, or --data, to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
 
 /// The folds, each as rows of the training part.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -54,3 +54,22 @@ fn figures_whose_card_cannot_be_written_are_told() {
     expect(&output, 1, &["error: cannot write into runs/a/evaluations"]);
     assert!(output.stdout.is_empty(), "{}", words(&output));
 }
+
+#[test]
+fn cards_and_images_elsewhere_get_a_sentence() {
+    let place = imported();
+    expect(&evaluate(&place, &["quality", "runs/a"]), 0, &["effective rank"]);
+    let card = card(&place);
+    fs::copy(&card, place.0.path().join("copy.json")).unwrap();
+    let card = card.to_str().unwrap();
+    for (arguments, code, phrase) in [
+        (&["verify", card][..], 0, "equal"),
+        (&["verify", card, "--data", "cifar10:runs"], 1, "expected images of the card's kind, synthetic-128"),
+        (&["verify", "copy.json"], 1, "copy.json: expected a card within its run, as RUN/evaluations/CARD"),
+        (&["knn", "runs/a", "--data", "stl10:nowhere"], 2, "expected a folder at nowhere, found none"),
+        (&["knn", "runs/a", "--data", "runs"], 2, "expected stl10:FOLDER"),
+        (&["knn", "runs/a", "--data", "stl10:runs"], 1, "set data.path, or --data, to the folder"),
+    ] {
+        expect(&evaluate(&place, arguments), code, &[phrase]);
+    }
+}
