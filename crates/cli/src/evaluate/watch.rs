@@ -247,7 +247,7 @@ mod tests {
             match result {
                 Ok(()) => assert_eq!(phrase, ""),
                 Err(error) => {
-                    assert!(!phrase.is_empty() && format!("{error:#}").contains(phrase), "{error:#}")
+                    assert!(!phrase.is_empty() && format!("{error:#}").contains(phrase), "{error:#}");
                 }
             }
         }
