@@ -9,8 +9,8 @@ use crate::cluster::{Disturbance, TestRun, Wiring, quickstart};
 
 /// 75 steps in 3 epochs, with checkpoints in the middle of each.
 const SHORT: &[&str] = &[
-    "data.images=400",
-    "training.batch=16",
+    "data.images=600",
+    "training.batch=24",
     "training.shards=8",
     "training.epochs=3",
     "views.crop_px=24",

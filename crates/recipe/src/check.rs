@@ -1,6 +1,6 @@
 //! The rules that a recipe must meet, each with the sentence for the one who broke it.
 
-use crate::{Checkpoint, Data, Evaluation, Model, Optimizer, Recipe, Start, Training, Views};
+use crate::{BatchNorm, Checkpoint, Data, Evaluation, Model, Optimizer, Recipe, Start, Training, Views};
 
 /// Why a recipe was refused, in a sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ impl RecipeError {
         RecipeError::Syntax(error.to_string())
     }
 }
+
+/// The fewest images that BatchNorm may take its statistics over.
+const LEAST_ROWS: u32 = 3;
 
 type Checked = Result<(), RecipeError>;
 
@@ -73,7 +76,8 @@ impl Training {
     fn check(&self) -> Checked {
         within("training.epochs", self.epochs, 1, 1_000_000)?;
         within("training.shards", self.shards, 1, 4096)?;
-        within("training.batch", self.batch, 2, 1 << 20)?;
+        // Whatever BatchNorm's statistics are over: see `least_shard_batch`.
+        within("training.batch", self.batch, LEAST_ROWS, 1 << 20)?;
         if !self.shards.is_power_of_two() {
             let below = self.shards.next_power_of_two() / 2;
             return refuse(
@@ -82,8 +86,8 @@ impl Training {
             );
         }
         if !self.batch.is_multiple_of(self.shards) {
-            // At least 2 images for each shard, which the next rule asks for.
-            let lower = (self.batch / self.shards).max(2) * self.shards;
+            // As many images for each shard as the next rule asks for.
+            let lower = (self.batch / self.shards).max(self.least_shard_batch()) * self.shards;
             return refuse(
                 "training.batch",
                 format!(
@@ -94,17 +98,32 @@ impl Training {
                 ),
             );
         }
-        if self.batch / self.shards < 2 {
-            return refuse(
-                "training.batch",
-                format!(
-                    "each shard needs at least 2 images for its BatchNorm, so {} shards need a batch of {} or more",
-                    self.shards,
-                    2 * self.shards
-                ),
-            );
+        let (least, found) = (self.least_shard_batch(), self.batch / self.shards);
+        if found >= least {
+            return Ok(());
         }
-        Ok(())
+        let other_way = match self.batch_norm {
+            BatchNorm::Shard => ", or set training.batch_norm to sync, with which 2 images are enough",
+            BatchNorm::Sync => "",
+        };
+        refuse(
+            "training.batch",
+            format!(
+                "each shard needs at least {least} images to learn from, but has {found}; with {} shards use a batch of \
+                 {} or more{other_way}",
+                self.shards,
+                least * self.shards
+            ),
+        )
+    }
+
+    /// With 1 image there is no pair to tell apart. With 2 rows BatchNorm makes each number +1 or -1, whatever they were:
+    /// no gradient passes the projector's last one, and the encoder stays as it was drawn.
+    fn least_shard_batch(&self) -> u32 {
+        match self.batch_norm {
+            BatchNorm::Shard => LEAST_ROWS,
+            BatchNorm::Sync => 2,
+        }
     }
 }
 

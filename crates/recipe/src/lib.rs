@@ -71,8 +71,8 @@ pub struct Training {
     /// Images per step, over all shards. Each gives two views.
     pub batch: u32,
     /// The run's logical slices: each has its own samples, its part of every batch and, unless
-    /// [`batch_norm`](Self::batch_norm) says otherwise, its own BatchNorm statistics. A power of two. The result depends
-    /// on this number and not on the number of workers.
+    /// [`batch_norm`](Self::batch_norm) says otherwise, its own BatchNorm statistics, which take 3 images or more. A power
+    /// of two. The result depends on this number and not on the number of workers.
     pub shards: u32,
     /// Over which images BatchNorm takes its statistics while it trains.
     #[serde(default)]
@@ -307,7 +307,15 @@ mod tests {
             (vec!["training.epohcs=3"], "epohcs"),
             (vec!["training.shards=6"], "power of two"),
             (vec!["training.batch=100", "training.shards=8"], "does not divide"),
-            (vec!["training.batch=8", "training.shards=8"], "at least 2"),
+            (vec!["training.batch=20", "training.shards=8"], "use 24 or 32"),
+            (vec!["training.batch=20", "training.shards=8", "training.batch_norm=sync"], "use 16 or 24"),
+            (vec!["training.batch=16", "training.shards=8"], "at least 3 images to learn from, but has 2"),
+            (
+                vec!["training.batch=16", "training.shards=8"],
+                "a batch of 24 or more, or set training.batch_norm",
+            ),
+            (vec!["training.batch=8", "training.shards=8", "training.batch_norm=sync"], "at least 2"),
+            (vec!["training.batch=2", "training.shards=1", "training.batch_norm=sync"], "between 3"),
             (vec!["training.precision=fp8"], "fp8"),
             (vec!["training.exchange_precision=int8"], "int8"),
             (vec!["training.batch_norm=global"], "global"),
@@ -343,6 +351,17 @@ mod tests {
                 Err(error) => error.to_string(),
             };
             assert!(message.contains(expected), "{overrides:?}: {message:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_shards_that_learn_are_accepted() {
+        for set in [
+            ["training.batch=24", "training.batch_norm=shard"],
+            ["training.batch=16", "training.batch_norm=sync"],
+        ] {
+            let set: Vec<String> = set.into_iter().chain(["training.shards=8"]).map(String::from).collect();
+            Recipe::from_toml(QUICKSTART, &set).unwrap();
         }
     }
 
@@ -395,7 +414,7 @@ mod tests {
 
         /// A step takes the same number of samples from every shard, and an epoch never more than there are.
         #[test]
-        fn an_epoch_fits_in_the_data(images in 0u64..1_000_000, shards in 0u32..7, per_shard in 2u32..300) {
+        fn an_epoch_fits_in_the_data(images in 0u64..1_000_000, shards in 0u32..7, per_shard in 3u32..300) {
             let mut recipe = Recipe::from_toml(QUICKSTART, &[]).unwrap();
             recipe.training.shards = 1 << shards;
             recipe.training.batch = per_shard << shards;

@@ -98,8 +98,8 @@ fn told_skipped(steps: u32) -> String {
 /// The device could not do its part of a step, of which nothing is left.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the device failed: {0}. If its memory is full, raise training.shards, which makes each part of a batch smaller, or \
-     lower training.batch"
+    "the device failed: {0}. If its memory is full, raise training.shards, which makes each part of a batch smaller, as \
+     long as 3 images are left in each, or lower training.batch"
 )]
 pub struct DeviceFailure(String);
 
