@@ -5,6 +5,7 @@
 //! joined again: what activations leave behind serves for gradients, whatever their sizes, and the areas fill up to about
 //! the most that is in use at once.
 
+use std::io;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::slice;
@@ -100,7 +101,7 @@ impl Pool {
         let found =
             areas.find_map(|(area, Area { lines, .. })| Some((area, lines.allocate_range(count).ok()?)));
         let (area, lines) = found.unwrap_or_else(|| {
-            let mut area = Area::new(count.max(AREA_LINES));
+            let mut area = Area::with_room(count, map);
             let lines = area.lines.allocate_range(count).expect("the area was made for it");
             self.areas.push(area);
             (self.areas.len() - 1, lines)
@@ -114,12 +115,20 @@ impl Pool {
 }
 
 impl Area {
-    fn new(lines: usize) -> Area {
-        let bytes = lines * LINE * size_of::<f32>();
-        // Not even promised by the system before it is used: an area is larger than some machines' memory.
-        let memory = MmapOptions::new().len(bytes).no_reserve_swap().map_anon();
-        let memory = memory.unwrap_or_else(|error| panic!("no memory for {bytes} bytes of numbers: {error}"));
-        Area { memory: memory.into(), lines: RangeAllocator::new(0..lines) }
+    /// An area with room for `count` lines. Where the system does not map a whole one, as where `ulimit -v` is set, it is
+    /// as much of one as can be had.
+    ///
+    /// # Panics
+    /// If the system has no memory for `count` lines.
+    fn with_room(count: usize, map: impl Fn(usize) -> io::Result<MmapRaw>) -> Area {
+        let mut lines = count.max(AREA_LINES);
+        loop {
+            match map(lines) {
+                Ok(memory) => return Area { memory, lines: RangeAllocator::new(0..lines) },
+                Err(_) if lines > count => lines = (lines / 2).max(count),
+                Err(error) => panic!("no memory for {} bytes of numbers: {error}", bytes(lines)),
+            }
+        }
     }
 
     fn line(&self, number: usize) -> NonNull<f32> {
@@ -129,6 +138,15 @@ impl Area {
         debug_assert!(line.addr().get().is_multiple_of(64), "mappings start on pages");
         line
     }
+}
+
+fn bytes(lines: usize) -> usize {
+    lines * LINE * size_of::<f32>()
+}
+
+/// Zeros from the system. They are not even promised before they are used: an area is larger than some machines' memory.
+fn map(lines: usize) -> io::Result<MmapRaw> {
+    Ok(MmapOptions::new().len(bytes(lines)).no_reserve_swap().map_anon()?.into())
 }
 
 #[cfg(test)]
@@ -161,6 +179,31 @@ mod tests {
                 work(1000.0);
             });
         }
+    }
+
+    #[test]
+    fn an_area_is_as_large_as_the_system_lets_it_be() {
+        for (most, count, expected) in [
+            (AREA_LINES, 1, AREA_LINES),
+            (AREA_LINES - 1, 1, AREA_LINES / 2),
+            (AREA_LINES / 8, 1, AREA_LINES / 8),
+            (AREA_LINES / 4, AREA_LINES / 4 - 1, AREA_LINES / 4),
+            (AREA_LINES / 3, AREA_LINES / 3, AREA_LINES / 3),
+            (1, 1, 1),
+            (usize::MAX, AREA_LINES + 1, AREA_LINES + 1),
+        ] {
+            let limited = |lines| {
+                if lines > most { Err(io::ErrorKind::OutOfMemory.into()) } else { map(lines) }
+            };
+            let found = Area::with_room(count, limited).memory.len();
+            assert_eq!(found, bytes(expected), "{count} lines where {most} can be had");
+        }
+    }
+
+    #[test]
+    #[should_panic = "no memory for 64 bytes"]
+    fn without_any_memory_it_is_said_how_much_was_asked_for() {
+        Area::with_room(1, |_| Err(io::ErrorKind::OutOfMemory.into()));
     }
 
     #[test]
