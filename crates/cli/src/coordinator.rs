@@ -145,8 +145,8 @@ struct LossArguments {
     /// shards [default: as many as it waits for]
     #[arg(long, value_name = "COUNT")]
     max_workers: Option<u32>,
-    /// Let workers compute on different kinds of processors or GPUs, which round differently: then the result depends
-    /// on who computes what
+    /// Let workers compute on different kinds of CPUs, or of GPUs, which round differently: then the result depends on
+    /// who computes what. A CPU beside a GPU is refused all the same
     #[arg(long)]
     mixed_devices: bool,
     /// Silence after which a worker counts as lost, in seconds; each sends a sign of life every second

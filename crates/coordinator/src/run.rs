@@ -43,7 +43,7 @@ pub struct Run {
     pub remote_workers: u32,
     /// How many it has places for.
     pub max_workers: u32,
-    /// Whether workers may round differently.
+    /// Whether workers may round differently, as different kinds of CPUs do, or of GPUs.
     pub mixes_arithmetic: bool,
     /// What the loss of one means.
     pub on_failure: OnFailure,

@@ -326,13 +326,20 @@ impl Membership {
         let theirs = &candidate.arithmetic;
         let differs = |ours: &&String| !ours.is_empty() && !theirs.is_empty() && *ours != theirs;
         let ours = self.members.values().map(|member| &member.candidate.arithmetic).find(differs)?;
-        (!self.settings.mixes_arithmetic).then(|| {
-            format!(
-                "this run's workers compute on {ours}, and this one on {theirs}, which rounds otherwise: the result \
-                 would depend on who computes what. Use the same kind of processor for all, or start the coordinator \
-                 with --mixed-devices"
-            )
-        })
+        let is_cpu = |arithmetic: &str| arithmetic.starts_with("cpu ");
+        let consequence = if is_cpu(ours) != is_cpu(theirs) {
+            // Every worker makes the update itself, and only a GPU makes a multiplication and an addition of it in one.
+            "after the first step a GPU's weights would not be a CPU's, and the run would end where they are compared. \
+             Start all workers with --device cuda, or all with --device cpu"
+        } else if self.settings.mixes_arithmetic {
+            return None;
+        } else {
+            "the result would depend on who computes what. Use the same kind of processor for all, or start the \
+             coordinator with --mixed-devices"
+        };
+        Some(format!(
+            "this run's workers compute on {ours}, and this one on {theirs}, which rounds otherwise: {consequence}"
+        ))
     }
 
     /// One more listens: if that makes enough, or it can take over shards, a generation is formed.

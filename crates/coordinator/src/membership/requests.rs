@@ -331,15 +331,35 @@ mod tests {
 
     #[test]
     fn who_rounds_otherwise_is_refused_with_both_values() {
-        let other = || Candidate { arithmetic: "cuda 9.0".to_string(), ..candidate(2) };
-        let mut course = Course::new(settings(2));
-        course.step(Event::Joined(candidate(1)));
-        let [Action::Refuse { reason }] = &course.step(Event::Joined(other()))[..] else { panic!("let in") };
-        for phrase in ["on cpu x86-64 AVX2", "on cuda 9.0", "--mixed-devices"] {
-            assert!(reason.contains(phrase), "{reason:?} lacks {phrase:?}");
+        let (avx2, avx512) = ("cpu x86-64 AVX2", "cpu x86-64 AVX-512");
+        for (mixes_arithmetic, ours, theirs, refused_with) in [
+            (false, avx2, avx2, None),
+            (false, avx2, avx512, Some("--mixed-devices")),
+            (false, "cuda 9.0", "cuda 8.6", Some("--mixed-devices")),
+            (true, avx2, avx512, None),
+            (true, "cuda 9.0", "cuda 8.6", None),
+            // They would not keep the same weights.
+            (false, avx2, "cuda 9.0", Some("all with --device cpu")),
+            (true, avx2, "cuda 9.0", Some("all with --device cpu")),
+            (true, "cuda 9.0", avx2, Some("all with --device cpu")),
+            (false, avx2, "", None),
+        ] {
+            let of = |number, arithmetic: &str| Candidate {
+                arithmetic: arithmetic.to_string(),
+                ..candidate(number)
+            };
+            let mut course = Course::new(Settings { mixes_arithmetic, ..settings(2) });
+            course.step(Event::Joined(of(1, ours)));
+            let actions = course.step(Event::Joined(of(2, theirs)));
+            let reason = match &actions[0] {
+                Action::Refuse { reason } => Some(reason),
+                _ => None,
+            };
+            assert_eq!(reason.is_some(), refused_with.is_some(), "{ours}, {theirs}: {actions:?}");
+            let Some((reason, phrase)) = reason.zip(refused_with) else { continue };
+            for phrase in [phrase, &format!("on {ours}"), &format!("on {theirs}")] {
+                assert!(reason.contains(phrase), "{reason:?} lacks {phrase:?}");
+            }
         }
-        let mut course = Course::new(Settings { mixes_arithmetic: true, ..settings(2) });
-        course.step(Event::Joined(candidate(1)));
-        assert!(matches!(course.step(Event::Joined(other()))[0], Action::Admit { .. }));
     }
 }

@@ -11,7 +11,7 @@ pub struct Settings {
     pub workers: u32,
     /// How many it has places for: others may come while it trains.
     pub max_workers: u32,
-    /// Whether workers may compute with different arithmetic, so that the result depends on who computes what.
+    /// Whether workers may compute on different kinds of CPUs, or of GPUs, so that the result depends on who computes what.
     pub mixes_arithmetic: bool,
     /// Whether they are processes that this coordinator started. Then the end of a process tells more than
     /// the end of its connection, and is waited for.
