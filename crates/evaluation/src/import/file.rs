@@ -10,12 +10,15 @@ use half::{bf16, f16};
 use pytorch_reader::{DType, PytorchReader};
 use safetensors::{Dtype, SafeTensors};
 
+use super::origin::Metadata;
 use crate::error::EvaluationError;
 
 /// A file's tensors under the names that they have there, and its hash.
 pub(super) struct WeightsFile {
     pub(super) tensors: BTreeMap<String, Tensor>,
     pub(super) blake3: String,
+    /// What a safetensors file says of itself.
+    pub(super) metadata: Metadata,
     /// All of a safetensors file; nothing of a PyTorch file, whose tensors are read one by one.
     content: Vec<u8>,
 }
@@ -101,7 +104,8 @@ impl WeightsFile {
             (name, Tensor { number: info.dtype.into(), shape: info.shape.clone(), place })
         });
         let (tensors, blake3) = (tensors.collect(), blake3::hash(&content).to_string());
-        Ok(WeightsFile { tensors, blake3, content })
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(WeightsFile { tensors, blake3, metadata, content })
     }
 
     fn open_pytorch(path: &Path) -> Result<WeightsFile, EvaluationError> {
@@ -124,7 +128,7 @@ impl WeightsFile {
                 |(name, tensor): (String, Tensor)| Some((name.strip_prefix(section)?.to_owned(), tensor));
             tensors = tensors.into_iter().filter_map(within).collect();
         }
-        Ok(WeightsFile { tensors, blake3, content: Vec::new() })
+        Ok(WeightsFile { tensors, blake3, metadata: Metadata::new(), content: Vec::new() })
     }
 
     /// A tensor's numbers as f32; `None` if they are no floating point numbers. A caller that has compared the

@@ -5,6 +5,7 @@
 
 mod file;
 mod names;
+mod origin;
 mod resemblance;
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use recipe::{Heads, Recipe, Start};
+use recipe::{Heads, Model, Recipe, Start};
 use simsiam::{Entry, Layout, State};
 
 use crate::error::EvaluationError;
@@ -41,7 +42,7 @@ const BROKEN_ADVICE: &str = "the file's network is broken: start from another fi
 ///
 /// # Errors
 /// A file that is missing, damaged, not the one with the recipe's hash, or of another network: the first
-/// tensor that differs is named, and the network that the file looks like.
+/// tensor that differs is named, and the network that the file looks like, or the stem that an export says it has.
 pub fn import(recipe: &Recipe, start: &Start) -> Result<Imported, EvaluationError> {
     let path = &start.weights;
     let file = WeightsFile::open(path, start.blake3.as_deref())?;
@@ -50,6 +51,7 @@ pub fn import(recipe: &Recipe, start: &Start) -> Result<Imported, EvaluationErro
     let layout = Layout::of(&recipe.model);
     let import = Import { path, file: &file, named: &named, layout: &layout, heads };
     let biases = import.check()?;
+    import.check_stem(&recipe.model)?;
 
     let mut state = State::initial(&layout, recipe.seed);
     import.fill(&layout.parameters, Arc::make_mut(&mut state.weights))?;
@@ -59,7 +61,7 @@ pub fn import(recipe: &Recipe, start: &Start) -> Result<Imported, EvaluationErro
     }
     file.check_unchanged(path)?;
     let start = Start { blake3: Some(file.blake3.clone()), heads: Some(heads), ..start.clone() };
-    Ok(Imported { state, start, notes: import.notes(recipe.seed, &biases) })
+    Ok(Imported { state, start, notes: import.notes(recipe, &biases) })
 }
 
 /// One file on its way into one network.
@@ -118,6 +120,13 @@ impl<'a> Import<'a> {
         Ok(biases)
     }
 
+    /// Refuses a file of a network that pools where the recipe's does not, or the other way round.
+    fn check_stem(&self, model: &Model) -> Result<(), EvaluationError> {
+        let Some([ours, theirs]) = origin::other_stem(&self.file.metadata, model) else { return Ok(()) };
+        let (expected, found) = (format!("model.stem {ours}"), format!("{theirs} in the file's metadata"));
+        Err(EvaluationError::content(self.path, expected, found, NETWORK_ADVICE))
+    }
+
     fn refuse(&self, name: &str, expected: &str, found: &str) -> EvaluationError {
         let advice = if is_of_heads(name) { HEADS_ADVICE } else { NETWORK_ADVICE };
         let found = format!("{found} {}", resemblance::describe(self.named));
@@ -165,7 +174,7 @@ impl<'a> Import<'a> {
         Ok(values)
     }
 
-    fn notes(&self, seed: u64, biases: &[Bias<'_>]) -> Vec<String> {
+    fn notes(&self, recipe: &Recipe, biases: &[Bias<'_>]) -> Vec<String> {
         let mut notes = Vec::new();
         for (number, name) in [(Number::F16, "f16"), (Number::Bf16, "bf16"), (Number::F64, "f64")] {
             let is_converted = |(name, (_, tensor)): &(&String, &(&str, &Tensor))| {
@@ -184,8 +193,9 @@ impl<'a> Import<'a> {
         }
         if self.heads == Heads::Random {
             let why = if self.named.has_heads() { "as start.heads says" } else { "the file has none" };
-            notes.push(format!("projector and predictor are drawn from seed {seed}: {why}"));
+            notes.push(format!("projector and predictor are drawn from seed {}: {why}", recipe.seed));
         }
+        notes.extend(origin::other_normalisation(&self.file.metadata, recipe));
         notes
     }
 }

@@ -192,6 +192,44 @@ fn another_network_is_refused_with_its_first_difference() {
     }
 }
 
+/// These stems have the same weights, and pictures no tensor: only the metadata of an export tells them apart.
+#[test]
+fn what_no_tensor_tells_is_read_from_an_exports_metadata() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    for names in [Names::Simsiam, Names::Torchvision] {
+        export(&Encoder::random(&recipe(&["model.stem=small"])), names, &file).unwrap();
+        let error = error(&file, &["model.stem=small-pool"]);
+        let expected = "expected model.stem \"small-pool\", found \"small\" in the file's metadata";
+        assert!(error.contains(expected), "{error}");
+        for (change, expected) in [
+            ("seed=6", 0),
+            ("views.mean=[0.1, 0.2, 0.3]", 1),
+            ("views.std=[0.1, 0.2, 0.3]", 1),
+            ("views.crop_px=24", 0),
+        ] {
+            let notes = imported(&file, &["model.stem=small", change]).notes;
+            let told = notes.iter().filter(|note| note.contains("normalised"));
+            assert_eq!(told.count(), expected, "{change}: {notes:?}");
+        }
+    }
+}
+
+/// Whoever else writes `model` and `mean` there means something else.
+#[test]
+fn the_metadata_of_others_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    let bytes = fs::read(fixture("expected.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    for [model, mean] in [["resnet18", "0.5"], ["{\"name\": 3}", "[1, 2]"], ["[]", ""]] {
+        let metadata = [("model", model), ("mean", mean), ("std", "[1, 1, 1]")];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        fs::write(&file, safetensors::serialize(tensors.clone(), Some(metadata)).unwrap()).unwrap();
+        assert_eq!(imported(&file, &[]).notes, Vec::<String>::new(), "{model} {mean}");
+    }
+}
+
 #[test]
 fn heads_come_from_where_the_recipe_says() {
     let with_heads =
