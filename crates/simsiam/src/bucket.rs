@@ -132,8 +132,20 @@ impl BucketLayout {
         // Its tail is no gradient, and nobody who takes stretches of it looks there.
         let gradient = Flat::OnDevice(sum.0);
         let folded = Folded { layout: self, gradient, riders: Cow::Owned(small), square_sum };
-        folded.was_computed().map_err(DeviceFailure::new)?;
+        ensure_unit_length(folded.riders(self.z_square_mean.clone()), self.shards)?;
         Ok(folded)
+    }
+
+    /// Whether the sum of so many shards' buckets was computed, for which it is waited. Asked before it is added to those
+    /// of other workers: of their sum nobody could say whose part is missing.
+    ///
+    /// # Errors
+    /// [`DeviceFailure`].
+    pub fn ensure_computed(&self, sum: &DeviceBucket, shards: u32) -> Result<(), DeviceFailure> {
+        kernels::ensure_written(&sum.0).map_err(DeviceFailure::new)?;
+        let mut squares = vec![0.0; self.z_square_mean.len()];
+        read(sum.0.clone().slice(self.z_square_mean.clone()), &mut squares)?;
+        ensure_unit_length(&squares, shards)
     }
 }
 
@@ -193,21 +205,6 @@ impl Folded<'_> {
             })
             .sum();
         sum_of_std / dim * dim.sqrt()
-    }
-
-    /// Whether z has the length that it was scaled to. A device that has no memory for a tensor may leave out what was to be
-    /// computed, and not say so before the next step; what then lies in memory is not of length 1.
-    fn was_computed(&self) -> Result<(), String> {
-        let squares = self.riders(self.layout.z_square_mean.clone());
-        let length: f64 = squares.iter().map(|&square| f64::from(square)).sum::<f64>() / self.shards();
-        // What is not a number is looked for elsewhere, and named.
-        if length.is_finite() && (length - 1.0).abs() > 0.01 {
-            return Err(format!(
-                "the squares of the normalised z add up to {length:.3} instead of 1, so a part of the step was not \
-                 computed, or z is zero for every image"
-            ));
-        }
-        Ok(())
     }
 
     /// In how many directions the normalised z spread: see [`Monitors`](crate::Monitors).
@@ -271,6 +268,21 @@ impl Folded<'_> {
     fn shards(&self) -> f64 {
         f64::from(self.layout.shards)
     }
+}
+
+/// Whether z has the length that it was scaled to, by the sum of so many shards' [`z_square_mean`](BucketLayout::z_square_mean).
+/// A device that has no memory for a tensor may leave out what was to be computed, and not say so before the next
+/// step; what then lies in memory is not of length 1.
+pub(crate) fn ensure_unit_length(squares: &[f32], shards: u32) -> Result<(), DeviceFailure> {
+    let length = squares.iter().map(|&square| f64::from(square)).sum::<f64>() / f64::from(shards);
+    // What is not a number is looked for elsewhere, and named.
+    if length.is_finite() && (length - 1.0).abs() > 0.01 {
+        return Err(DeviceFailure::new(format!(
+            "the squares of the normalised z add up to {length:.3} instead of 1, so a part of the step was not \
+             computed, or z is zero for every image"
+        )));
+    }
+    Ok(())
 }
 
 /// Whether no value is infinite or not a number.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use recipe::{LearningRateChange, Recipe};
 
-use crate::bucket::{BucketLayout, DeviceBucket, Folded, all_finite};
+use crate::bucket::{BucketLayout, DeviceBucket, Folded, all_finite, ensure_unit_length};
 use crate::flat::Flat;
 use crate::kernels::{self, AllShards, Part};
 use crate::monitors::Monitors;
@@ -216,6 +216,10 @@ impl Trainer {
             })
         });
         collected?;
+        if self.trains_on_device {
+            // Not of the sum with other workers', which could not tell whose part is missing.
+            ensure_unit_length(&bucket[self.bucket.z_square_mean.clone()], 1)?;
+        }
         self.bucket.flag(bucket, shard, stop);
         Ok(PhaseSeconds { forward, backward })
     }

@@ -300,9 +300,30 @@ fn a_step_of_which_a_part_was_not_computed_is_none() {
     let network = trainer.bind(&replica);
     let views = trainer.loader().load(noise(0));
     let (one_shard, _) = trainer.forward_backward_on_device(&network, 0, views, false);
+    trainer.bucket().ensure_computed(&one_shard, 1).unwrap();
+    let failure = trainer.bucket().ensure_computed(&one_shard, 2).unwrap_err().to_string();
+    assert!(failure.contains("0.500 instead of 1"), "{failure}");
     // Half of what two shards would have added up to.
     let failure = trainer.bucket().read_on_device(one_shard).err().unwrap().to_string();
     assert!(failure.contains("0.500 instead of 1") && failure.contains("raise training.shards"), "{failure}");
+}
+
+/// Of zeros nothing but zeros is computed, as of memory that nobody wrote. A CPU writes all of it.
+#[test]
+fn a_shard_that_was_not_computed_is_not_added_to_the_others() {
+    for trainer in [trainer(), trainer().with_state_on_device()] {
+        let expected = trainer.trains_on_device().then_some("0.000 instead of 1");
+        let replica = trainer.place(State::initial(trainer.layout(), 3));
+        let network = trainer.bind(&replica);
+        let mut bucket = vec![0.0; trainer.bucket().values()];
+        for (values, expected) in [(noise(0), None), (vec![0.0; noise(0).len()], expected)] {
+            let views = trainer.loader().load(values);
+            let failure = trainer.forward_backward(&network, 0, views, false, &mut bucket).err();
+            let found = failure.map(|failure| failure.to_string());
+            assert_eq!(found.is_some(), expected.is_some(), "{found:?}");
+            assert!(expected.is_none_or(|phrase| found.is_some_and(|found| found.contains(phrase))));
+        }
+    }
 }
 
 #[test]

@@ -139,7 +139,8 @@ impl Sums {
             Sums::OnDevice(sums) => sums.take(),
             #[cfg(feature = "cuda")]
             Sums::BetweenGpus(sums, gpus) => {
-                let mut sum = sums.take();
+                let (mut sum, shards) = (sums.take(), sums.lease.len() as u32);
+                trainer.bucket().ensure_computed(&sum, shards).map_err(FoldError::Device)?;
                 // SAFETY: the bucket is complete and nothing else touches it until the sum is there.
                 let summed = sum.at_rest(|pointer, floats| unsafe { gpus.sum(pointer, floats) });
                 summed.map_err(FoldError::Device)?.map_err(FoldError::Collective)?;
