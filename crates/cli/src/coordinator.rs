@@ -6,6 +6,7 @@ mod check;
 mod fetch;
 mod forecast;
 mod manual;
+mod prepare;
 mod resume;
 mod status;
 mod token;

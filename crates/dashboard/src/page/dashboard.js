@@ -121,7 +121,8 @@ async function ask(next = wanted) {
     wanted = range;
     return draw();
   }
-  (range = next, refusal = "");
+  range = next;
+  refusal = "";
   ({ columns, life } = answer);
   meanwhile.splice(0).forEach(append);
   draw();
