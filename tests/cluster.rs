@@ -13,7 +13,7 @@ use protocol::{Access, Token};
 use recipe::{QUICKSTART, Recipe};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use worker::{Device, Settings, Transport, WorkerError};
 
 const VERSION: &str = "end-to-end";
@@ -132,14 +132,8 @@ impl TestRun {
         };
         let blocks = Arc::new(move |shard, block| deal.block(shard, block).ok());
         let outcome = serve(listener, run, blocks, observer, requests).await.unwrap();
-        let failed = matches!(outcome, Outcome::Failed { .. });
         while let Some(ended) = started.join_next().await {
-            match ended {
-                Ok(Ok(())) => assert!(!failed, "a worker did not hear of {outcome:?}"),
-                Ok(Err(WorkerError::Stopped { .. })) if matches!(outcome, Outcome::Stopped { .. }) => {}
-                Ok(Err(error)) => assert!(failed, "{outcome:?}, but a worker failed: {error}"),
-                Err(error) => assert!(error.is_cancelled(), "a worker panicked: {error}"),
-            }
+            check_end(ended, &outcome);
         }
         let mut seen = Vec::new();
         while let Ok(metrics) = steps.try_recv() {
@@ -201,5 +195,16 @@ impl TestRun {
     pub(crate) fn lines(&self, name: &str) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.path().join(name)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// A worker ends as the run does, unless it was taken away.
+fn check_end(ended: Result<Result<(), WorkerError>, JoinError>, outcome: &Outcome) {
+    let failed = matches!(outcome, Outcome::Failed { .. });
+    match ended {
+        Ok(Ok(())) => assert!(!failed, "a worker did not hear of {outcome:?}"),
+        Ok(Err(WorkerError::Stopped { .. })) if matches!(outcome, Outcome::Stopped { .. }) => {}
+        Ok(Err(error)) => assert!(failed, "{outcome:?}, but a worker failed: {error}"),
+        Err(error) => assert!(error.is_cancelled(), "a worker panicked: {error}"),
     }
 }

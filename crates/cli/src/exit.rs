@@ -28,8 +28,13 @@ pub(crate) fn answer(text: &str) {
     if error.kind() == io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
-    let _ = writeln!(io::stderr(), "error: write the answer to standard output: {error}");
+    say(&format!("error: write the answer to standard output: {error}"));
     std::process::exit(FAILED.into());
+}
+
+/// Writes to standard error, beside what is an answer. Where nobody reads it, the exit code says enough.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// The exit code, after an error was told to the person.
@@ -39,8 +44,7 @@ pub(crate) fn code(ended: anyhow::Result<Ending>) -> ExitCode {
         Ok(Ending::Interrupted) => ExitCode::from(INTERRUPTED),
         Ok(Ending::Terminated) => ExitCode::from(TERMINATED),
         Err(error) => {
-            // Where nobody reads it, the exit code is all there is to say.
-            let _ = writeln!(io::stderr(), "error: {}", sentence(&error));
+            say(&format!("error: {}", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }

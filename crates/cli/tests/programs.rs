@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -28,6 +27,8 @@ mod numbers;
 mod proxy;
 #[path = "programs/recovery.rs"]
 mod recovery;
+#[path = "programs/refusals.rs"]
+mod refusals;
 #[path = "programs/restart.rs"]
 mod restart;
 #[path = "programs/security.rs"]
@@ -347,117 +348,6 @@ fn what_starts_programs_again_needs_no_other_command() {
     let (leader, worker) = (start(&address), join(&address));
     expect(&leader.wait_with_output().unwrap(), 0, &["all 96 steps are done"]);
     expect(&worker.wait_with_output().unwrap(), 0, &["the run is complete"]);
-}
-
-#[test]
-fn variables_that_are_empty_or_meant_for_others_do_no_harm() {
-    let place = Place::new();
-    for (name, token) in [("own.txt", TOKEN), ("others.txt", "fedcba9876543210fedcba9876543210")] {
-        fs::write(place.0.path().join(name), token).unwrap();
-    }
-    let mut run = place.train("own", "1", &["training.epochs=50"]);
-    run.args(["--token-file", "own.txt"]);
-    run.envs([("SIMSIAM_TOKEN_FILE", "others.txt"), ("SIMSIAM_LISTEN", ""), ("RAYON_NUM_THREADS", "1")]);
-    let child = run.spawn().unwrap();
-    let worker = place.workers("own", 1)[0].as_raw_nonzero();
-    let variables = fs::read_to_string(format!("/proc/{worker}/environ")).unwrap();
-    assert!(variables.split('\0').any(|one| one == "RAYON_NUM_THREADS=1"), "threads are the user's to say");
-    signal(pid(&child), Signal::TERM);
-    expect(&child.wait_with_output().unwrap(), 143, &["worker 1 of 1 joined"]);
-}
-
-#[test]
-fn an_answer_that_cannot_be_written_is_no_success_unless_nobody_wants_it() {
-    let place = Place::new();
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let (reader, gone) = std::io::pipe().unwrap();
-    drop(reader);
-    for (output, code, phrase) in
-        [(Stdio::from(full), 1, "No space left on device"), (Stdio::from(gone), 0, "")]
-    {
-        expect(&place.coordinator(&["check"]).stdout(output).output().unwrap(), code, &[phrase]);
-    }
-}
-
-#[test]
-fn bad_input_gets_a_sentence() {
-    let place = Place::new();
-    fs::write(place.0.path().join("bad.toml"), "name = 3").unwrap();
-    fs::create_dir_all(place.0.path().join("pictures")).unwrap();
-    fs::write(place.0.path().join("token.txt"), TOKEN).unwrap();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
-    for (arguments, code, phrases) in [
-        (vec!["--listen", &taken], 1, vec!["Address already in use", "another --listen"]),
-        (vec!["--dashboard", &taken], 1, vec!["Address already in use", "another --dashboard"]),
-        (vec!["--config", "nowhere.toml"], 1, vec!["nowhere.toml", "stl10-resnet18"]),
-        (vec!["--config", "bad.toml"], 1, vec!["recipe bad.toml", "line 1"]),
-        (vec!["--set", "training.epohcs=3"], 1, vec!["epohcs", "expected"]),
-        (vec!["--set", "training.batch=130"], 1, vec!["does not divide by 4 shards", "use 128 or 132"]),
-        (vec!["--set", "training.batch=4096"], 1, vec!["data.images", "draw at least 4096"]),
-        (
-            vec![
-                "--listen",
-                "0.0.0.0:0",
-                "--insecure-network",
-                "--token-file",
-                "token.txt",
-                "--remote-workers",
-                "1",
-            ],
-            1,
-            vec!["--listen 0.0.0.0:0", "add --advertise"],
-        ),
-        (vec!["--workers", "5"], 1, vec!["5 workers cannot share 4 shards", "at most 4"]),
-        (vec!["--workers", "2", "--min-workers", "3"], 1, vec!["give 1 to 2 as --min-workers"]),
-        (vec!["--workers", "0"], 1, vec!["0 workers cannot train"]),
-        (vec!["--workers", "four"], 2, vec!["invalid value 'four'"]),
-        (vec!["--peak-tflops", "0"], 2, vec!["TFLOP/s above 0"]),
-        (vec!["--resume"], 1, vec!["runs/quickstart is not a run directory"]),
-        (vec!["--resume", "elsewhere"], 1, vec!["elsewhere", "leave out --resume"]),
-        (vec!["--listen", "0.0.0.0:7070"], 1, vec!["other machines", "coordinator token token.txt"]),
-        (
-            vec!["--listen", "0.0.0.0:7070", "--insecure-network"],
-            1,
-            vec!["other machines", "coordinator token token.txt"],
-        ),
-        (
-            vec!["--listen", "0.0.0.0:7070", "--token-file", "token.txt"],
-            1,
-            vec!["without TLS", "coordinator certs", "--insecure-network"],
-        ),
-        (vec!["--remote-workers", "1"], 1, vec!["coordinator token token.txt"]),
-        (vec!["--token-file", "nowhere"], 1, vec!["read nowhere"]),
-        (vec!["--token-file", "bad.toml"], 1, vec!["bad.toml: the token has 8 characters"]),
-        (vec!["--tls-cert", "token.txt"], 2, vec!["--tls-key"]),
-        (vec!["--tls-ca", "token.txt"], 1, vec!["token.txt: expected PEM", "coordinator certs"]),
-        (vec!["--listen", "here"], 1, vec!["HOST:PORT"]),
-        (vec!["--config", "stl10-resnet18"], 1, vec!["unlabeled_X.bin", "coordinator fetch stl10"]),
-        (
-            vec!["--config", "imagefolder-resnet18", "--set", "data.path=pictures"],
-            1,
-            vec!["pictures", ".jpg, .jpeg or .png"],
-        ),
-        (vec!["fetch", "imagenet"], 2, vec!["imagenet", "stl10, cifar10"]),
-        (vec!["fetch", "cifar10", "--url", "nowhere"], 1, vec!["nowhere", "--url"]),
-        (vec!["check", "--workers", "9"], 1, vec!["9 workers cannot share 4 shards"]),
-        (vec!["worker", "--join", "127.0.0.1:9"], 1, vec!["needs the token", "SIMSIAM_TOKEN"]),
-        (vec!["worker", "--join", "nowhere", "--token-file", "token.txt"], 1, vec!["HOST:PORT", "--join"]),
-        (
-            vec!["worker", "--join", "127.0.0.1:9", "--listen", "0.0.0.0:0", "--token-file", "token.txt"],
-            1,
-            vec!["--insecure-network"],
-        ),
-    ] {
-        let output = place.coordinator(&arguments).output().unwrap();
-        let words = words(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {words}");
-        for phrase in phrases {
-            assert!(words.contains(phrase), "{arguments:?}: {words:?} lacks {phrase:?}");
-        }
-        assert!(!words.contains("panicked"), "{arguments:?}: {words}");
-    }
-    assert!(!place.0.path().join("runs").exists(), "nothing is left of a run that was refused");
 }
 
 #[test]

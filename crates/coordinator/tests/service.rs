@@ -101,10 +101,8 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
     drop(workers);
     assert!(matches!(cluster.end().await, Outcome::Completed { step: TOTAL_STEPS, .. }));
     assert_eq!(json_lines(&path.join("metrics.jsonl")).len(), 3);
-    let events: Vec<_> = json_lines(&path.join("journal.jsonl"))
-        .iter()
-        .map(|line| line["event"].as_str().unwrap().to_string())
-        .collect();
+    let journal = json_lines(&path.join("journal.jsonl"));
+    let events: Vec<&str> = journal.iter().map(|line| line["event"].as_str().unwrap()).collect();
     let second = ["opened", "joined", "generation", "started", "ended"];
     assert_eq!(events[0], "created");
     assert_eq!(events[events.len() - second.len()..], second);

@@ -116,13 +116,7 @@ impl Timeline {
             }
             Record::Dealt(images) => self.tell(at_ms, Kind::Plain, "data", images.to_string()),
             Record::Opened { checkpoint, step, workers, awaited, .. } => {
-                self.counts.coordinators += 1;
-                (self.outcome, self.workers_expected) = (None, workers);
-                self.workers.retain(|worker, _| awaited.contains(worker));
-                // Workers that may come back have trained on. Of others nothing was heard after the last line.
-                if awaited.is_empty() {
-                    self.close(self.last_ms);
-                }
+                self.open(workers, &awaited);
                 let from = checkpoint.unwrap_or_else(|| format!("step {step}"));
                 self.tell(at_ms, Kind::Plain, "coordinator", format!("takes charge, from {from}"));
             }
@@ -179,6 +173,17 @@ impl Timeline {
                 self.tell(at_ms, Kind::Plain, "stop", format!("asked for after step {step}"));
             }
             Record::Ended(outcome) => self.end(at_ms, outcome),
+        }
+    }
+
+    /// A coordinator takes charge, which waits for so many workers; those that are `awaited` may come back.
+    fn open(&mut self, workers: u32, awaited: &[u64]) {
+        self.counts.coordinators += 1;
+        (self.outcome, self.workers_expected) = (None, workers);
+        self.workers.retain(|worker, _| awaited.contains(worker));
+        // Those that may come back have trained on. Of others nothing was heard after the last line.
+        if awaited.is_empty() {
+            self.close(self.last_ms);
         }
     }
 

@@ -40,4 +40,5 @@ pub use manifest::Manifest;
 pub use order::{WINDOW_BLOCKS, blocks_in_order, epoch_order};
 pub use pictures::Pictures;
 pub use seal::ContentHash;
+pub use stl10::ADVICE as STL10_ADVICE;
 pub use store::{Block, BlockStore, FetchBlock, Image};

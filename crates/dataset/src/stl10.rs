@@ -19,7 +19,8 @@ pub(crate) const CLASS_NAMES_FILE: &str = "class_names.txt";
 const CLASS_NAMES: [&str; 10] =
     ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
 
-const ADVICE: &str = "set data.path, or --data, to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
+/// What to do where its files are not as they must be.
+pub const ADVICE: &str = "set data.path, or --data, to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
 
 /// The images to learn from.
 pub(crate) fn open(folder: &Path, include_train: bool) -> Result<Found, DatasetError> {

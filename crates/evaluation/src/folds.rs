@@ -5,11 +5,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use dataset::STL10_ADVICE;
+
 use crate::error::EvaluationError;
 
 const FILE: &str = "fold_indices.txt";
-
-const ADVICE: &str = "set data.path, or --data, to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
 
 /// The folds, each as rows of the training part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,8 @@ impl Folds {
     /// A file that is missing, or holds no folds of these images.
     pub(crate) fn read(folder: &Path, images: usize) -> Result<Folds, EvaluationError> {
         let path = folder.join(FILE);
-        let refuse = |expected: &str, found: String| EvaluationError::content(&path, expected, found, ADVICE);
+        let refuse =
+            |expected: &str, found: String| EvaluationError::content(&path, expected, found, STL10_ADVICE);
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(refuse("STL-10's folds", "no such file".to_owned()));

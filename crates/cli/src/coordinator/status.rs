@@ -10,7 +10,7 @@ use coordinator::RunDirectory;
 use dashboard::{Address, AskError, Asked, Credentials, Status, Watched, status_lines};
 
 use super::{StatusArguments, WhomArguments};
-use crate::exit::{Ending, answer};
+use crate::exit::{self, Ending, answer};
 use crate::security::read_token;
 
 /// How long a coordinator that has answered may be away: a run that has ended has no dashboard any more, and one that is
@@ -36,11 +36,10 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<Ending> {
     let last = watch(|| watched.look(), say, || thread::sleep(interval), interval)?;
     if !last.state.is_over() {
         // Not to be taken for a line of JSON.
-        eprintln!(
-            "the coordinator has ended or is not reachable; last seen at step {}, {}",
-            last.step,
-            last.state.word()
-        );
+        let (step, state) = (last.step, last.state.word());
+        exit::say(&format!(
+            "the coordinator has ended or is not reachable; last seen at step {step}, {state}"
+        ));
     }
     Ok(Ending::Done)
 }

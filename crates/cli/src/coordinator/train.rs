@@ -43,29 +43,18 @@ pub(super) fn run(arguments: &TrainArguments) -> Result<Ending> {
 /// Leads the run to its outcome.
 async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -> Result<Ending> {
     prepared.announce(screen);
-    let Prepared {
-        directory,
-        listener,
-        deal,
-        total_steps,
-        needs,
-        worker_devices,
-        cluster,
-        dashboard,
-        token,
-        tls,
-    } = prepared;
+    let Prepared { directory, deal, total_steps, cluster, token, .. } = prepared;
     let deal = Arc::new(deal);
-    let listener = tokio::net::TcpListener::from_std(listener).context("serve the workers")?;
+    let listener = tokio::net::TcpListener::from_std(prepared.listener).context("serve the workers")?;
     let address = listener.local_addr().context("ask for the address listened on")?;
     let path = directory.path().to_path_buf();
     let (requests, mut stopped_by, asked) = requests()?;
-    let shown = settings(&directory, &deal, total_steps, &needs, &token);
-    let dashboard = dashboard.map(|listener| listener.serve(shown, asked, screen)).transpose()?;
+    let shown = settings(&directory, &deal, total_steps, &prepared.needs, &token);
+    let dashboard = prepared.dashboard.map(|listener| listener.serve(shown, asked, screen)).transpose()?;
     let traces = traces(&directory, screen);
     let is_complete = directory.completed(total_steps)?.is_some();
     // Then there is nothing for workers to do.
-    let worker_devices = if is_complete { &[] } else { worker_devices.as_slice() };
+    let worker_devices = if is_complete { &[] } else { prepared.worker_devices.as_slice() };
     match cluster.remote_workers {
         0 => {}
         _ if is_complete => screen.line("the run is complete, which workers that come now are told"),
@@ -88,7 +77,7 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         views_png: views::png(directory.recipe(), &deal, 8, 0..2),
         directory,
         token,
-        tls,
+        tls: prepared.tls,
     };
     let hopeless = Arc::new(OnceLock::new());
     let observer = observer(screen, dashboard.as_ref(), traces.as_ref(), Arc::clone(&hopeless));

@@ -1,6 +1,8 @@
 //! Workers that leave in order, as real processes: a rolling restart, and one that a person sends away. What they prove
 //! each time: no step is computed twice, and the run ends with the bits of a run that nothing happened to.
 
+use std::net::TcpListener;
+
 use super::network::Split;
 use super::recovery::{check_end, count, lines};
 use super::*;
