@@ -27,7 +27,7 @@ fn check_that_nothing_was_computed_twice(place: &Place, run: &str) {
 fn a_worker_that_is_told_to_end_is_replaced_without_a_step_lost() {
     let place = Place::new();
     // Long enough for a process to come in the place of each.
-    let (long, last) = (["training.epochs=50"], "step-000400");
+    let (long, last) = (["training.epochs=100"], "step-000800");
     expect(&place.train("long", "1", &long).output().unwrap(), 0, &[]);
     let child = place.train("rolling", "3", &long).spawn().unwrap();
     // Each of them once, and the next one when the one before is back.
@@ -39,10 +39,10 @@ fn a_worker_that_is_told_to_end_is_replaced_without_a_step_lost() {
         place.workers("rolling", 4 + index);
     }
     let output = child.wait_with_output().unwrap();
-    expect(&output, 0, &["has left in order", "is started again in", "all 400 steps are done"]);
+    expect(&output, 0, &["has left in order", "is started again in", "all 800 steps are done"]);
     assert_eq!((count(&place, "rolling", "left"), count(&place, "rolling", "lost")), (3, 0));
     assert_eq!(place.state_hash_at("rolling", last), place.state_hash_at("long", last));
-    assert_eq!(lines(&place, "rolling", "metrics.jsonl").len(), 400, "each step once");
+    assert_eq!(lines(&place, "rolling", "metrics.jsonl").len(), 800, "each step once");
 }
 
 #[test]
