@@ -20,6 +20,9 @@ use crate::seal::ContentHash;
 /// as the longest unused make room and what has just arrived has not been used yet.
 const HELD_BLOCKS: usize = 3 * WINDOW_BLOCKS;
 
+/// How often a block is fetched that arrives changed. A network that does so each time is not one to train over.
+const ATTEMPTS: u32 = 3;
+
 /// Blocks that may wait to be loaded ahead: two windows of as many shards as one worker ever leases.
 const AHEAD_BLOCKS: usize = 2 * WINDOW_BLOCKS * 64;
 
@@ -265,19 +268,35 @@ impl Sources {
         if let Some(map) = self.cache.as_ref().and_then(|cache| cache.get(hash)) {
             return Ok(Pixels::Mapped(Arc::new(map)));
         }
-        let bytes =
-            self.fetch.fetch(shard, block).map_err(|source| DatasetError::Fetch { shard, block, source })?;
-        let found = ContentHash::of(&bytes);
-        if found != *hash {
-            let (expected, found) = (hash.to_string(), found.to_string());
-            return Err(DatasetError::ForeignBlock { shard, block, expected, found });
-        }
+        let bytes = self.fetch_whole(shard, block, hash)?;
         match self.cache.as_ref().map(|cache| cache.put(hash, &bytes)) {
             Some(Ok(Some(map))) => return Ok(Pixels::Mapped(Arc::new(map))),
             Some(Err(error)) => tracing::warn!(shard, block, %error, "cannot cache a block: kept in memory"),
             Some(Ok(None)) | None => {}
         }
         Ok(Pixels::Memory(bytes.into()))
+    }
+
+    /// Fetches a block until it has its hash: what was changed on its way comes right the next time.
+    fn fetch_whole(&self, shard: u32, block: u32, hash: &ContentHash) -> Result<Vec<u8>, DatasetError> {
+        let mut attempt = 1;
+        loop {
+            let bytes = self.fetch.fetch(shard, block).map_err(|source| DatasetError::Fetch {
+                shard,
+                block,
+                source,
+            })?;
+            let found = ContentHash::of(&bytes);
+            if found == *hash {
+                return Ok(bytes);
+            }
+            if attempt == ATTEMPTS {
+                let (expected, found) = (hash.to_string(), found.to_string());
+                return Err(DatasetError::ForeignBlock { shard, block, expected, found });
+            }
+            tracing::warn!(shard, block, "a block arrived changed and is fetched again");
+            attempt += 1;
+        }
     }
 
     /// The slot of a block, now the latest used of its shard. The longest unused makes room; whoever still
@@ -487,15 +506,14 @@ mod tests {
         let fetch = move |shard, block| -> Fetched {
             match calls.fetch_add(1, Ordering::SeqCst) {
                 0 => Err("the connection broke".into()),
-                1 => Ok(pixels(&deal, &manifest, 1 - shard, block)),
-                2 => Ok(Vec::new()),
+                // Three lies are too many, two are borne.
+                1 | 3 | 5 => Ok(pixels(&deal, &manifest, 1 - shard, block)),
+                2 | 4 => Ok(Vec::new()),
                 _ => Ok(pixels(&deal, &manifest, shard, block)),
             }
         };
         let store = BlockStore::new(scene.manifest.clone(), scene.cache(), None, Box::new(fetch));
-        for phrase in
-            ["cannot fetch block 1 of shard 0: the connection broke", "arrived with BLAKE3", "arrived with"]
-        {
+        for phrase in ["cannot fetch block 1 of shard 0: the connection broke", "arrived with BLAKE3"] {
             let error = store.block(0, 1).unwrap_err().to_string();
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
             assert!(block_files(&scene.cache_path()).is_empty(), "nothing false is cached");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use protocol::WorkerId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
 
 use crate::line::Line;
@@ -37,8 +37,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Waits for a call on a thread that runs no async tasks, for at most `limit`. If the coordinator is lost
-    /// meanwhile, waits for the next one, and calls again.
+    /// Waits for a call on a thread that runs no async tasks, for at most `limit`, and calls again if the coordinator
+    /// was lost meanwhile and another one found, or did not answer in time: one whose disk stands still is away, though
+    /// its connection lives. That is borne for as long as a coordinator may be lost.
     pub(crate) fn call<T, F>(&self, limit: Duration, call: impl FnMut() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
@@ -56,9 +57,17 @@ impl Link {
         F: Future<Output = Result<T, Status>>,
     {
         let mut attempts = 1;
+        let borne_until = Instant::now() + self.absence_limit;
         loop {
             let before = *self.attendance.borrow();
-            match within(limit, call()).await {
+            let Ok(outcome) = timeout(limit, call()).await else {
+                if Instant::now() < borne_until {
+                    tracing::warn!("a call that took more than {:.1} s is made again", limit.as_secs_f64());
+                    continue;
+                }
+                return Err(too_long(limit));
+            };
+            match outcome {
                 Err(status) if was_garbled(&status) && attempts < ATTEMPTS => {
                     tracing::warn!("a call is made again, over a new connection: {}", status.message());
                     self.line.redial();
@@ -79,7 +88,8 @@ impl Link {
         limit: Duration,
         outcome: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        self.runtime.block_on(within(limit + self.absence_limit, outcome))
+        let limit = limit + self.absence_limit;
+        self.runtime.block_on(timeout(limit, outcome)).unwrap_or_else(|_| Err(too_long(limit)))
     }
 
     /// How often a coordinator was found by now.
@@ -104,11 +114,8 @@ async fn holds(
     timeout(limit, attendance.wait_for(condition)).await.is_ok_and(|found| found.is_ok())
 }
 
-async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    timeout(limit, call).await.unwrap_or_else(|_| {
-        let limit_s = limit.as_secs_f64();
-        Err(Status::deadline_exceeded(format!("it took more than {limit_s:.1} s")))
-    })
+fn too_long(limit: Duration) -> Status {
+    Status::deadline_exceeded(format!("it took more than {:.1} s", limit.as_secs_f64()))
 }
 
 /// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC. An
@@ -128,18 +135,48 @@ mod tests {
     use super::*;
     use protocol::{Access, Token};
 
-    #[tokio::test]
-    async fn what_was_garbled_is_asked_again_and_what_was_refused_is_not() {
+    /// A link to nobody, whose coordinator counts as found.
+    fn link(absence_limit: Duration) -> Link {
         let access = Access { token: Token::random().unwrap(), tls: None };
         let (_found, attendance) = watch::channel(Some(1));
-        let link = Link {
+        Link {
             line: Line::to("127.0.0.1:1", &access).unwrap(),
             worker: WorkerId(1),
             run_id: Bytes::new(),
             runtime: Handle::current(),
             attendance,
-            absence_limit: Duration::ZERO,
-        };
+            absence_limit,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_that_does_not_answer_is_asked_again_for_as_long_as_it_may_be_away() {
+        let limit = Duration::from_secs(60);
+        for (absence_s, answers_at_call, calls_expected) in
+            [(600, 1, Some(1)), (600, 4, Some(4)), (600, 99, None), (0, 2, None)]
+        {
+            let (link, mut calls) = (link(Duration::from_secs(absence_s)), 0);
+            let call = || {
+                calls += 1;
+                let answers = calls >= answers_at_call;
+                async move { if answers { Ok(()) } else { std::future::pending().await } }
+            };
+            let begun = Instant::now();
+            let outcome = link.outlast(limit, call).await;
+            match calls_expected {
+                Some(expected) => assert_eq!((outcome.is_ok(), calls), (true, expected), "{absence_s} s"),
+                None => {
+                    assert_eq!(outcome.unwrap_err().message(), "it took more than 60.0 s");
+                    let waited_s = begun.elapsed().as_secs();
+                    assert!((absence_s.max(60)..=absence_s + 60).contains(&waited_s), "{waited_s} s");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_garbled_is_asked_again_and_what_was_refused_is_not() {
+        let link = link(Duration::ZERO);
         for (code, failures, calls_expected, succeeds) in [
             (Code::DataLoss, 2, 3, true),
             (Code::Internal, 1, 2, true),
