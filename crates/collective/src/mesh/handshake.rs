@@ -38,8 +38,9 @@ const MAGIC: [u8; 8] = *b"simsiam\n";
 
 /// Version of everything said over a connection. Since 2 both sides prove that they know the key; since 3 the group
 /// agrees on shared memory or TCP after that; since 5 workers of different hosts have several connections; since 6
-/// payloads have another checksum; since 7 the dialled side says that a connection counts.
-const VERSION: u32 = 7;
+/// payloads have another checksum; since 7 the dialled side says that a connection counts; since 8 the headers of frames are
+/// sealed.
+const VERSION: u32 = 8;
 
 /// Written in the host's order: payloads are floats as they lie in memory, so both sides must share it.
 const BYTE_ORDER: u32 = 0x0102_0304;

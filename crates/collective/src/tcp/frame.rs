@@ -1,14 +1,15 @@
-//! The frames between workers: 32 bytes of header, of which the receiver knows every field but the checksum.
+//! The frames between workers: 32 bytes of header, of which the receiver knows every field but the checksum. The header is
+//! sealed, so that what was changed on its way is told from what the sender meant otherwise.
 
-use crate::CollectiveError;
 use crate::layout::Layout;
 use crate::mesh::field;
+use crate::{CollectiveError, checksum};
 use std::ops::Range;
 
 /// Bytes in a header.
 pub(super) const HEADER_LEN: usize = 32;
 
-/// Begins every frame.
+/// What the seal of a header takes the place of its checksum by, so that zeros are none.
 const MAGIC: u16 = 0xf01d;
 
 /// What a frame's payload is.
@@ -43,10 +44,9 @@ pub(super) struct Stamp {
     pub(super) step: u64,
 }
 
-/// A header as its fields, in the order they are written, little-endian.
+/// A header as its fields, in the order they are written after its seal, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
-    magic: u16,
     kind: u8,
     node: u8,
     chunk: u16,
@@ -72,7 +72,6 @@ impl Frame {
 
     fn header(&self, stamp: Stamp, checksum: u32) -> Header {
         Header {
-            magic: MAGIC,
             kind: self.kind as u8,
             node: self.node as u8, // a contiguous lease has at most 62 subtrees
             chunk: self.chunk as u16,
@@ -90,8 +89,11 @@ impl Frame {
     }
 }
 
-/// The kind that a received header claims.
+/// The kind that a received header claims, if it is a header and arrived as it was sent.
 pub(super) fn kind(bytes: &[u8; HEADER_LEN]) -> Option<Kind> {
+    if field(bytes, 0) != seal(bytes) {
+        return None;
+    }
     match bytes[2] {
         1 => Some(Kind::Scatter),
         2 => Some(Kind::Gather),
@@ -99,7 +101,12 @@ pub(super) fn kind(bytes: &[u8; HEADER_LEN]) -> Option<Kind> {
     }
 }
 
-/// Checks that a received header is that of `expected`, and returns the checksum it announces.
+/// The two bytes that a header begins with, made of the others.
+fn seal(bytes: &[u8; HEADER_LEN]) -> [u8; 2] {
+    (MAGIC ^ checksum::of(&bytes[2..]) as u16).to_le_bytes()
+}
+
+/// Checks that a received header, whose [`kind`] is known, is that of `expected`, and returns the checksum it announces.
 pub(super) fn check(
     bytes: &[u8; HEADER_LEN],
     expected: &Frame,
@@ -108,10 +115,8 @@ pub(super) fn check(
     let found = Header::from_bytes(bytes);
     let expected = expected.header(stamp, found.checksum);
     let rank = stamp.sender;
-    if found.magic != expected.magic || found.sender != expected.sender {
-        return Err(CollectiveError::Corrupt { rank });
-    }
     let fields = [
+        ("rank", expected.sender.into(), found.sender.into()),
         ("generation", expected.generation, found.generation),
         ("step", expected.step, found.step),
         ("subtree in turn", expected.node.into(), found.node.into()),
@@ -129,7 +134,6 @@ pub(super) fn check(
 impl Header {
     fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[0..2].copy_from_slice(&self.magic.to_le_bytes());
         bytes[2] = self.kind;
         bytes[3] = self.node;
         bytes[4..6].copy_from_slice(&self.chunk.to_le_bytes());
@@ -138,12 +142,13 @@ impl Header {
         bytes[16..24].copy_from_slice(&self.step.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.checksum.to_le_bytes());
+        let seal = seal(&bytes);
+        bytes[0..2].copy_from_slice(&seal);
         bytes
     }
 
     fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
         Self {
-            magic: u16::from_le_bytes(field(bytes, 0)),
             kind: bytes[2],
             node: bytes[3],
             chunk: u16::from_le_bytes(field(bytes, 4)),
@@ -162,17 +167,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_changed_field_is_noticed() {
+    fn what_was_changed_is_told_from_what_was_meant_otherwise() {
         let frame = Frame { kind: Kind::Gather, node: 0, chunk: 3, range: 100..164, is_rounded: false };
         let stamp = Stamp { sender: 5, generation: 1 << 40, step: 77 };
         let bytes = frame.encode(stamp, 0xdead_beef);
         assert_eq!(kind(&bytes), Some(Kind::Gather));
         assert_eq!(check(&bytes, &frame, stamp).unwrap(), 0xdead_beef);
-        for place in (0..28).filter(|place| *place != 2) {
+        for bit in 0..8 * HEADER_LEN {
             let mut bytes = bytes;
-            bytes[place] ^= 0x10;
-            assert!(check(&bytes, &frame, stamp).is_err(), "byte {place}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(kind(&bytes), None, "bit {bit}");
         }
+        assert_eq!(kind(&[0; HEADER_LEN]), None);
         let rounded = Frame { is_rounded: true, ..frame.clone() };
         let other = check(&bytes, &rounded, stamp).unwrap_err();
         let named =
@@ -184,7 +190,8 @@ mod tests {
     }
 
     proptest! {
-        /// Of any bytes, and of a header with some of its bytes changed, none but the expected header is accepted.
+        /// Of any bytes, and of a header with some of its fields changed and sealed again, none but the expected header is
+        /// accepted.
         #[test]
         fn no_other_header_is_accepted(
             noise in proptest::array::uniform32(any::<u8>()),
@@ -199,7 +206,9 @@ mod tests {
                 changed[place] = byte;
             }
             // The kind is what the receiver chooses the expected frame by.
-            let is_other = changed[..2] != bytes[..2] || changed[3..] != bytes[3..];
+            let is_other = changed[3..] != bytes[3..];
+            let sealed = seal(&changed);
+            changed[..2].copy_from_slice(&sealed);
             prop_assert_eq!(check(&changed, &frame, stamp).is_err(), is_other);
             let _ = kind(&changed);
         }
