@@ -252,6 +252,23 @@ mod tests {
         }
     }
 
+    /// The page that says what every key is has all of them that a complete recipe can have.
+    #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../../../docs/recipe.md");
+        let full = [
+            "data={source='stl10',path='a',include_train=true}",
+            "evaluation.data={source='folder',path='a',image_px=96}",
+            "checkpoint.every_minutes=2.0",
+            &format!("start={{weights='a',heads='random',blake3='{}'}}", "0".repeat(64)),
+        ];
+        let full: Vec<String> = full.into_iter().map(String::from).collect();
+        for (key, _) in Recipe::from_toml(QUICKSTART, &full).unwrap().values() {
+            let word = key.rsplit('.').next().unwrap();
+            assert!(page.contains(&format!("`{word}`")) || page.contains(&format!(" {word}")), "{key}");
+        }
+    }
+
     #[test]
     fn a_run_is_saved_by_time_unless_its_recipe_says_otherwise() {
         let bare = QUICKSTART.replace("[checkpoint]\nevery_steps = 80\n", "");
