@@ -100,8 +100,11 @@ impl Evaluations {
         }
     }
 
-    /// A checkpoint was published; the last one of a run is always evaluated.
+    /// A checkpoint was published; the last one of a run is always evaluated. One that is sent twice counts once.
     pub(crate) fn published(&mut self, checkpoint: &str, is_last: bool) {
+        if self.need(checkpoint) {
+            return;
+        }
         self.checkpoints_seen += 1;
         if is_last || self.checkpoints_seen.is_multiple_of(u64::from(self.settings.every_checkpoints)) {
             self.waiting.retain(|weights| *weights == Weights::Random);
@@ -270,6 +273,21 @@ mod tests {
         }
         assert_eq!(["step-2", "step-3"].map(|name| evaluations.need(name)), [false, true]);
         assert_eq!(subjects(until_all_ended(&mut evaluations)), ["--random", "step-3--checkpoint"]);
+    }
+
+    /// Two workers may have sent it, one of them before it was lost.
+    #[test]
+    fn what_is_published_twice_is_evaluated_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for looks in [0, 1] {
+            let mut evaluations = evaluations(folder.path(), 1, ANSWER);
+            evaluations.published("step-1", true);
+            for _ in 0..looks {
+                assert!(evaluations.look().is_empty());
+            }
+            evaluations.published("step-1", true);
+            assert_eq!(subjects(until_all_ended(&mut evaluations)), ["step-1--checkpoint"], "{looks}");
+        }
     }
 
     #[test]

@@ -440,9 +440,12 @@ async fn a_checkpoint_waits_for_the_metrics_of_its_steps() {
         let (mut client, parts) = (worker.client.clone(), worker.checkpoint(1));
         async move { client.publish_checkpoint(tokio_stream::iter(parts)).await }
     });
-    let partial = run.join("checkpoints/.step-000001.partial");
+    let is_received = || {
+        let folders = fs::read_dir(run.join("checkpoints")).unwrap();
+        folders.into_iter().any(|folder| folder.unwrap().path().join("progress.json").exists())
+    };
     let received = timeout(Duration::from_secs(20), async {
-        while !partial.join("progress.json").exists() {
+        while !is_received() {
             tokio::task::yield_now().await;
         }
     });

@@ -129,7 +129,7 @@ impl Publisher {
                 Ok(())
             }
             Err(status) => {
-                // If it only took too long, the next attempt must not meet it.
+                // If it only took too long, nobody waits for it any more.
                 abort.abort();
                 Err(WorkerError::Publish { step, problem: status.message().to_string() })
             }

@@ -6,6 +6,7 @@ mod publish;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use directory::{CheckpointDirectory, FileEntry, Manifest};
 pub use error::CheckpointError;
@@ -13,12 +14,15 @@ pub use publish::PartialCheckpoint;
 
 use directory::checkpoint_name;
 pub(crate) use directory::step_of;
+use publish::PARTIAL;
 
 /// The folder `checkpoints` of a run directory.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     path: PathBuf,
     run_id: String,
+    /// Held while one takes its name, which several attempts may want at once.
+    naming: Arc<Mutex<()>>,
 }
 
 impl Checkpoints {
@@ -30,18 +34,18 @@ impl Checkpoints {
     pub(crate) fn open(path: &Path, run_id: &str) -> Result<Checkpoints, CheckpointError> {
         fs::create_dir_all(path).map_err(CheckpointError::io("create", path))?;
         for name in names(path)? {
-            if name.starts_with('.') && name.ends_with(".partial") {
+            if name.starts_with('.') && name.ends_with(PARTIAL) {
                 let leftover = path.join(name);
                 fs::remove_dir_all(&leftover).map_err(CheckpointError::io("remove", &leftover))?;
             }
         }
-        Ok(Checkpoints { path: path.to_path_buf(), run_id: run_id.to_string() })
+        Ok(Checkpoints { path: path.to_path_buf(), run_id: run_id.to_string(), naming: Arc::default() })
     }
 
-    /// Begins the checkpoint of `step`.
+    /// Begins an attempt at the checkpoint of `step`; there may be others.
     ///
     /// # Errors
-    /// [`CheckpointError::Refused`] while the same one is being written; errors of the disk.
+    /// Those of the disk.
     pub fn begin(&self, step: u64) -> Result<PartialCheckpoint, CheckpointError> {
         PartialCheckpoint::begin(&self.path, step, &self.run_id)
     }
@@ -50,8 +54,11 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`CheckpointError::Refused`] if it is not whole, or those of the disk; nothing of it is left then.
-    pub fn publish(&self, partial: PartialCheckpoint) -> Result<CheckpointDirectory, CheckpointError> {
-        partial.finish()
+    pub fn publish(&self, mut partial: PartialCheckpoint) -> Result<CheckpointDirectory, CheckpointError> {
+        let written = partial.complete()?;
+        // Who panicked meanwhile has left nothing in it that could be damaged.
+        let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        partial.take_name(written)
     }
 
     /// Deletes all but the last `keep` checkpoints up to `step`, which is to be the run's own: one that was published while
@@ -167,6 +174,8 @@ fn names(path: &Path) -> Result<Vec<String>, CheckpointError> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     fn open(folder: &Path) -> Checkpoints {
@@ -319,25 +328,35 @@ mod tests {
         assert!(names(folder.path()).unwrap().is_empty());
     }
 
+    /// That of a worker that is lost may still wait for the disk when another one sends the same state.
     #[test]
-    fn the_same_checkpoint_is_not_written_twice_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let checkpoints = open(folder.path());
-        let first = write(&checkpoints, 10);
-        let error = checkpoints.begin(10).unwrap_err().to_string();
-        assert!(error.contains("being published already"), "{error}");
-        checkpoints.publish(first).unwrap();
-        // And again after it is there: the first stays.
-        publish(&checkpoints, 10);
-        assert_eq!(names(folder.path()).unwrap(), ["step-000010"]);
+    fn attempts_at_the_same_checkpoint_do_not_meet() {
+        for attempts in [2, 3, 8] {
+            let folder = tempfile::tempdir().unwrap();
+            let checkpoints = open(folder.path());
+            let partials: Vec<_> = (0..attempts).map(|_| write(&checkpoints, 10)).collect();
+            let abandoned = write(&checkpoints, 10);
+            let published: Vec<_> = thread::scope(|scope| {
+                let publish = |partial| scope.spawn(|| checkpoints.publish(partial).unwrap());
+                let publishing: Vec<_> = partials.into_iter().map(publish).collect();
+                publishing.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(published.iter().all(|checkpoint| *checkpoint == published[0]), "{published:?}");
+            published[0].verify().unwrap();
+            // And again after it is there: the first stays.
+            publish(&checkpoints, 10);
+            drop(abandoned);
+            assert_eq!(names(folder.path()).unwrap(), ["step-000010"]);
+        }
     }
 
     #[test]
     fn leftovers_are_removed_when_the_folder_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(folder.path());
-        std::mem::forget(write(&checkpoints, 10));
-        assert_eq!(names(folder.path()).unwrap(), [".step-000010.partial"]);
+        std::mem::forget([write(&checkpoints, 10), write(&checkpoints, 10)]);
+        let left = names(folder.path()).unwrap();
+        assert!(left.len() == 2 && left.iter().all(|name| name.starts_with(".step-000010-")), "{left:?}");
         open(folder.path());
         assert!(names(folder.path()).unwrap().is_empty());
     }

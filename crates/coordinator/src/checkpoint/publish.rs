@@ -1,9 +1,12 @@
 //! A checkpoint on its way into a run directory.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
 
 use super::directory::{MANIFEST, is_file_name};
 use super::{CheckpointDirectory, CheckpointError, FileEntry, Manifest, checkpoint_name};
@@ -17,15 +20,17 @@ const MOST_FILES: usize = 16;
 /// ResNet-50 with momentum is 0.3 GB; more than 64 GB fills a disk by mistake.
 const MOST_BYTES: u64 = 64 << 30;
 
-/// A checkpoint that is being written, in a folder of its own that is removed unless it is finished.
+/// The end of the names of folders in which checkpoints are written.
+pub(super) const PARTIAL: &str = ".partial";
+
+/// A checkpoint that is being written, in a folder of its own that is removed unless it is published.
 #[derive(Debug)]
 pub struct PartialCheckpoint {
     checkpoints: PathBuf,
-    path: PathBuf,
+    folder: TempDir,
     manifest: Manifest,
     bytes: u64,
     open: Option<OpenFile>,
-    is_complete: bool,
 }
 
 #[derive(Debug)]
@@ -39,16 +44,18 @@ struct OpenFile {
 
 impl PartialCheckpoint {
     pub(super) fn begin(checkpoints: &Path, step: u64, run_id: &str) -> Result<Self, CheckpointError> {
-        let path = checkpoints.join(format!(".{}.partial", checkpoint_name(step)));
-        fs::create_dir(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                CheckpointError::Refused { step, problem: "it is being published already".to_string() }
-            }
-            _ => CheckpointError::io("create", &path)(error),
-        })?;
+        // Each attempt has its own: that of a worker that is lost may wait for the disk for long, while another one sends
+        // the same state.
+        let folder = tempfile::Builder::new()
+            .prefix(&format!(".{}-", checkpoint_name(step)))
+            .suffix(PARTIAL)
+            // Others may read a run, as far as the umask lets them.
+            .permissions(Permissions::from_mode(0o777))
+            .tempdir_in(checkpoints)
+            .map_err(CheckpointError::io("create a folder in", checkpoints))?;
         let manifest = Manifest { step, run_id: run_id.to_string(), files: BTreeMap::new() };
         let checkpoints = checkpoints.to_path_buf();
-        Ok(PartialCheckpoint { checkpoints, path, manifest, bytes: 0, open: None, is_complete: false })
+        Ok(PartialCheckpoint { checkpoints, folder, manifest, bytes: 0, open: None })
     }
 
     /// Appends `data` to `file`. A new name begins a new file and ends the one before.
@@ -81,7 +88,7 @@ impl PartialCheckpoint {
         if self.manifest.files.len() >= MOST_FILES {
             return Err(self.refused(format!("it has more than {MOST_FILES} files")));
         }
-        let path = self.path.join(name);
+        let path = self.folder.path().join(name);
         let file = File::create_new(&path).map_err(CheckpointError::io("create", &path))?;
         let hasher = blake3::Hasher::new();
         self.open = Some(OpenFile { name: name.to_string(), path, file, hasher, bytes: 0 });
@@ -97,8 +104,8 @@ impl PartialCheckpoint {
         Ok(())
     }
 
-    /// Syncs, writes the manifest, reads everything back and only then gives the folder its name.
-    pub(super) fn finish(mut self) -> Result<CheckpointDirectory, CheckpointError> {
+    /// Syncs, writes the manifest and reads everything back.
+    pub(super) fn complete(&mut self) -> Result<CheckpointDirectory, CheckpointError> {
         let last = self.open.as_ref().map(|open| (open.name.clone(), open.path.clone()));
         self.close_file()?;
         match last {
@@ -113,8 +120,16 @@ impl PartialCheckpoint {
             None => return Err(self.refused("no file was sent".to_string())),
         }
         self.write_manifest()?;
-        let written = CheckpointDirectory::open(&self.path)?;
-        sync_folder(&self.path)?;
+        let written = CheckpointDirectory::open(self.folder.path())?;
+        sync_folder(self.folder.path())?;
+        Ok(written)
+    }
+
+    /// Gives the folder its name, with what was `written` into it. Not while another one takes the same name.
+    pub(super) fn take_name(
+        self,
+        written: CheckpointDirectory,
+    ) -> Result<CheckpointDirectory, CheckpointError> {
         let path = self.checkpoints.join(checkpoint_name(self.manifest.step));
         match CheckpointDirectory::open(&path) {
             // The same step of the same run, published before: it stays, and the partial folder goes.
@@ -125,14 +140,15 @@ impl PartialCheckpoint {
             Ok(_) | Err(CheckpointError::Damaged { .. }) => {}
             Err(error) => return Err(error),
         }
-        fs::rename(&self.path, &path).map_err(CheckpointError::io("create", &path))?;
-        self.is_complete = true;
+        fs::rename(self.folder.path(), &path).map_err(CheckpointError::io("create", &path))?;
+        // Nothing of that name is left to be removed.
+        drop(self.folder.keep());
         sync_folder(&self.checkpoints)?;
         Ok(written.moved_to(path))
     }
 
     fn write_manifest(&self) -> Result<(), CheckpointError> {
-        let path = self.path.join(MANIFEST);
+        let path = self.folder.path().join(MANIFEST);
         let text = serde_json::to_vec_pretty(&self.manifest).expect("a manifest can be written as JSON");
         let mut file = File::create_new(&path).map_err(CheckpointError::io("create", &path))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(CheckpointError::io("write", &path))
@@ -140,15 +156,6 @@ impl PartialCheckpoint {
 
     fn refused(&self, problem: String) -> CheckpointError {
         CheckpointError::Refused { step: self.manifest.step, problem }
-    }
-}
-
-impl Drop for PartialCheckpoint {
-    fn drop(&mut self) {
-        if !self.is_complete {
-            // Best effort: what stays is removed when the run directory is opened the next time.
-            let _ = fs::remove_dir_all(&self.path);
-        }
     }
 }
 
