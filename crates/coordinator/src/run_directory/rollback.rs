@@ -12,18 +12,19 @@ use super::{RunDirectory, RunDirectoryError, failed};
 const EVALUATIONS: &str = "evaluations";
 
 impl RunDirectory {
-    /// Goes back to the state after `step`: what came after it is removed, and the recipe says how the run goes on.
+    /// Goes back to the state after `step`: what came after it is removed, and then the recipe says how the run goes on. If
+    /// that breaks off, what is left is still of the recipe that is there.
     pub(crate) fn roll_back(
         &mut self,
         step: u64,
         change: LearningRateChange,
     ) -> Result<(), RunDirectoryError> {
-        let mut recipe = self.recipe.clone();
-        recipe.optimizer.learning_rate_changes.push(change);
-        self.keep_recipe(recipe)?;
         self.checkpoints.forget_after(step)?;
         self.forget_evaluations_after(step)?;
-        self.forget_metrics_after(step)
+        self.forget_metrics_after(step)?;
+        let mut recipe = self.recipe.clone();
+        recipe.optimizer.learning_rate_changes.push(change);
+        self.keep_recipe(recipe)
     }
 
     /// What was found of states that are not the run's any more would be taken for what it has learned.
@@ -51,6 +52,8 @@ fn evaluated_step(name: &OsStr) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use recipe::Recipe;
 
     use super::*;
@@ -73,5 +76,29 @@ mod tests {
         run.roll_back(400, change()).unwrap();
         let left = |name: &&str| evaluations.join(name).exists();
         assert!(stays.iter().all(left) && !goes.iter().any(left));
+    }
+
+    /// Whoever goes on after it finds the recipe that all which is left was made by.
+    #[test]
+    fn one_that_breaks_off_leaves_the_recipe_as_it_was() {
+        type Obstacle = fn(&Path) -> io::Result<()>;
+        let obstacles: [(Obstacle, &str); 3] = [
+            (|run| fs::write(run.join("checkpoints/step-000500"), "no folder"), "step-000500"),
+            (|run| fs::create_dir_all(run.join("evaluations/knn-step-000500-x.json")), "knn-step-000500"),
+            (|run| fs::remove_file(run.join("metrics.jsonl")), "metrics.jsonl"),
+        ];
+        for (obstacle, expected) in obstacles {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run");
+            let recipe = Recipe::from_toml(recipe::QUICKSTART, &[]).unwrap();
+            let mut run = RunDirectory::create(&path, &recipe, "1").unwrap();
+            obstacle(&path).unwrap();
+            let change = LearningRateChange { after_step: 400, factor: 0.5 };
+            let error = run.roll_back(400, change).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(run.recipe(), &recipe, "{expected}");
+            drop(run);
+            assert_eq!(RunDirectory::open(&path).unwrap().recipe(), &recipe, "{expected}");
+        }
     }
 }
