@@ -469,7 +469,7 @@ def press_save(page):
     expect("checkpoints before one was asked for", [], run.checkpoints())
     page.press("save")
     run.coordinator.wait_until("a checkpoint of the step", [step], run.checkpoints)
-    expect("the answer to save", "A checkpoint is saved after the step in hand.\n", page.read()["answer"])
+    expect("the answer to save", "A checkpoint is saved after the step in hand, in a pause at once.\n", page.read()["answer"])
     run.coordinator.wait_until("an evaluation of the step", step, lambda: run.evaluations()[-1]["step"])
     expect("the state after a save in a pause", "paused", page.read()["state"])
 

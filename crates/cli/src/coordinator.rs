@@ -229,7 +229,7 @@ enum Wish {
     Pause,
     /// Go on after a pause
     Continue,
-    /// Save after the step in hand, and go on
+    /// Save after the step in hand, in a pause at once, and change nothing else
     Save,
     /// Finish the step in hand, save, and end
     Stop,

@@ -65,6 +65,9 @@ pub(crate) fn input(worker: WorkerId, report: v1::report::Event) -> Result<Input
             complaint: (!halted.reason.is_empty())
                 .then(|| complaint(halted.reason, halted.suspect_worker_id)),
         },
+        Wire::Unsaved(v1::Unsaved { generation, reason }) => {
+            Event::Unsaved { worker, generation: Generation(generation), reason }
+        }
     }))
 }
 
@@ -237,6 +240,7 @@ mod tests {
             Wire::Finished(v1::Finished { step: 9, state_hash, generation: 3 }),
             Wire::Failed(v1::Failed { step: 9, reason: "full".into(), suspect_worker_id: 2, generation: 3 }),
             Wire::Halted(v1::Halted { generation: 3, reason: "lost".into(), ..v1::Halted::default() }),
+            Wire::Unsaved(v1::Unsaved { generation: 3, reason: "full".into() }),
         ]
         .into_iter()
         .map(|event| v1::Report {

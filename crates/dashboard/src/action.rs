@@ -78,8 +78,8 @@ impl Action {
             },
             Action::Save => Words {
                 label: "Save",
-                question: "A checkpoint is saved after the step in hand, and the run goes on.",
-                answer: "A checkpoint is saved after the step in hand.",
+                question: "A checkpoint is saved after the step in hand, in a pause at once. Nothing else changes.",
+                answer: "A checkpoint is saved after the step in hand, in a pause at once.",
             },
             Action::Stop => Words {
                 label: "Stop",

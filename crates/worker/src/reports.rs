@@ -157,6 +157,12 @@ impl Reports {
         });
     }
 
+    /// This worker was told to save, and could not. Blocks while there is no room.
+    pub(crate) fn unsaved(&self, generation: u64, error: &WorkerError) {
+        let event = Event::Unsaved(v1::Unsaved { generation, reason: error.to_string() });
+        self.send(generation, event, |_| {});
+    }
+
     /// This worker cannot go on. Blocks while there is no room.
     pub(crate) fn failed(&self, generation: u64, step: u64, error: &WorkerError) {
         let (reason, suspect_worker_id) = (error.to_string(), suspect_worker_id(error));
@@ -169,7 +175,8 @@ impl Reports {
     fn send(&self, generation: u64, event: Event, note: impl FnOnce(&mut Told)) {
         let mut told = self.told();
         if told.position.generation == generation {
-            if !matches!(event, Event::Halted(_)) {
+            // Where it has halted is its position; and a coordinator that comes back orders anew what is to be saved.
+            if !matches!(event, Event::Halted(_) | Event::Unsaved(_)) {
                 told.kept.push(event.clone());
             }
             note(&mut told);
@@ -272,6 +279,7 @@ mod tests {
         // It halts while nobody listens, and is ordered into the next.
         reports.detach();
         reports.halted(2, None, None);
+        reports.unsaved(2, &WorkerError::Publish { step: 44, problem: "the disk is full".to_string() });
         let (attending, rest) = attend(&reports, 44);
         assert_eq!((attending.part(), attending.holds_state, rest.len()), (v1::Part::None, false, 0));
         assert!(!attending.leaves);

@@ -169,20 +169,22 @@ impl TrainingThread {
         Ok(())
     }
 
-    /// Publishes the state for those who lack it.
+    /// Publishes the state, for those who lack it or a person who asks for it. If that fails, this worker holds it all the
+    /// same, and whoever ordered it decides what follows.
     fn save(&self, position: &mut Position, publisher: &mut Publisher) -> Result<(), WorkerError> {
         let Some(replica) = &mut position.replica else {
             return Err(unexpected("a save of a state that this worker lacks".to_string()));
         };
         let state = replica.state()?;
         let attendance = self.link.attendance();
-        match publisher.publish_last(state, Instant::now()) {
-            Err(error) if self.link.attendance() != attendance => {
-                tracing::warn!("{error}; if it is still wanted, the coordinator asks again");
-                Ok(())
+        if let Err(error) = publisher.publish_last(state, Instant::now()) {
+            tracing::warn!("{error}");
+            // A coordinator that was found anew asks again, if it is still wanted.
+            if self.link.attendance() == attendance {
+                self.reports.unsaved(position.generation, &error);
             }
-            outcome => outcome,
         }
+        Ok(())
     }
 
     /// After an error that ends only the generation, this worker waits for the next one.

@@ -106,6 +106,15 @@ pub enum Event {
         /// Why.
         complaint: Complaint,
     },
+    /// A worker was told to save what it holds, and could not. It holds it still.
+    Unsaved {
+        /// Who.
+        worker: WorkerId,
+        /// Which generation it has left.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
     /// A worker's stream of reports ended.
     Detached {
         /// Who.
@@ -190,6 +199,7 @@ impl Event {
             | Event::Assembled { worker, generation, .. }
             | Event::Finished { worker, generation, .. }
             | Event::Halted { worker, generation, .. }
+            | Event::Unsaved { worker, generation, .. }
             | Event::WorkerFailed { worker, generation, .. } => Some((*worker, Some(*generation))),
             Event::Joined(_)
             | Event::Detached { .. }

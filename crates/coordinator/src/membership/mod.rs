@@ -257,6 +257,7 @@ impl Membership {
             Event::WorkerFailed { worker, step, complaint, .. } => {
                 self.worker_failed(worker, step, complaint, now)
             }
+            Event::Unsaved { worker, reason, .. } => self.unsaved(worker, &reason, now),
             Event::Detached { worker, reason } => self.detached(worker, &reason, now),
             Event::Unreachable { worker, reason } => self.unreachable(worker, &reason, now),
             Event::Leaving { worker } => self.leaving(worker, now),
@@ -476,6 +477,22 @@ impl Membership {
         }
         let consequences = if self.saver.is_some() { self.regroup(now) } else { Vec::new() };
         once(Action::Record(record)).chain(consequences).collect()
+    }
+
+    /// The worker that was told to save could not, and nor could another one: the disk is the run's. That ends the run if
+    /// others wait for the state. If only a person does, everything is as before.
+    fn unsaved(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
+        if self.saver.take_if(|saver| *saver == worker).is_none() {
+            return Vec::new();
+        }
+        let mut actions = self.regroup(now);
+        if self.saver.is_some() {
+            // The last of them would have it saved once more.
+            actions.pop();
+            let reason = format!("{} cannot save what others need: {reason}", self.describe(worker));
+            actions.extend(self.fail_for(&reason));
+        }
+        actions
     }
 
     /// Keeps a failure that is known at second hand until [`SECOND_HAND_WAIT`] has passed. The first stays.

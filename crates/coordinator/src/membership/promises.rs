@@ -71,6 +71,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         9 => (worker(), generation(), prop::option::of(step()), complaint()).prop_map(
             |(worker, generation, held_step, complaint)| Event::Halted { worker, generation, held_step, complaint }
         ),
+        1 => (worker(), generation()).prop_map(|(worker, generation)| {
+            Event::Unsaved { worker, generation, reason: "reason".to_string() }
+        }),
         1 => (worker(), generation(), step(), prop::option::of(worker())).prop_map(
             |(worker, generation, step, suspect)| {
                 let complaint = Complaint { reason: "reason".to_string(), suspect };

@@ -253,6 +253,47 @@ mod tests {
         assert!(course.step(Event::Requested(Request::Save)).is_empty(), "there is nothing yet");
     }
 
+    fn unsaved(course: &mut Course, worker: u64) -> Vec<Action> {
+        let reason = "no space left".to_string();
+        course.step(Event::Unsaved { worker: WorkerId(worker), generation: Generation(1), reason })
+    }
+
+    #[test]
+    fn a_save_in_a_pause_that_fails_costs_nothing() {
+        for goes_on_meanwhile in [false, true] {
+            let mut course = paused();
+            course.step(Event::Requested(Request::Save));
+            assert!(unsaved(&mut course, 2).is_empty(), "it was not asked");
+            if goes_on_meanwhile {
+                assert!(orders(&course.step(Event::Requested(Request::Continue))).is_empty());
+            }
+            let mut actions = unsaved(&mut course, 1);
+            if !goes_on_meanwhile {
+                assert!(actions.is_empty(), "{actions:?}");
+                assert_eq!(course.membership.phase(), Phase::Paused);
+                let again = course.step(Event::Requested(Request::Save));
+                assert!(matches!(orders(&again)[..], [(1, Order::Save { .. })]), "{again:?}");
+                unsaved(&mut course, 1);
+                actions = course.step(Event::Requested(Request::Continue));
+            }
+            let assembled = |order: &Order| matches!(order, Order::Assemble { step: 5, .. });
+            let orders = orders(&actions);
+            assert!(orders.len() == 2 && orders.iter().all(|(_, order)| assembled(order)), "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn a_save_that_fails_ends_the_run_if_others_wait_for_it() {
+        let mut course = paused();
+        course.loses(1);
+        course.step(Event::Joined(candidate(3)));
+        course.step(attending(3));
+        course.step(Event::Requested(Request::Continue));
+        let actions = unsaved(&mut course, 2);
+        check_failure(&actions, &["worker 2 (host-2) cannot save", "no space left", "5 steps are committed"]);
+        assert!(orders(&actions).iter().all(|(_, order)| matches!(order, Order::Dismiss { .. })));
+    }
+
     #[test]
     fn a_run_that_gathers_can_be_paused_before_it_begins() {
         let mut course = Course::new(settings(2));

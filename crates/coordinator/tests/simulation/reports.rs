@@ -129,6 +129,10 @@ impl Reports {
         }));
     }
 
+    pub(crate) fn unsaved(&self, generation: u64, reason: &str) {
+        self.send(Event::Unsaved(v1::Unsaved { generation, reason: reason.to_string() }));
+    }
+
     fn keep(&self, generation: u64, state: Option<&State>, event: Event) {
         let mut told = self.told.borrow_mut();
         if told.position.generation == generation {

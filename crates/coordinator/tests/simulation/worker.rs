@@ -357,7 +357,8 @@ impl Training {
                     let attendance = *self.publisher.link.attendance.borrow();
                     match self.publisher.publish_last(state).await {
                         Err(_) if *self.publisher.link.attendance.borrow() != attendance => {}
-                        outcome => outcome.map_err(|status| status.to_string())?,
+                        Err(status) => self.reports.unsaved(self.generation, &status.to_string()),
+                        Ok(_) => {}
                     }
                 }
                 Command::Stop => self.stopping = true,
