@@ -451,10 +451,11 @@ fn internal(error: &tokio::task::JoinError) -> Status {
 /// The answer to a worker whose checkpoint cannot be kept or read; the person is told too.
 fn checkpoint_status(error: &CheckpointError) -> Status {
     tracing::warn!("{error}");
+    // None of these but the first is a code of the transport's, for which a worker sends everything again at once.
     let code = match error {
         CheckpointError::Damaged { .. } => tonic::Code::DataLoss,
         CheckpointError::Refused { .. } => tonic::Code::InvalidArgument,
-        CheckpointError::Io { .. } => tonic::Code::Internal,
+        CheckpointError::Io { .. } => tonic::Code::FailedPrecondition,
     };
     Status::new(code, error.to_string())
 }
