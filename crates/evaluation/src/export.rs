@@ -5,7 +5,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
-use simsiam::Entry;
+use simsiam::{Entry, Layout};
 
 use crate::aside::write_whole;
 use crate::encoder::Encoder;
@@ -18,7 +18,8 @@ pub enum Names {
     /// torchvision's ResNet: `conv1.weight`, `bn1.running_mean`, `layer1.0.conv1.weight`. The backbone alone;
     /// there is no `fc`, so load it with `strict=False` or after `del model.fc`.
     Torchvision,
-    /// The official SimSiam code's: `encoder.conv1.weight`, with projector (`encoder.fc`) and predictor.
+    /// The official SimSiam code's: `encoder.conv1.weight`, with projector (`encoder.fc`) and predictor, and zeros for
+    /// the bias that its last projector layer has and ours has not.
     Simsiam,
 }
 
@@ -40,10 +41,15 @@ fn serialize(encoder: &Encoder, names: Names) -> Vec<u8> {
     let (layout, state) = (encoder.layout(), encoder.state());
     let parameters = layout.parameters.iter().map(|entry| (entry, &*state.weights));
     let statistics = layout.statistics.iter().map(|entry| (entry, state.statistics.as_slice()));
-    let tensors = parameters.chain(statistics).filter_map(|(entry, values)| {
-        let bytes = bytemuck::cast_slice(&values[entry.range.clone()]);
-        let view = TensorView::new(Dtype::F32, entry.shape.clone(), bytes);
-        Some((name(entry, names)?, view.expect("a range has its shape's length")))
+    let ours = parameters.chain(statistics).filter_map(|(entry, values)| {
+        Some((name(entry, names)?.to_owned(), entry.shape.clone(), &values[entry.range.clone()]))
+    });
+    let zeros = vec![0.0; encoder.recipe().model.projector_dim as usize];
+    let bias = official_bias(layout).filter(|_| names == Names::Simsiam);
+    let bias = bias.map(|name| (name, vec![zeros.len()], zeros.as_slice()));
+    let tensors = ours.chain(bias).map(|(name, shape, values)| {
+        let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values));
+        (name, view.expect("a range has its shape's length"))
     });
     let recipe = encoder.recipe();
     let text = |value: Result<String, serde_json::Error>| value.expect("numbers and names can be written");
@@ -56,6 +62,14 @@ fn serialize(encoder: &Encoder, names: Names) -> Vec<u8> {
         ("weights".to_owned(), text(serde_json::to_string(encoder.identity()))),
     ]);
     safetensors::serialize(tensors, Some(metadata)).expect("names are unique and shapes fit")
+}
+
+/// The name of the bias that the official code's last projector layer has before its BatchNorm, and ours has not. Without
+/// it strict loading fails, and otherwise a random one stays there that the running mean does not know of.
+fn official_bias(layout: &Layout) -> Option<String> {
+    let is_linear = |entry: &&Entry| entry.name.starts_with(PROJECTOR) && entry.shape.len() == 2;
+    let last = layout.parameters.iter().rfind(is_linear)?;
+    Some(last.name.replace(".weight", ".bias"))
 }
 
 /// The entry's name in the file; `None` if it is left out.
@@ -72,6 +86,7 @@ mod tests {
     use super::*;
     use crate::testing::quickstart;
     use safetensors::SafeTensors;
+    use std::collections::BTreeSet;
 
     fn names_of(names: Names) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
@@ -96,16 +111,26 @@ mod tests {
         assert_eq!(names.len(), 12 * 5);
     }
 
+    /// Whose last projector layer has a bias, so that its model loads the file strictly.
     #[test]
-    fn the_official_names_are_those_of_the_checkpoint() {
-        let encoder = Encoder::random(&quickstart());
-        let mut names = names_of(Names::Simsiam);
-        let layout = encoder.layout();
-        let mut expected: Vec<String> =
-            layout.parameters.iter().chain(&layout.statistics).map(|entry| entry.name.clone()).collect();
-        names.sort();
-        expected.sort();
-        assert_eq!(names, expected);
+    fn the_official_names_are_those_of_the_checkpoint_and_a_bias_of_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("simsiam.safetensors");
+        for (layers, bias) in [(2, "encoder.fc.3.bias"), (3, "encoder.fc.6.bias")] {
+            let mut recipe = quickstart();
+            recipe.model.projector_layers = layers;
+            let encoder = Encoder::random(&recipe);
+            export(&encoder, Names::Simsiam, &path).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let file = SafeTensors::deserialize(&bytes).unwrap();
+            let layout = encoder.layout();
+            let ours = layout.parameters.iter().chain(&layout.statistics).map(|entry| entry.name.as_str());
+            let expected: BTreeSet<&str> = ours.chain([bias]).collect();
+            assert_eq!(file.names().into_iter().collect::<BTreeSet<_>>(), expected);
+            let zeros = file.tensor(bias).unwrap();
+            assert_eq!(zeros.shape(), [recipe.model.projector_dim as usize]);
+            assert!(zeros.data().iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]
