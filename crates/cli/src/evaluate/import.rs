@@ -12,7 +12,8 @@ use crate::{PROGRAM_VERSION, start};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ImportArguments {
-    /// The weights: safetensors or what torch.save wrote, named as torchvision's ResNet or the official SimSiam
+    /// The weights: safetensors or what torch.save wrote, named as torchvision's ResNet, the official SimSiam, solo-learn
+    /// or lightly name them
     file: PathBuf,
     /// The run's folder to make; evaluate it, or train on with `coordinator --resume FOLDER`
     folder: PathBuf,

@@ -1,7 +1,7 @@
 //! The weights of other programs as a state to evaluate or to train from.
 //!
 //! Both ways round of [`export()`](crate::export()): its files come back bit for bit. PyTorch's files are read
-//! too: torchvision's ResNets and the official SimSiam checkpoints.
+//! too: torchvision's ResNets, and checkpoints of the official SimSiam code, solo-learn and lightly.
 
 mod file;
 mod names;
@@ -36,6 +36,8 @@ const NETWORK_ADVICE: &str =
     "set model.backbone, model.stem and model.width to the file's, or start from another file";
 const HEADS_ADVICE: &str = "set model.projector_layers, model.projector_dim and model.predictor_dim to the file's, or \
                             start.heads=random to take its backbone alone";
+const NAMES_ADVICE: &str = "give a file whose names are torchvision's (conv1.weight), the official SimSiam code's \
+                            (encoder.conv1.weight), or solo-learn's or lightly's (backbone.conv1.weight, backbone.0.weight)";
 const BROKEN_ADVICE: &str = "the file's network is broken: start from another file";
 
 /// Reads the file that `start` names as weights of the recipe's network.
@@ -128,7 +130,12 @@ impl<'a> Import<'a> {
     }
 
     fn refuse(&self, name: &str, expected: &str, found: &str) -> EvaluationError {
-        let advice = if is_of_heads(name) { HEADS_ADVICE } else { NETWORK_ADVICE };
+        let mut ours = self.layout.parameters.iter().map(|entry| &entry.name);
+        let advice = match is_of_heads(name) {
+            _ if !ours.any(|ours| self.named.tensors.contains_key(ours)) => NAMES_ADVICE,
+            true => HEADS_ADVICE,
+            false => NETWORK_ADVICE,
+        };
         let found = format!("{found} {}", resemblance::describe(self.named));
         EvaluationError::content(self.path, format!("{name} {expected}"), found, advice)
     }

@@ -96,6 +96,62 @@ fn pytorchs_files_give_pytorchs_numbers() {
     assert!(!Path::new("payload-was-executed").exists());
 }
 
+/// The same tensors under the names that solo-learn and lightly give them, which say nothing else.
+#[test]
+fn names_of_other_libraries_give_the_same_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    let solo_learn = |name: &str| match name.strip_prefix("encoder.fc.") {
+        Some(rest) => format!("projector.{rest}"),
+        None => name.replace("encoder.", "backbone."),
+    };
+    let children =
+        [("conv1", "0"), ("bn1", "1"), ("layer1", "4"), ("layer2", "5"), ("layer3", "6"), ("layer4", "7")];
+    let lightly = |name: &str| {
+        let name = name
+            .replace("encoder.fc.", "projection_head.layers.")
+            .replace("predictor.", "prediction_head.layers.");
+        let of_child = |(child, place): &(&str, &str)| {
+            Some(format!("backbone.{place}.{}", name.strip_prefix(&format!("encoder.{child}."))?))
+        };
+        children.iter().find_map(of_child).unwrap_or(name)
+    };
+    let children_alone = |name: &str| lightly(name).replace("backbone.", "");
+    for (rename, more, heads) in [
+        (&solo_learn as &dyn Fn(&str) -> String, &["classifier.weight"][..], Heads::Imported),
+        (&lightly, &[], Heads::Imported),
+        (&|name| format!("module.{}", lightly(name)), &[], Heads::Imported),
+        (&solo_learn, &["momentum_backbone.conv1.weight", "queue"], Heads::Random),
+        (&children_alone, &[], Heads::Random),
+    ] {
+        let is_taken = |name: &str| heads == Heads::Imported || is_backbone(name);
+        fs::write(&file, renamed(|name| is_taken(name).then(|| rename(name)), more)).unwrap();
+        let found = import(&recipe(&[]), &Start { heads: Some(heads), ..start(&file) }).unwrap();
+        assert!(
+            found.state == expected(is_taken, |value| value),
+            "{more:?} {:?}",
+            rename("encoder.conv1.weight")
+        );
+    }
+    // What no recipe has a place for is refused, and how to leave it out is said.
+    fs::write(&file, renamed(|name| Some(solo_learn(name)), &["queue"])).unwrap();
+    let refused = error(&file, &[]);
+    assert!(refused.contains("queue not to be there") && refused.contains("start.heads"), "{refused}");
+    fs::write(&file, renamed(|name| Some(format!("trunk.{name}")), &[])).unwrap();
+    let refused = error(&file, &[]);
+    assert!(refused.contains("whose names are torchvision's") && !refused.contains("model."), "{refused}");
+}
+
+/// The fixture's weights under other names, but for those that get none, and one number under each name of `more`.
+fn renamed(rename: impl Fn(&str) -> Option<String>, more: &[&str]) -> Vec<u8> {
+    let bytes = fs::read(fixture("expected.safetensors")).unwrap();
+    let original = SafeTensors::deserialize(&bytes).unwrap();
+    let ours = original.tensors().into_iter().filter_map(|(name, tensor)| Some((rename(&name)?, tensor)));
+    let number = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+    let more = more.iter().map(|name| ((*name).to_owned(), number.clone()));
+    safetensors::serialize(ours.chain(more), None).unwrap()
+}
+
 #[test]
 fn what_was_exported_comes_back_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
