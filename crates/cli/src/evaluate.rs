@@ -17,7 +17,8 @@ use std::thread::sleep;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use evaluation::{
-    Card, DataSource, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, export, present_place,
+    Card, DataSource, Encoder, Findings, Input, Job, Names, Phase, QualitySettings, before_loading, export,
+    present_place,
 };
 use recipe::{Data, Recipe, Votes};
 
@@ -295,7 +296,9 @@ impl ExportArguments {
             NamesArgument::Simsiam => Names::Simsiam,
         };
         export(&encoder, names, &self.file)?;
-        Ok(format!("{} as {}", encoder.identity().short_name(), self.file.display()))
+        let told = before_loading(&encoder.recipe().model, names).map(|lines| format!("\n{lines}"));
+        let (checkpoint, file) = (encoder.identity().short_name(), self.file.display());
+        Ok(format!("{checkpoint} as {file}{}", told.unwrap_or_default()))
     }
 }
 

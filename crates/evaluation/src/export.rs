@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use recipe::{Model, Stem};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use simsiam::{Entry, Layout};
@@ -62,6 +63,26 @@ fn serialize(encoder: &Encoder, names: Names) -> Vec<u8> {
         ("weights".to_owned(), text(serde_json::to_string(encoder.identity()))),
     ]);
     safetensors::serialize(tensors, Some(metadata)).expect("names are unique and shapes fit")
+}
+
+/// What to do with a model of torchvision, or the official one that is made of it, before it can load an export, as lines of
+/// Python; or why nothing helps. `None` where it loads as it is.
+pub fn before_loading(model: &Model, names: Names) -> Option<String> {
+    let network = match names {
+        Names::Torchvision => "backbone",
+        Names::Simsiam => "model.encoder",
+    };
+    let convolution = format!("{network}.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)");
+    match model.stem {
+        _ if model.width != 64 => {
+            Some(format!("torchvision has no such network: its width is 64, this one's {}", model.width))
+        }
+        Stem::Imagenet => None,
+        Stem::SmallPool => Some(format!("in PyTorch, before loading it:\n  {convolution}")),
+        Stem::Small => Some(format!(
+            "in PyTorch, before loading it:\n  {convolution}\n  {network}.maxpool = torch.nn.Identity()"
+        )),
+    }
 }
 
 /// The name of the bias that the official code's last projector layer has before its BatchNorm, and ours has not. Without
@@ -130,6 +151,27 @@ mod tests {
             let zeros = file.tensor(bias).unwrap();
             assert_eq!(zeros.shape(), [recipe.model.projector_dim as usize]);
             assert!(zeros.data().iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn another_stem_than_torchvisions_is_told_in_python() {
+        let convolution = "backbone.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)";
+        let pooling = "backbone.maxpool = torch.nn.Identity()";
+        for (stem, width, phrases) in [
+            (Stem::Imagenet, 64, &[][..]),
+            (Stem::SmallPool, 64, &[convolution]),
+            (Stem::Small, 64, &[convolution, pooling]),
+            (Stem::Small, 16, &["no such network: its width is 64, this one's 16"]),
+        ] {
+            let model = Model { stem, width, ..quickstart().model };
+            let told = before_loading(&model, Names::Torchvision);
+            assert_eq!(told.is_some(), !phrases.is_empty(), "{told:?}");
+            let told = told.unwrap_or_default();
+            assert!(phrases.iter().all(|phrase| told.contains(phrase)), "{told}");
+            assert_eq!(told.contains("maxpool"), phrases.contains(&pooling), "{told}");
+            let official = before_loading(&model, Names::Simsiam).unwrap_or_default();
+            assert_eq!(official, told.replace("backbone.", "model.encoder."));
         }
     }
 

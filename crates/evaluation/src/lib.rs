@@ -47,7 +47,7 @@ pub use data_source::{DataSource, present_place};
 pub use embed::{Embedded, embed};
 pub use encoder::{Encoder, WeightsIdentity};
 pub use error::EvaluationError;
-pub use export::{Names, export};
+pub use export::{Names, before_loading, export};
 pub use features::{Frozen, Input, InputIdentity};
 pub use findings::Findings;
 pub use finetune::{FinetuneFit, FinetuneSettings};
