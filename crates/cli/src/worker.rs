@@ -34,7 +34,8 @@ use crate::{PROGRAM_VERSION, logging, network, parent};
 pub struct WorkerArguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The coordinator's address [default: MASTER_ADDR:MASTER_PORT where a launcher has set these variables]
+    /// The coordinator's address [default: MASTER_ADDR:MASTER_PORT where a launcher other than torchrun has
+    /// set these variables]
     #[arg(long, value_name = "HOST:PORT", env = "SIMSIAM_JOIN")]
     join: Option<String>,
     /// Address for the gradients of the other workers; port 0 takes a free one, and 0.0.0.0 or [::] all of this
@@ -175,10 +176,15 @@ async fn settings(arguments: &WorkerArguments) -> Result<Settings> {
     })
 }
 
-/// Where the coordinator is: as given, or as a launcher's variables say.
+/// Where the coordinator is: as given, or as a launcher's variables say. torchrun's own store listens at the address in
+/// these variables, so no coordinator can be there.
 fn coordinator(join: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Result<String> {
     match (join, variable("MASTER_ADDR"), variable("MASTER_PORT")) {
         (Some(join), ..) => Ok(join.to_string()),
+        _ if variable("TORCHELASTIC_RUN_ID").is_some() => bail!(
+            "where is the coordinator? torchrun keeps MASTER_PORT for itself, so give the coordinator another port, and name \
+             it: SIMSIAM_JOIN=HOST:PORT torchrun --nproc-per-node 2 --no-python worker ..."
+        ),
         (None, Some(host), Some(port)) if host.contains(':') && !host.starts_with('[') => {
             Ok(format!("[{host}]:{port}"))
         }
@@ -239,10 +245,19 @@ mod tests {
         ] {
             let variable = |name: &str| match name {
                 "MASTER_ADDR" => host.map(str::to_string),
-                _ => port.map(str::to_string),
+                "MASTER_PORT" => port.map(str::to_string),
+                _ => None,
             };
             assert_eq!(coordinator(join, variable).ok().as_deref(), expected, "{join:?} {host:?} {port:?}");
         }
+    }
+
+    #[test]
+    fn torchruns_address_is_not_the_coordinators() {
+        let variable = |name: &str| Some(format!("of-{name}"));
+        let error = coordinator(None, variable).unwrap_err().to_string();
+        assert!(error.contains("torchrun keeps MASTER_PORT") && error.contains("SIMSIAM_JOIN="), "{error}");
+        assert_eq!(coordinator(Some("a:7070"), variable).unwrap(), "a:7070");
     }
 
     #[test]
