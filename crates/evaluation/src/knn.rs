@@ -5,9 +5,11 @@
 //! does not grow with their product, and gives the same neighbours with any number of threads.
 
 use std::cmp::Ordering;
+use std::path::Path;
 
+use dataset::{Images, Split};
 use rayon::prelude::*;
-use recipe::Votes;
+use recipe::{Recipe, Votes};
 
 use crate::error::EvaluationError;
 use crate::matrix::{Lies, Matrix, multiply};
@@ -29,6 +31,17 @@ pub(crate) fn check(votes: &Votes, bank: usize, name: &str) -> Result<(), Evalua
         return Err(EvaluationError::images(name, expected, bank.to_string(), advice));
     }
     Ok(())
+}
+
+/// Refuses votes that a run's evaluations cannot take, before it begins. Labelled images that cannot be opened are left for
+/// the evaluations to complain of, which cost a run nothing.
+///
+/// # Errors
+/// Fewer labelled images than neighbours, settings out of range.
+pub fn check_votes(recipe: &Recipe, cache_dir: &Path) -> Result<(), EvaluationError> {
+    let Ok(bank) = Images::open_split(recipe.labelled_data(), Split::Train, cache_dir) else { return Ok(()) };
+    let name = format!("{} (train)", bank.name());
+    recipe.evaluation.knn.iter().try_for_each(|votes| check(votes, bank.len() as usize, &name))
 }
 
 /// One image of the bank, seen from a query.

@@ -53,7 +53,7 @@ pub use findings::Findings;
 pub use finetune::{FinetuneFit, FinetuneSettings};
 pub use import::{Imported, import};
 pub use job::{Job, Phase, Progress, QualitySettings};
-pub use knn::{Neighbour, Neighbours};
+pub use knn::{Neighbour, Neighbours, check_votes};
 pub use labelled::ImagesIdentity;
 pub use matrix::Matrix;
 pub use official::{OfficialFit, OfficialSettings};

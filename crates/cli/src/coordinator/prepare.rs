@@ -132,6 +132,11 @@ pub(super) fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile
         deal.manifest().images,
         recipe.training.batch
     );
+    if resumed.is_none() && recipe.evaluation.every_checkpoints > 0 {
+        evaluation::check_votes(&recipe, &arguments.cache.folder()).context(
+            "evaluation.knn of the recipe cannot be used; with evaluation.every_checkpoints=0 nothing is evaluated meanwhile",
+        )?;
+    }
     // Before the directory, so that the same command with another address is not refused for what this one left.
     let listener = network::bind(&cluster.listen)
         .with_context(|| format!("listen on {}; choose another --listen", cluster.listen))?;

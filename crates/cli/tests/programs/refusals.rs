@@ -78,6 +78,11 @@ fn bad_input_gets_a_sentence() {
         ("--listen here", 1, &["HOST:PORT"]),
         ("--config stl10-resnet18", 1, &["unlabeled_X.bin", "coordinator fetch stl10"]),
         ("--config imagefolder-resnet18 --set data.path=pictures", 1, &["pictures", ".jpg, .jpeg or .png"]),
+        (
+            "--set evaluation.every_checkpoints=1 --set evaluation.knn=[{k=1001,temperature=0.1}]",
+            1,
+            &["evaluation.knn", "synthetic", "at least k = 1001 labelled images", "found 1000"],
+        ),
         ("fetch imagenet", 2, &["imagenet", "stl10, cifar10"]),
         ("fetch cifar10 --url nowhere", 1, &["nowhere", "--url"]),
         ("check --workers 9", 1, &["9 workers cannot share 4 shards"]),
