@@ -34,8 +34,11 @@ pub struct Imported {
 
 const NETWORK_ADVICE: &str =
     "set model.backbone, model.stem and model.width to the file's, or start from another file";
-const HEADS_ADVICE: &str = "set model.projector_layers, model.projector_dim and model.predictor_dim to the file's, or \
-                            start.heads=random to take its backbone alone";
+const HEADS_ADVICE: &str = "set model.projector_layers, model.projector_dim and model.predictor_dim to the file's, or take \
+                            its backbone alone: `evaluate import --backbone-only`, or start.heads=random beside start.weights";
+const ODD_HEADS_ADVICE: &str = "the file's projector is wider at one layer than at another, which no recipe is: take its \
+                                backbone alone by `evaluate import --backbone-only`, or by start.heads=random beside \
+                                start.weights";
 const NAMES_ADVICE: &str = "give a file whose names are torchvision's (conv1.weight), the official SimSiam code's \
                             (encoder.conv1.weight), or solo-learn's or lightly's (backbone.conv1.weight, backbone.0.weight)";
 const BROKEN_ADVICE: &str = "the file's network is broken: start from another file";
@@ -133,6 +136,7 @@ impl<'a> Import<'a> {
         let mut ours = self.layout.parameters.iter().map(|entry| &entry.name);
         let advice = match is_of_heads(name) {
             _ if !ours.any(|ours| self.named.tensors.contains_key(ours)) => NAMES_ADVICE,
+            true if self.named.has_uneven_projector() => ODD_HEADS_ADVICE,
             true => HEADS_ADVICE,
             false => NETWORK_ADVICE,
         };

@@ -70,6 +70,16 @@ impl<'a> Named<'a> {
     pub(super) fn has_heads(&self) -> bool {
         self.tensors.keys().any(|name| is_of_heads(name))
     }
+
+    /// Whether the projector's layers are of several widths, as the official ones are on a ResNet-18.
+    pub(super) fn has_uneven_projector(&self) -> bool {
+        let is_linear = |(name, (_, tensor)): &(&String, &(&str, &Tensor))| {
+            name.starts_with(PROJECTOR) && tensor.shape.len() == 2
+        };
+        let mut widths = self.tensors.iter().filter(is_linear).map(|(_, (_, tensor))| tensor.shape[0]);
+        let first = widths.next();
+        widths.any(|width| Some(width) != first)
+    }
 }
 
 /// The words that wrappers put before every name.

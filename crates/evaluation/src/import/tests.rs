@@ -185,6 +185,24 @@ fn what_was_exported_comes_back_bit_for_bit() {
     }
 }
 
+/// As the official code makes it on a ResNet-18: as wide as the features within, and wider at the end.
+#[test]
+fn a_projector_of_two_widths_is_refused_with_the_way_that_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    let layers = [("encoder.fc.0.weight", 7), ("encoder.fc.3.weight", 9)].map(|(name, width)| {
+        (name, TensorView::new(Dtype::F32, vec![width, 7], &[0; 9 * 7 * 4][..width * 7 * 4]).unwrap())
+    });
+    let bytes = renamed(|name| is_backbone(name).then(|| name.to_owned()), &[]);
+    let backbone = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let all = backbone.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).chain(layers);
+    fs::write(&file, safetensors::serialize(all, None).unwrap()).unwrap();
+    let refused = error(&file, &[]);
+    for phrase in ["encoder.fc.0.weight", "wider at one layer", "--backbone-only", "beside start.weights"] {
+        assert!(refused.contains(phrase) && !refused.contains("model.projector_dim"), "{refused}");
+    }
+}
+
 #[test]
 fn another_network_is_refused_with_its_first_difference() {
     let folder = tempfile::tempdir().unwrap();
@@ -231,7 +249,10 @@ fn another_network_is_refused_with_its_first_difference() {
         (
             &["model.projector_dim=8"],
             &[],
-            ["encoder.fc.0.weight of shape [8, 16], found [6, 16]", "start.heads=random"],
+            [
+                "encoder.fc.0.weight of shape [8, 16], found [6, 16]",
+                "--backbone-only`, or start.heads=random beside",
+            ],
         ),
         (
             &["model.projector_layers=3"],
