@@ -17,7 +17,7 @@ const TRAINING_FILES: [&str; 5] =
 const CLASS_NAMES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-const ADVICE: &str = "set data.path, or --data, to the folder of CIFAR-10's binary files; `coordinator fetch cifar10` downloads them";
+const ADVICE: &str = "name by --set data.path=FOLDER, or to `evaluate` by --data, the folder of CIFAR-10's binary files; `coordinator fetch cifar10` downloads them";
 
 /// The images to learn from. Their labels are known but nobody learns from them.
 pub(crate) fn open(folder: &Path) -> Result<Found, DatasetError> {

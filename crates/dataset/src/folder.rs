@@ -20,7 +20,8 @@ pub(crate) const PARTS: [&str; 3] = ["train", "test", "val"];
 
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-const ADVICE: &str = "set data.path, or --data, to a folder of .jpg, .jpeg or .png files";
+const ADVICE: &str =
+    "name by --set data.path=FOLDER, or to `evaluate` by --data, a folder of .jpg, .jpeg or .png files";
 
 const LABELLED_ADVICE: &str = "sort pictures into such folders, or take other labelled images with --data, such as \
                                cifar10:data/cifar-10-batches-bin; `evaluate quality` needs no labels";

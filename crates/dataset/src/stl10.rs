@@ -20,7 +20,7 @@ const CLASS_NAMES: [&str; 10] =
     ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
 
 /// What to do where its files are not as they must be.
-pub const ADVICE: &str = "set data.path, or --data, to the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
+pub const ADVICE: &str = "name by --set data.path=FOLDER, or to `evaluate` by --data, the folder of STL-10's binary files; `coordinator fetch stl10` downloads them";
 
 /// The images to learn from.
 pub(crate) fn open(folder: &Path, include_train: bool) -> Result<Found, DatasetError> {

@@ -68,7 +68,7 @@ fn cards_and_images_elsewhere_get_a_sentence() {
         (&["verify", "copy.json"], 1, "copy.json: expected a card within its run, as RUN/evaluations/CARD"),
         (&["knn", "runs/a", "--data", "stl10:nowhere"], 2, "expected a folder at nowhere, found none"),
         (&["knn", "runs/a", "--data", "runs"], 2, "expected stl10:FOLDER"),
-        (&["knn", "runs/a", "--data", "stl10:runs"], 1, "set data.path, or --data, to the folder"),
+        (&["knn", "runs/a", "--data", "stl10:runs"], 1, "or to `evaluate` by --data, the folder"),
     ] {
         expect(&evaluate(&place, arguments), code, &[phrase]);
     }
