@@ -566,7 +566,9 @@ impl Membership {
                 "{step} steps are committed and the last checkpoint is {checkpoint}: start again with --resume \
                  to go on from there"
             ),
-            None => format!("{step} steps are committed and no checkpoint was saved yet: start again"),
+            None => format!(
+                "{step} steps are committed and no checkpoint was saved yet: start again with --resume to begin anew"
+            ),
         }
     }
 }

@@ -299,7 +299,10 @@ fn generations_that_come_to_nothing_end_the_run() {
         course.halted(1, 0);
         let actions = course.halted(2, 0);
         if generation == 5 {
-            check_failure(&actions, &["5 generations in a row", "worker 1 (host-1) left", "start again"]);
+            check_failure(
+                &actions,
+                &["5 generations in a row", "worker 1 (host-1) left", "start again with --resume"],
+            );
             return;
         }
         course.assembled(1, holding(1));
