@@ -104,10 +104,10 @@ struct WeightsArguments {
 struct KnnArguments {
     #[command(flatten)]
     subject: SubjectArguments,
-    /// Neighbours that vote [default: the recipe's settings, usually 200 with 0.1 and 20 with 0.07]
+    /// Neighbours that vote, given with --temperature [default: the recipe's settings, usually 200 with 0.1 and 20 with 0.07]
     #[arg(long, requires = "temperature")]
     k: Option<usize>,
-    /// How fast a vote's weight falls with distance
+    /// How fast a vote's weight falls with distance, given with --k
     #[arg(long, requires = "k")]
     temperature: Option<f64>,
 }
