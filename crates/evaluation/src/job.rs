@@ -12,6 +12,7 @@ use simsiam::Device;
 use crate::card::{
     Card, DataIdentity, Difference, FoldResult, Measurement, Seconds, VotesScores, differences,
 };
+use crate::data_source::DataSource;
 use crate::encoder::Encoder;
 use crate::error::EvaluationError;
 use crate::features::{Extractor, Frozen, Input, InputIdentity};
@@ -154,8 +155,9 @@ impl Job<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<Card, EvaluationError> {
         let Data::Stl10 { path, .. } = self.data else {
-            let (expected, found) =
-                ("data.source = \"stl10\", which has them".into(), format!("{:?}", self.data));
+            let found = DataSource::naming(self.data);
+            let found = found.map_or_else(|| "drawn images".to_owned(), |found| found.to_string());
+            let expected = "STL-10, which has them, as stl10:FOLDER".into();
             return Err(EvaluationError::Setting { name: "folds", expected, found });
         };
         let parts = self.open_parts()?;
@@ -474,7 +476,10 @@ mod tests {
             (scene.job().knn(&[], &mut fail).map(card), "at least one pair of k and temperature"),
             (scene.job().linear(&every, &mut fail), "at least 101 images of each class, found 100"),
             (scene.job().quality(&none, &mut fail), "at least 2 images"),
-            (scene.job().linear_folds(&ProbeSettings::default(), &mut fail), "folds: expected data.source"),
+            (
+                scene.job().linear_folds(&ProbeSettings::default(), &mut fail),
+                "folds: expected STL-10, which has them, as stl10:FOLDER, found drawn images",
+            ),
         ] {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(phrase), "{error:?} lacks {phrase:?}");
