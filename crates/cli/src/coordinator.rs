@@ -330,7 +330,7 @@ struct ViewsArguments {
     /// The picture to write
     #[arg(long, value_name = "FILE", default_value = "views.png")]
     picture: PathBuf,
-    /// Images to show
+    /// Images of shard 0 to show
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     images: u32,
     /// Pairs of views of each image

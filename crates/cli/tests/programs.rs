@@ -380,7 +380,10 @@ fn a_recipe_is_checked_and_its_views_are_drawn_without_a_run() {
         ],
     );
     let output = place.coordinator(&["views", "--set", "data.images=128", "--images", "2"]).output().unwrap();
-    expect(&output, 0, &["views.png"]);
+    expect(&output, 0, &["views.png: 2 images of synthetic-128, each with"]);
+    let output =
+        place.coordinator(&["views", "--set", "data.images=128", "--images", "64"]).output().unwrap();
+    expect(&output, 0, &["views.png: 32 images of synthetic-128, all that shard 0 has, each with"]);
     let picture = fs::read(place.0.path().join("views.png")).unwrap();
     assert!(picture.starts_with(b"\x89PNG"));
     assert!(!place.0.path().join("runs").exists());

@@ -29,8 +29,12 @@ pub(super) fn run(arguments: &ViewsArguments) -> Result<Ending> {
     let records = first_records(&deal, arguments.images)?;
     write_grid(&arguments.picture, &maker, &records, 0..u64::from(arguments.pairs), recipe.seed)
         .context("draw the views")?;
+    let all = match (records.len() as u32) < arguments.images {
+        true => ", all that shard 0 has",
+        false => "",
+    };
     answer(&format!(
-        "{}: {} images of {}, each with {} pairs of views",
+        "{}: {} images of {}{all}, each with {} pairs of views",
         arguments.picture.display(),
         records.len(),
         deal.manifest().name,
