@@ -4,7 +4,7 @@
 //! for evaluation, with `train/` and `test/` (or `val/`), only those in `train/`. The folders directly below
 //! `train/` and `test/` are the classes. Hidden files and folders are passed over, links are followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,9 +37,9 @@ pub(crate) fn open(
     progress: &mut Progress<'_>,
 ) -> Result<Found, DatasetError> {
     let root = if is_laid_out(folder) { folder.join("train") } else { folder.to_owned() };
-    let pictures = list(&root)?;
-    let packed = pack::open_or_make(&root, &pictures, image_px, cache_dir, progress)?;
-    Ok(found(folder, packed, Labels::Absent, Vec::new()))
+    let listed = list(&root)?;
+    let packed = pack::open_or_make(&root, &listed.pictures, image_px, cache_dir, progress)?;
+    Ok(found(folder, &listed, packed, Labels::Absent, Vec::new()))
 }
 
 /// A labelled part.
@@ -61,14 +61,20 @@ pub(crate) fn open_split(
         Split::Test => folder.join("val"),
     };
     // Labels are numbered by the training part, so that both parts mean the same class.
-    let (classes, _) = classify(&train, &list(&train)?, None)?;
-    let pictures = list(&root)?;
-    let (_, labels) = classify(&root, &pictures, Some(&classes))?;
-    let packed = pack::open_or_make(&root, &pictures, image_px, cache_dir, progress)?;
+    let (classes, _) = classify(&train, &list(&train)?.pictures, None)?;
+    let listed = list(&root)?;
+    let (_, labels) = classify(&root, &listed.pictures, Some(&classes))?;
+    let packed = pack::open_or_make(&root, &listed.pictures, image_px, cache_dir, progress)?;
     let mut skipped = packed.skipped.iter().map(|one| one.index).peekable();
     let kept = labels.into_iter().enumerate().filter(|(index, _)| skipped.next_if_eq(index).is_none());
     let labels = Labels::Beside(kept.map(|(_, label)| label).collect());
-    Ok(found(folder, packed, labels, classes.iter().map(|class| class.display().to_string()).collect()))
+    Ok(found(
+        folder,
+        &listed,
+        packed,
+        labels,
+        classes.iter().map(|class| class.display().to_string()).collect(),
+    ))
 }
 
 /// Whether a folder has a part to learn from and one to judge on.
@@ -77,8 +83,8 @@ pub(crate) fn is_laid_out(folder: &Path) -> bool {
     train && (test || val)
 }
 
-fn found(folder: &Path, packed: Packed, labels: Labels, class_names: Vec<String>) -> Found {
-    let skipped = packed.skipped.iter();
+fn found(folder: &Path, listed: &Listed, packed: Packed, labels: Labels, class_names: Vec<String>) -> Found {
+    let skipped = packed.skipped.iter().map(ToString::to_string);
     Found {
         name: folder.file_name().map_or_else(|| "folder".to_owned(), |name| name.display().to_string()),
         geometry: packed.geometry,
@@ -86,12 +92,35 @@ fn found(folder: &Path, packed: Packed, labels: Labels, class_names: Vec<String>
         files: vec![packed.file],
         labels,
         class_names,
-        warnings: skipped.map(ToString::to_string).collect(),
+        warnings: listed.others().into_iter().chain(skipped).collect(),
     }
 }
 
-/// All pictures below `root`, in order of their path.
-pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
+/// What a walk met.
+pub(crate) struct Listed {
+    /// In order of their path.
+    pub(crate) pictures: Vec<Picture>,
+    /// How many files of other kinds, by extension in small letters.
+    others: BTreeMap<String, usize>,
+}
+
+impl Listed {
+    /// A sentence about what else there is, which other programs may take for pictures.
+    fn others(&self) -> Option<String> {
+        let kind = |(extension, count): (&String, &usize)| match extension.as_str() {
+            "" => format!("{count} without an extension"),
+            _ => format!("{count} .{extension}"),
+        };
+        let kinds: Vec<String> = self.others.iter().map(kind).collect();
+        let all: usize = self.others.values().sum();
+        (all > 0).then(|| {
+            format!("{all} files that are no .jpg, .jpeg or .png are left out: {}", kinds.join(", "))
+        })
+    }
+}
+
+/// All pictures below `root`, and what else lies there.
+pub(crate) fn list(root: &Path) -> Result<Listed, DatasetError> {
     if !root.is_dir() {
         if root.exists() {
             return Err(DatasetError::content(root, "a folder", "a file", ADVICE));
@@ -100,7 +129,7 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
             (root.to_owned(), "a folder of pictures".to_owned(), ADVICE.to_owned());
         return Err(DatasetError::Missing { path, expected, advice });
     }
-    let mut pictures = Vec::new();
+    let (mut pictures, mut others) = (Vec::new(), BTreeMap::new());
     let walk = WalkDir::new(root).follow_links(true).into_iter();
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry)) {
         let entry = match entry {
@@ -108,18 +137,24 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Picture>, DatasetError> {
             Err(error) if is_of_no_picture(root, &error) => continue,
             Err(error) => return Err(unreadable(root, error)),
         };
-        if entry.file_type().is_file() && is_picture(entry.path()) {
+        if !entry.file_type().is_file() {
+            continue;
+        }
+        if is_picture(entry.path()) {
             let facts = entry.metadata().map_err(|error| unreadable(root, error))?;
             let modified = facts.modified().map_err(DatasetError::io("examine", entry.path()))?;
             let relative = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned();
             pictures.push(Picture { relative, bytes: facts.len(), modified });
+        } else {
+            let extension = entry.path().extension().unwrap_or_default();
+            *others.entry(extension.to_ascii_lowercase().display().to_string()).or_default() += 1;
         }
     }
     if pictures.is_empty() {
         return Err(DatasetError::content(root, "at least one picture", "none", ADVICE));
     }
     pictures.sort_unstable_by(|a, b| a.relative.cmp(&b.relative));
-    Ok(pictures)
+    Ok(Listed { pictures, others })
 }
 
 /// Such as the `._photo.jpg` that macOS writes beside `photo.jpg`.
@@ -226,11 +261,16 @@ mod tests {
         {
             picture(root.path(), relative, value);
         }
-        fs::write(root.path().join("notes.txt"), "no picture").unwrap();
+        for name in ["notes.txt", "b/x.webp", "b/c/y.WEBP", "LICENSE", ".hidden/z.tif"] {
+            fs::write(root.path().join(name), "no picture").unwrap();
+        }
         let images = Images::open(&data(root.path()), cache.path()).unwrap();
         assert_eq!(values(&images), [10, 20, 30]);
         assert_eq!(images.record(1).len(), images.geometry().record_bytes());
-        assert!(images.warnings().is_empty() && images.label(0).is_none());
+        assert!(images.label(0).is_none());
+        let others =
+            "4 files that are no .jpg, .jpeg or .png are left out: 1 without an extension, 1 .txt, 2 .webp";
+        assert_eq!(images.warnings(), [others]);
     }
 
     /// Editors leave hidden links to nowhere beside what they edit.

@@ -208,7 +208,8 @@ impl Images {
         &self.class_names
     }
 
-    /// What was left out, and why, as sentences: pictures that cannot be decoded.
+    /// What was left out, and why, as sentences: files of a folder that are no pictures to
+    /// this program, all in one, and pictures that cannot be decoded.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -29,7 +29,7 @@ impl Pictures {
     pub fn open(folder: &Path) -> Result<Pictures, DatasetError> {
         Ok(Pictures {
             folder: folder.to_owned(),
-            pictures: folder::list(folder)?,
+            pictures: folder::list(folder)?.pictures,
             is_laid_out: folder::is_laid_out(folder),
             skipped: Vec::new(),
         })
