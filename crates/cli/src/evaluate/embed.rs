@@ -16,7 +16,8 @@ pub(super) struct EmbedArguments {
     run: PathBuf,
     /// A folder of pictures, stl10:FOLDER or cifar10:FOLDER, or the word `recipe` for the images of the run's recipe
     images: String,
-    /// The table to write: a name that ends in .parquet, .csv or .safetensors
+    /// The table to write: a name that ends in .parquet, .csv or .safetensors, which has paths and labels as the bytes of JSON
+    /// arrays
     file: PathBuf,
     #[command(flatten)]
     weights: WeightsArguments,
