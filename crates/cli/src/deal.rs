@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use dataset::{DatasetError, Deal, Images};
+use coordinator::journal::Dealt;
+use dataset::{DatasetError, Deal, Images, Manifest};
 use recipe::Recipe;
 
 use crate::cache::CacheArguments;
@@ -25,6 +26,11 @@ pub(crate) fn deal(recipe: &Recipe, cache: &CacheArguments, screen: &Screen) -> 
     let deal = Deal::new_with_progress(Arc::new(images), recipe.training.shards, &folder, &mut hashing);
     screen.finish();
     Ok(deal?)
+}
+
+/// The same as a run's journal tells it.
+pub(crate) fn dealt(manifest: &Manifest) -> Dealt {
+    Dealt { name: manifest.name.clone(), images: manifest.images, digest: manifest.digest().to_string() }
 }
 
 /// With what to do, if the cache cannot be used.

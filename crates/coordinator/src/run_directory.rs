@@ -191,18 +191,27 @@ impl RunDirectory {
     /// [`RunDirectoryError::OtherImages`], or those of the disk.
     pub fn hold_to(&mut self, images: Dealt) -> Result<(), RunDirectoryError> {
         match &self.past.images {
-            // A name is for people, and a folder may have been moved.
-            Some(then) if (then.images, &then.digest) == (images.images, &images.digest) => Ok(()),
-            Some(then) => {
-                let (path, then) = (self.path.clone(), Box::new(then.clone()));
-                Err(RunDirectoryError::OtherImages { path, then, now: Box::new(images) })
-            }
+            Some(then) => refuse_others(&self.path, then, &images),
             None => {
                 self.record(&Record::Dealt(images.clone()))?;
                 self.past.images = Some(images);
                 Ok(())
             }
         }
+    }
+
+    /// Whether the journal in a folder says that its run was begun with these images; `false` if there is no journal, or
+    /// one that does not say with which. The folder is neither locked nor changed: a coordinator may be at work in it.
+    ///
+    /// # Errors
+    /// [`RunDirectoryError::OtherImages`], or those of the disk.
+    pub fn confirms(path: &Path, images: &Dealt) -> Result<bool, RunDirectoryError> {
+        let journal = path.join(JOURNAL);
+        if !journal.is_file() {
+            return Ok(false);
+        }
+        let then = read_past(&journal)?.images;
+        then.map_or(Ok(false), |then| refuse_others(path, &then, images).map(|()| true))
     }
 
     /// From now on the recipe is this one, which says where the images lie by now.
@@ -291,6 +300,15 @@ impl RunDirectory {
         self.metrics = append_to(&path)?;
         Ok(())
     }
+}
+
+/// Refuses images that are not those of the run in a folder. A name is for people, and the images may have been moved.
+fn refuse_others(path: &Path, then: &Dealt, now: &Dealt) -> Result<(), RunDirectoryError> {
+    if (then.images, &then.digest) == (now.images, &now.digest) {
+        return Ok(());
+    }
+    let (path, then, now) = (path.to_path_buf(), Box::new(then.clone()), Box::new(now.clone()));
+    Err(RunDirectoryError::OtherImages { path, then, now })
 }
 
 /// What `metrics.jsonl` tells.

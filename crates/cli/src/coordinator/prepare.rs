@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use coordinator::journal::Dealt;
 use coordinator::{
     Past, RunDirectory, check_certificates, check_max_workers, check_min_workers, check_workers,
 };
@@ -16,7 +15,7 @@ use simsiam::DeviceName;
 use super::TrainArguments;
 use super::resume::{is_begun, resume};
 use crate::dashboard::{DashboardListener, DashboardPlace};
-use crate::deal::{deal, warn_of_pictures};
+use crate::deal::{deal, dealt, warn_of_pictures};
 use crate::display::Screen;
 use crate::logging::LogFile;
 use crate::needs::Needs;
@@ -189,8 +188,7 @@ fn settle(
         Some(directory) => directory,
         None => RunDirectory::create(path, &recipe, PROGRAM_VERSION)?,
     };
-    let (name, digest) = (manifest.name.clone(), manifest.digest().to_string());
-    directory.hold_to(Dealt { name, images: manifest.images, digest })?;
+    directory.hold_to(dealt(manifest))?;
     if *directory.recipe() != recipe {
         directory.keep_recipe(recipe)?;
     }

@@ -1,19 +1,20 @@
 //! `worker replay`: a step of a run, computed once more.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use coordinator::RunDirectory;
 use dataset::views::{ViewMaker, write_grid};
-use dataset::{BlockStore, Deal};
+use dataset::{BlockStore, Deal, Manifest};
 use evaluation::Encoder;
 use recipe::Recipe;
 use simsiam::{Commit, arithmetic};
 use worker::{Replayed, ReplayedShard};
 
 use crate::cache::CacheArguments;
-use crate::deal::{deal, warn_of_pictures};
+use crate::deal::{deal, dealt, warn_of_pictures};
 use crate::device::DeviceArguments;
 use crate::display::Screen;
 use crate::exit::{Ending, answer};
@@ -50,6 +51,7 @@ pub(crate) fn run(arguments: &ReplayArguments) -> Result<Ending> {
     let (recipe, state) = (encoder.recipe(), encoder.state().clone());
     let deal = deal(recipe, &arguments.cache, &screen)?;
     warn_of_pictures(&deal);
+    refuse_other_images(&arguments.run, deal.manifest())?;
     let total_steps = recipe.total_steps(deal.manifest().images);
     ensure!(
         state.step < total_steps,
@@ -72,6 +74,22 @@ pub(crate) fn run(arguments: &ReplayArguments) -> Result<Ending> {
         answer(&format!("{}: images of shard {} with their two views", picture.display(), shard.shard));
     }
     Ok(Ending::Done)
+}
+
+/// Refuses images that are not the run's: of others, what a replay tells is not what the run did.
+fn refuse_other_images(run: &Path, manifest: &Manifest) -> Result<()> {
+    let images = dealt(manifest);
+    // What is named may also be the folder of one checkpoint.
+    for folder in [run, &run.join("../..")] {
+        if RunDirectory::confirms(folder, &images)? {
+            return Ok(());
+        }
+    }
+    tracing::warn!(
+        "{}: no journal says with which images the run was begun: these may be others",
+        run.display()
+    );
+    Ok(())
 }
 
 /// The images themselves: nothing is fetched.
@@ -121,7 +139,7 @@ fn pictured(asked: Option<u32>, replayed: &Replayed) -> Result<&ReplayedShard> {
 }
 
 fn draw(
-    picture: &std::path::Path,
+    picture: &Path,
     recipe: &Recipe,
     deal: &Deal,
     shard: &ReplayedShard,

@@ -71,6 +71,14 @@ fn a_healthy_step_is_computed_again_to_the_same_numbers() {
     expect(&output, 0, &[&format!("step {} of 96", done + 1), &loss, "it leads to state"]);
     let output = place.command(env!("CARGO_BIN_EXE_worker"), &["replay", "runs/well"]).output().unwrap();
     expect(&output, 1, &["that of the last step, 96", "--checkpoint"]);
+
+    // Of other images, it would be another step.
+    let recipe = place.run("well").join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    let line = text.lines().find(|line| line.starts_with("images = ")).unwrap();
+    fs::write(&recipe, text.replace(line, "images = 192")).unwrap();
+    let output = place.command(env!("CARGO_BIN_EXE_worker"), &arguments).output().unwrap();
+    expect(&output, 1, &["was begun with", "its data holds 192 images", "bring the images back"]);
 }
 
 #[test]

@@ -49,19 +49,29 @@ fn a_run_goes_on_with_the_images_it_was_begun_with() {
         images,
         digest: digest.repeat(64),
     };
-    create(&path).unwrap().hold_to(images("photos", 40, "a")).unwrap();
+    let confirms = |images: &Dealt| RunDirectory::confirms(&path, images);
+    assert!(!confirms(&images("photos", 40, "a")).unwrap(), "no journal");
+    let mut run = create(&path).unwrap();
+    assert!(!confirms(&images("photos", 40, "a")).unwrap(), "a journal that does not say");
+    run.hold_to(images("photos", 40, "a")).unwrap();
+    drop(run);
     for (name, count, digest, expected) in [
         ("photos", 40, "a", None),
         ("moved", 40, "a", None),
         ("photos", 41, "a", Some("40 images of photos (aaaaaaaa…), and its data holds 41 images of photos")),
         ("photos", 40, "b", Some("holds 40 images of photos (bbbbbbbb…)")),
     ] {
-        let held = RunDirectory::open(&path).unwrap().hold_to(images(name, count, digest));
-        match expected {
-            None => held.unwrap(),
-            Some(part) => {
-                let refused = held.unwrap_err().to_string();
-                assert!(refused.contains(part), "{refused}");
+        // Whoever only computes a step again looks on while a coordinator holds the folder.
+        let mut run = RunDirectory::open(&path).unwrap();
+        let confirmed = confirms(&images(name, count, digest));
+        let held = run.hold_to(images(name, count, digest)).map(|()| true);
+        for outcome in [confirmed, held] {
+            match expected {
+                None => assert!(outcome.unwrap()),
+                Some(part) => {
+                    let refused = outcome.unwrap_err().to_string();
+                    assert!(refused.contains(part), "{refused}");
+                }
             }
         }
     }
