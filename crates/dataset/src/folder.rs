@@ -337,6 +337,24 @@ mod tests {
         assert_ne!(other, pack);
     }
 
+    /// As an archive may leave them that levels times, with files of one size: only their folders tell them apart.
+    #[test]
+    fn folders_with_the_same_names_sizes_and_times_keep_their_own_pictures() {
+        let (root, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let paths = ["train/a/0.png", "test/a/0.png"].map(|relative| root.path().join(relative));
+        for (relative, value) in [("train/a/0.png", 10), ("test/a/0.png", 20)] {
+            picture(root.path(), relative, value);
+            let file = fs::File::options().append(true).open(root.path().join(relative)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+        let sizes = paths.map(|path| fs::metadata(path).unwrap().len());
+        assert_eq!(sizes[0], sizes[1]);
+        for (split, expected) in [(Split::Train, 10), (Split::Test, 20)] {
+            let images = Images::open_split(&data(root.path()), split, cache.path()).unwrap();
+            assert_eq!(values(&images), [expected], "{split:?}");
+        }
+    }
+
     /// Each: broken pictures, good ones, and whether that is still a data set.
     #[test]
     fn too_many_broken_pictures_are_an_error() {

@@ -82,7 +82,7 @@ pub(crate) fn open_or_make(
     progress: &mut Progress<'_>,
 ) -> Result<Packed, DatasetError> {
     let geometry = Geometry { width_px: image_px, height_px: image_px, layout: PixelLayout::Interleaved };
-    let key = key(pictures, image_px);
+    let key = key(folder, pictures, image_px);
     let records = cache_dir.join(format!("pictures-{key}.rgb"));
     let description = cache_dir.join(format!("pictures-{key}.json"));
     if let Some(packed) = open_existing(&records, &description, geometry) {
@@ -122,10 +122,15 @@ fn open_existing(records: &Path, description: &Path, geometry: Geometry) -> Opti
     whole
 }
 
-/// Names the pack: other pictures, other sizes or other times have another one.
-fn key(pictures: &[Picture], image_px: u32) -> String {
+/// Names the pack: another folder, other pictures, other sizes or other times have another one. Two folders may have the
+/// same names, sizes and times of different pictures: `train` and `test`, say, with files of one size, out of an archive
+/// that levels times. A folder that was moved is packed once more.
+fn key(folder: &Path, pictures: &[Picture], image_px: u32) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&PACK_VERSION.to_le_bytes()).update(&image_px.to_le_bytes());
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let folder = folder.as_os_str().as_encoded_bytes();
+    hasher.update(&(folder.len() as u64).to_le_bytes()).update(folder);
     for picture in pictures {
         let path = picture.relative.as_os_str().as_encoded_bytes();
         let age_ns = picture.modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
