@@ -43,10 +43,20 @@ pub(super) fn run(arguments: &FetchArguments) -> Result<Ending> {
     let fetched = fetch(&archive, parent, &Patience::default(), &mut report);
     screen.finish();
     let fetched = fetched.with_context(|| format!("fetch {}", archive.folder))?;
-    let how =
-        if fetched.was_there { "was there already, whole and right" } else { "is fetched, whole and right" };
-    answer(&format!("{} {how}", fetched.folder.display()));
+    answer(&format!("{} {}", fetched.folder.display(), outcome(fetched.was_there, archive.has_sums())));
     Ok(Ending::Done)
+}
+
+/// What is known of the folder.
+fn outcome(was_there: bool, has_sums: bool) -> &'static str {
+    match (was_there, has_sums) {
+        (false, _) => "is fetched, whole and right",
+        (true, true) => "was there already, whole and right",
+        (true, false) => {
+            "was there already: its files have the right lengths, and what they hold cannot be checked, as only the \
+             archive has a published sum; to be sure of them, move the folder away and fetch again"
+        }
+    }
 }
 
 fn describe(phase: Phase, done_bytes: u64, total_bytes: u64) -> String {
@@ -56,4 +66,22 @@ fn describe(phase: Phase, done_bytes: u64, total_bytes: u64) -> String {
         Phase::Extract => "extracting",
     };
     format!("{verb} {:.0} of {:.0} MB", done_bytes as f64 / 1e6, total_bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_without_sums_are_not_called_right() {
+        for (archive, was_there, is_right) in [
+            (Archive::stl10(), true, true),
+            (Archive::stl10(), false, true),
+            (Archive::cifar10(), true, false),
+            (Archive::cifar10(), false, true),
+        ] {
+            let told = outcome(was_there, archive.has_sums());
+            assert_eq!(told.contains("whole and right"), is_right, "{}: {told}", archive.folder);
+        }
+    }
 }

@@ -74,6 +74,11 @@ impl Archive {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
+    /// Whether every file has a sum, so that files which are there already can be told from others of their lengths.
+    pub fn has_sums(&self) -> bool {
+        self.files.iter().all(|file| file.md5.is_some())
+    }
+
     /// What has to be read to check the files.
     pub(super) fn hashed_bytes(&self) -> u64 {
         let hashed = self.files.iter().filter(|file| file.md5.is_some());

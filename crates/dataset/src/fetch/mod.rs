@@ -88,7 +88,7 @@ impl Default for Patience {
 pub struct Fetched {
     /// The folder of the data set.
     pub folder: PathBuf,
-    /// Everything was already there and right: nothing was downloaded.
+    /// All files were already there, with their lengths and, where they have some, their sums: nothing was downloaded.
     pub was_there: bool,
 }
 
@@ -131,8 +131,8 @@ pub fn fetch(
     }
 }
 
-/// Whether the folder is there and right. A folder that is there but wrong is an error: it may hold what
-/// someone cannot download again.
+/// Whether the folder is there and right, as far as lengths and sums can tell. A folder that is there but wrong is
+/// an error: it may hold what someone cannot download again.
 fn is_there(archive: &Archive, folder: &Path, report: &mut Report<'_>) -> Result<bool, FetchError> {
     match fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
         Ok(true) => return Ok(false),
