@@ -6,10 +6,11 @@ use std::path::Path;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
-/// How much memory one picture may take. That is 178 million pixels, more than cameras make; a file of a hundred bytes can
-/// say that it has a thousand times as many.
+/// How much memory the pixels of one picture may take, and how much its file: every core has one of each. As RGB that is 178
+/// million pixels, more than cameras make; a file of a hundred bytes can say that it has a thousand times as many.
 const DECODED_BYTES: u64 = 512 << 20;
 
 /// One picture as a square of RGB bytes, row after row; or a reason for people why what the file holds is none.
@@ -34,20 +35,40 @@ fn record(content: &[u8], image_px: u32) -> Result<Vec<u8>, String> {
         return Err("its end is missing".to_owned());
     }
     let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    let bytes = decoder.total_bytes();
+    // A camera that was turned says so in the file; one that says nothing readable was not.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let bytes = bytes_at_once(&decoder, orientation);
     if bytes > DECODED_BYTES {
         let (width, height) = decoder.dimensions();
         return Err(format!(
-            "it says that it has {width} x {height} pixels, which are {bytes} bytes, more than {DECODED_BYTES}"
+            "it says that it has {width} x {height} pixels, which take {bytes} bytes, more than {DECODED_BYTES}"
         ));
     }
-    // A camera that was turned says so in the file; one that says nothing readable was not.
-    let orientation = decoder.orientation();
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
-    if let Ok(orientation) = orientation {
-        picture.apply_orientation(orientation);
-    }
+    picture.apply_orientation(orientation);
     square(picture.into_rgb8(), image_px)
+}
+
+/// What the pixels of a picture take at most at a time: as they are decoded, and beside them the same turned, then as RGB.
+fn bytes_at_once(decoder: &impl ImageDecoder, orientation: Orientation) -> u64 {
+    let (width, height) = decoder.dimensions();
+    let decoded_bytes = decoder.total_bytes();
+    // What is RGB already is not copied, and flips are made in place.
+    let rgb_bytes = match decoder.color_type() {
+        ColorType::Rgb8 => 0,
+        _ => (u64::from(width) * u64::from(height)).saturating_mul(3),
+    };
+    let turned_bytes = match orientation {
+        Orientation::NoTransforms
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical
+        | Orientation::Rotate180 => 0,
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => decoded_bytes,
+    };
+    decoded_bytes.saturating_add(rgb_bytes.max(turned_bytes))
 }
 
 /// Whether a JPEG goes on to its end-of-image marker (ITU-T T.81, annex B). The decoder fills what a cut file lacks with grey
@@ -122,21 +143,57 @@ mod tests {
         assert_eq!(square(picture.clone(), 8).unwrap(), picture.into_raw());
     }
 
+    /// A PNG that says that it has other sides than it has, and which way it is turned.
+    fn forged_png(picture: &DynamicImage, width: u32, height: u32, exif_orientation: u8) -> Vec<u8> {
+        let mut file = Cursor::new(Vec::new());
+        picture.write_to(&mut file, ImageFormat::Png).unwrap();
+        let mut bytes = file.into_inner();
+        bytes[16..20].copy_from_slice(&width.to_be_bytes());
+        bytes[20..24].copy_from_slice(&height.to_be_bytes());
+        let sum = |content: &[u8]| {
+            let mut checksum = flate2::Crc::new();
+            checksum.update(content);
+            checksum.sum().to_be_bytes()
+        };
+        let header_sum = sum(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&header_sum);
+        let mut exif = b"eXIfMM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x01\0\0\0\0\0\0".to_vec();
+        exif[23] = exif_orientation;
+        let length = (exif.len() as u32 - 4).to_be_bytes();
+        bytes.splice(33..33, [&length[..], &exif, &sum(&exif)].concat());
+        bytes
+    }
+
+    /// Each: a picture's kind, its orientation, and how many rows of 16384 pixels fit 512 MiB: one more does not.
     #[test]
     fn a_small_file_of_a_huge_picture_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.png");
-        RgbImage::new(2, 2).save(&path).unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        // The width, and the checksum of the header that holds it.
-        bytes[16..20].copy_from_slice(&0x00ff_ffff_u32.to_be_bytes());
-        bytes[20..24].copy_from_slice(&0x0000_ffff_u32.to_be_bytes());
-        let mut checksum = flate2::Crc::new();
-        checksum.update(&bytes[12..29]);
-        bytes[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
-        std::fs::write(&path, bytes).unwrap();
-        let reason = decode(&path, 8).unwrap().unwrap_err();
-        assert!(reason.contains("16777215 x 65535 pixels"), "{reason}");
+        const UPRIGHT: u8 = 1;
+        const HALF_ROUND: u8 = 3;
+        const QUARTER_ROUND: u8 = 6;
+        let [grey, rgb, rgba] =
+            [DynamicImage::new_luma8(2, 2), DynamicImage::new_rgb8(2, 2), DynamicImage::new_rgba8(2, 2)];
+        for (picture, orientation, rows) in [
+            (&rgb, UPRIGHT, 10_922),
+            (&rgb, HALF_ROUND, 10_922),
+            (&rgb, QUARTER_ROUND, 5_461),
+            (&grey, UPRIGHT, 8_192),
+            (&grey, QUARTER_ROUND, 8_192),
+            (&rgba, UPRIGHT, 4_681),
+            (&rgba, QUARTER_ROUND, 4_096),
+        ] {
+            let case = format!("{:?}, orientation {orientation}", picture.color());
+            for (height, fits) in [(rows, true), (rows + 1, false), (0x00ff_ffff, false)] {
+                let bytes = forged_png(picture, 16_384, height, orientation);
+                let mut decoder =
+                    ImageReader::with_format(Cursor::new(&bytes), ImageFormat::Png).into_decoder().unwrap();
+                let turned = decoder.orientation().unwrap();
+                assert_eq!(bytes_at_once(&decoder, turned) <= DECODED_BYTES, fits, "{case}, {height}");
+                if !fits {
+                    let reason = record(&bytes, 8).unwrap_err();
+                    assert!(reason.contains(&format!("16384 x {height} pixels")), "{case}: {reason}");
+                }
+            }
+        }
     }
 
     #[test]
