@@ -117,8 +117,8 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removes what killed processes left half-written. Where that fails it only takes room.
-fn remove_abandoned(folder: &Path, now: SystemTime) {
+/// Removes what killed processes left half-written in a folder. Where that fails it only takes room.
+pub(crate) fn remove_abandoned(folder: &Path, now: SystemTime) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
             continue;

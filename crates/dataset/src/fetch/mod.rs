@@ -16,7 +16,7 @@ mod tests;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use md5::{Digest, Md5};
 
@@ -112,6 +112,8 @@ pub fn fetch(
         return Ok(Fetched { folder, was_there: true });
     }
     fs::create_dir_all(parent).map_err(FetchError::io("make the folder", parent))?;
+    // What a killed extraction left may be as large as the files.
+    aside::remove_abandoned(parent, SystemTime::now());
     check_space(archive, parent, &partial_path)?;
     let mut partial = Partial::open(&partial_path, archive.bytes, report)?;
     let outcome = download::download(archive, &mut partial, patience, report)
