@@ -25,8 +25,8 @@ const REQUESTS: u32 = 8;
 struct SameBlock(Vec<u8>);
 
 impl Blocks for SameBlock {
-    fn block(&self, _shard: u32, _block: u32) -> Option<Vec<u8>> {
-        Some(self.0.clone())
+    fn block(&self, _shard: u32, _block: u32) -> Result<Vec<u8>, String> {
+        Ok(self.0.clone())
     }
 }
 

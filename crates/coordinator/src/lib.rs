@@ -61,15 +61,18 @@ pub use supervisor::{LocalWorkerSettings, LocalWorkers, ProcessEnd, SupervisorEr
 
 /// Where the blocks of the data come from. Called from threads that may wait.
 pub trait Blocks: Send + Sync + 'static {
-    /// The bytes of a block of a shard; `None` if the shard has no such block.
-    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>>;
+    /// The bytes of a block of a shard.
+    ///
+    /// # Errors
+    /// Why it cannot be had, as a sentence for people.
+    fn block(&self, shard: u32, block: u32) -> Result<Vec<u8>, String>;
 }
 
 impl<F> Blocks for F
 where
-    F: Fn(u32, u32) -> Option<Vec<u8>> + Send + Sync + 'static,
+    F: Fn(u32, u32) -> Result<Vec<u8>, String> + Send + Sync + 'static,
 {
-    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>> {
+    fn block(&self, shard: u32, block: u32) -> Result<Vec<u8>, String> {
         self(shard, block)
     }
 }

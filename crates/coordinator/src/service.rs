@@ -381,8 +381,8 @@ async fn send_block(
 ) -> Result<(), ()> {
     let gatherer = Arc::clone(blocks);
     let answer = match spawn_blocking(move || gatherer.block(shard, block)).await {
-        Ok(Some(data)) => Ok(Bytes::from(data)),
-        Ok(None) => Err(Status::not_found(format!("shard {shard} has no block {block}"))),
+        Ok(Ok(data)) => Ok(Bytes::from(data)),
+        Ok(Err(reason)) => Err(Status::not_found(reason)),
         Err(error) => Err(internal(&error)),
     };
     let mut rest = match answer {

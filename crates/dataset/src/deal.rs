@@ -41,6 +41,8 @@ pub struct Deal {
     images: Arc<Images>,
     order: Vec<u32>,
     manifest: Arc<Manifest>,
+    /// Where the manifest is kept.
+    kept: PathBuf,
 }
 
 impl Deal {
@@ -75,7 +77,7 @@ impl Deal {
             keep(&kept, &manifest);
             manifest
         });
-        Ok(Deal { images, order, manifest: Arc::new(manifest) })
+        Ok(Deal { images, order, manifest: Arc::new(manifest), kept })
     }
 
     /// What workers are told.
@@ -88,13 +90,23 @@ impl Deal {
         &self.images
     }
 
-    /// The pixels of a block's images, one after the other.
+    /// The pixels of a block's images, one after the other, with the manifest's hash: the files may have changed since it
+    /// was made, if their times were put back or this process has had them open.
     ///
     /// # Errors
-    /// No such shard or block.
+    /// No such shard or block, or [`DatasetError::Changed`].
     pub fn block(&self, shard: u32, block: u32) -> Result<Vec<u8>, DatasetError> {
-        self.manifest.block_number(shard, block)?;
-        Ok(gather(&self.images, &self.order, &self.manifest, shard, block))
+        let expected = self.manifest.blocks[self.manifest.block_number(shard, block)?];
+        let bytes = gather(&self.images, &self.order, &self.manifest, shard, block);
+        let found = ContentHash::of(&bytes);
+        if found == expected {
+            return Ok(bytes);
+        }
+        let files: Vec<String> =
+            self.images.file_paths().iter().map(|path| path.display().to_string()).collect();
+        let (files, kept) = (files.join(", "), self.kept.clone());
+        let (expected, found) = (expected.to_string(), found.to_string());
+        Err(DatasetError::Changed { files, shard, block, expected, found, kept })
     }
 
     /// The pixels of one image of a shard.
@@ -297,6 +309,30 @@ pub(crate) mod tests {
         let longer = stl10_files(22);
         fs::copy(longer.path().join("unlabeled_X.bin"), folder.path().join("unlabeled_X.bin")).unwrap();
         assert_eq!(deal(&folder, 2).unwrap().manifest().images, 22);
+    }
+
+    /// As bits rot, and as copies that keep times replace them.
+    #[test]
+    fn images_that_changed_under_an_unchanged_time_are_not_handed_out() {
+        let folder = stl10_files(20);
+        deal(&folder, 2).unwrap();
+        let path = folder.path().join("unlabeled_X.bin");
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        fs::File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+        let refusals = || -> Vec<String> {
+            let again = deal(&folder, 2).unwrap();
+            (0..2).filter_map(|shard| again.block(shard, 0).err()).map(|error| error.to_string()).collect()
+        };
+        let [refusal] = &refusals()[..] else { panic!("the other shard's block is as it was") };
+        let kept = fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
+        for phrase in [path.to_str().unwrap(), &format!("remove {},", kept.display())] {
+            assert!(refusal.contains(phrase), "{refusal:?} lacks {phrase:?}");
+        }
+        fs::remove_file(kept).unwrap();
+        assert!(refusals().is_empty(), "they are taken as they are");
     }
 
     /// STL-10 and CIFAR-10 in blocks of 4 MiB as ever; ImageNet at 256 and 512 px, and as many images as can be numbered.

@@ -92,10 +92,29 @@ pub enum DatasetError {
         /// Why not.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Files hold other images than when they were hashed.
+    #[error(
+        "{files}: expected block {block} of shard {shard} with BLAKE3 {expected}, as it was hashed before, found {found}; \
+         bring the images back as they were, or, for a new run with them as they are, remove {kept}, which has the hashes"
+    )]
+    Changed {
+        /// Over which the block is scattered.
+        files: String,
+        /// The shard.
+        shard: u32,
+        /// The block within the shard.
+        block: u32,
+        /// The manifest's hash.
+        expected: String,
+        /// The hash of what the files hold.
+        found: String,
+        /// The kept manifest.
+        kept: PathBuf,
+    },
     /// A fetched block is not the one that the manifest promises.
     #[error(
-        "block {block} of shard {shard} arrived with BLAKE3 {found}, expected {expected}; if the \
-         coordinator's files changed while it runs, restart it"
+        "block {block} of shard {shard} arrived with BLAKE3 {found}, expected {expected}, with which the coordinator \
+         sends it; look for what changes bytes between it and this machine"
     )]
     ForeignBlock {
         /// The shard.

@@ -85,7 +85,8 @@ async fn lead(prepared: Prepared, arguments: &TrainArguments, screen: &Screen) -
         listener,
         run,
         Arc::new(move |shard, block| {
-            deal.block(shard, block).inspect_err(|error| tracing::warn!("a worker asked: {error}")).ok()
+            let block = deal.block(shard, block).map_err(|error| error.to_string());
+            block.inspect_err(|error| tracing::warn!("a worker asked: {error}"))
         }),
         observer,
         requests,

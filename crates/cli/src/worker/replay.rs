@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &ReplayArguments) -> Result<Ending> {
     logging::start(&screen);
     let encoder = Encoder::open(&arguments.run, arguments.checkpoint.as_deref())?;
     let (recipe, state) = (encoder.recipe(), encoder.state().clone());
-    let deal = deal(recipe, &arguments.cache, &screen)?;
+    let deal = Arc::new(deal(recipe, &arguments.cache, &screen)?);
     warn_of_pictures(&deal);
     refuse_other_images(&arguments.run, deal.manifest())?;
     let total_steps = recipe.total_steps(deal.manifest().images);
@@ -92,11 +92,12 @@ fn refuse_other_images(run: &Path, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The images themselves: nothing is fetched.
-fn local_store(deal: &Deal) -> Arc<BlockStore> {
-    let nowhere = |shard: u32, block: u32| Err(format!("block {block} of shard {shard} is not here").into());
+/// The images themselves. Of those that are not what they were when they were hashed, the deal says so.
+fn local_store(deal: &Arc<Deal>) -> Arc<BlockStore> {
     let local = Some(Arc::clone(deal.images()));
-    Arc::new(BlockStore::new(Arc::clone(deal.manifest()), None, local, Box::new(nowhere)))
+    let (manifest, deal) = (Arc::clone(deal.manifest()), Arc::clone(deal));
+    let fetch = move |shard: u32, block: u32| deal.block(shard, block).map_err(Into::into);
+    Arc::new(BlockStore::new(manifest, None, local, Box::new(fetch)))
 }
 
 fn told(shard: &ReplayedShard) -> String {

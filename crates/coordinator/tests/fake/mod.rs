@@ -45,8 +45,12 @@ impl TwoBlocks {
 }
 
 impl Blocks for TwoBlocks {
-    fn block(&self, shard: u32, block: u32) -> Option<Vec<u8>> {
-        (block < 2).then(|| TwoBlocks::content(shard, block))
+    fn block(&self, shard: u32, block: u32) -> Result<Vec<u8>, String> {
+        if block < 2 {
+            Ok(TwoBlocks::content(shard, block))
+        } else {
+            Err(format!("shard {shard} has no block {block}"))
+        }
     }
 }
 
