@@ -61,7 +61,8 @@ pub(crate) struct Found {
 
 impl Images {
     /// Opens the images to learn from. A folder of pictures is packed and synthetic images are drawn into
-    /// `cache_dir` the first time; after that, and for the other sources always, opening is quick.
+    /// `cache_dir` the first time; after that, what was written there is read and hashed each time. Opening the other
+    /// sources is quick.
     ///
     /// # Errors
     /// Files that are missing, unreadable, truncated, oversized, empty or foreign: each names the file, what

@@ -86,8 +86,9 @@ impl RecordFile {
 pub(crate) fn map_file(file: &File) -> io::Result<Mmap> {
     // SAFETY: the mapping is only ever read, as bytes, for which every value is valid. What no program can
     // exclude is that someone else writes or truncates a data file during a run; the first shows as a block
-    // whose hash is wrong, the second ends this process with SIGBUS as every mapping does. Files that this
-    // crate writes itself are never changed in place: they are replaced by renaming, or removed.
+    // whose hash is wrong where the block is hashed after that, and not where it was hashed before; the second
+    // ends this process with SIGBUS as every mapping does. Files that this crate writes itself are never changed
+    // in place: they are replaced by renaming, or removed.
     unsafe { Mmap::map(file) }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
@@ -114,6 +114,12 @@ impl BlockStore {
     pub fn prefetch(&self, shard: u32, order: &[u32]) {
         let plan = Plan { blocks: blocks_in_order(order, &self.sources.manifest), noted: 0 };
         lock(&self.plans).insert(shard, plan);
+    }
+
+    /// Lets go of what is held of other shards than these, which are used from now on.
+    pub fn keep_only(&self, shards: &Range<u32>) {
+        lock(&self.plans).retain(|shard, _| shards.contains(shard));
+        lock(&self.sources.held).retain(|shard, _| shards.contains(shard));
     }
 
     /// What the coordinator told of the images.
@@ -559,6 +565,21 @@ mod tests {
         assert_eq!(load(0..1), 0, "which is not block 0, just used");
         assert_eq!(load(1..2), 1, "but block 1");
         assert_eq!(image_number(&kept), image_number(scene.deal.record(0, 0).unwrap()));
+    }
+
+    #[test]
+    fn of_shards_that_went_to_others_nothing_is_held() {
+        let scene = Scene::new(20);
+        let store = scene.store(None, None);
+        for shards in [0..2, 1..2, 0..1] {
+            store.keep_only(&shards);
+            for shard in shards {
+                store.prefetch(shard, &[0]);
+                store.block(shard, 0).unwrap();
+            }
+        }
+        assert_eq!(scene.fetched(), 3, "block 0 of shard 0 twice, that of shard 1 once");
+        assert_eq!(lock(&store.plans).keys().copied().collect::<Vec<_>>(), [0]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ impl Batches {
         lease: Range<u32>,
         steps: Range<u64>,
     ) -> Self {
+        store.keep_only(&lease);
         let (sender, receiver) = sync_channel(lease.len());
         let maker = Maker { recipe: recipe.clone(), store, loader, lease };
         std::thread::Builder::new()
