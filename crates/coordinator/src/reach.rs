@@ -1,9 +1,11 @@
 //! Whether a worker is where it says it is: asked before it takes part, and when its connection has ended.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Longer than a connection takes on any network that one would train across, and shorter than a person's patience.
@@ -44,11 +46,24 @@ pub(crate) async fn answers(address: &str) -> Result<(), String> {
     if host(address).is_none() {
         return Ok(());
     }
-    match timeout(ANSWER_LIMIT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
+    let dial = async { dial(lookup_host(address).await?).await };
+    match timeout(ANSWER_LIMIT, dial).await {
+        Ok(dialled) => dialled.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
     }
+}
+
+/// Dials all addresses of a name at once, until one answers: the others may swallow what they are sent.
+async fn dial(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<()> {
+    let mut dials: JoinSet<io::Result<TcpStream>> = addresses.map(TcpStream::connect).collect();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the address does not resolve");
+    while let Some(dialled) = dials.join_next().await {
+        match dialled.unwrap_or_else(|error| Err(error.into())) {
+            Ok(_) => return Ok(()),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// The host of `HOST:PORT`; `None` for a worker within this process, which has no address.
@@ -61,6 +76,28 @@ fn host(address: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn one_address_of_a_name_that_answers_is_enough() {
+        let local = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (full, here) = (local(), local());
+        let [silent, here] = [&full, &here].map(|listener| listener.local_addr().unwrap());
+        // Once its queue is full, what is sent to it is swallowed.
+        let wait = Duration::from_millis(50);
+        let queue: Vec<_> =
+            std::iter::from_fn(|| std::net::TcpStream::connect_timeout(&silent, wait).ok()).collect();
+        let refused = SocketAddr::from(([127, 0, 0, 1], 1));
+        for addresses in [vec![here], vec![silent, here], vec![refused, silent, here, silent]] {
+            let answer = timeout(ANSWER_LIMIT, dial(addresses.clone().into_iter())).await;
+            assert!(matches!(answer, Ok(Ok(()))), "{addresses:?}: {answer:?}");
+        }
+        for (addresses, expected) in
+            [(vec![], io::ErrorKind::NotFound), (vec![refused], io::ErrorKind::ConnectionRefused)]
+        {
+            assert_eq!(dial(addresses.into_iter()).await.unwrap_err().kind(), expected);
+        }
+        drop(queue);
+    }
 
     #[tokio::test]
     async fn only_a_worker_that_can_be_reached_takes_part() {
