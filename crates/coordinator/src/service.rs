@@ -209,10 +209,14 @@ impl Coordinator for Service {
         }
         self.check_versions(&request)?;
         self.check_rate()?;
-        if request.worker_id != 0 {
-            self.facts.check_run(&request.run_id)?;
+        match request.worker_id {
+            0 => reach::check(&request.collective_address, comes_from)
+                .await
+                .map_err(Status::failed_precondition)?,
+            // One that comes back was looked at, and the others have reached it. It is asked for again and again, and
+            // while it trains, nobody takes its calls.
+            _ => self.facts.check_run(&request.run_id)?,
         }
-        reach::check(&request.collective_address, comes_from).await.map_err(Status::failed_precondition)?;
         let candidate = wire::candidate(request);
         match self.ask(|reply| Input::Join { candidate, reply }).await? {
             Answer::Admitted { worker, committed_step } => {

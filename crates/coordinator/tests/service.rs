@@ -233,6 +233,14 @@ async fn who_does_not_fit_may_not_join() {
         Code::FailedPrecondition,
         &["1 workers already", "--remote-workers"],
     );
+    // One that comes back was looked at when it came first.
+    let (worker_id, run_id) = (9, first.joined.run_id.clone());
+    let returning = v1::JoinRequest { collective_address: "localhost:1".to_string(), ..join_request(9) };
+    refusal(
+        join(v1::JoinRequest { worker_id, run_id, ..returning }).await,
+        Code::FailedPrecondition,
+        &["worker 9 was lost", "start it again"],
+    );
     // Nobody can listen in another's place.
     first.attend().await.unwrap();
     let mut intruder = first.with_id(first.joined.worker_id);

@@ -109,6 +109,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
     };
     let standstill = Standstill::default();
     let training = describe(&joined, settings, link, reports.clone(), standstill.clone())?;
+    let transport = Arc::clone(&training.transport);
     let (commands, commanded) = mpsc::channel();
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -130,6 +131,7 @@ pub async fn run(settings: Settings, drain: impl Future<Output = ()>) -> Result<
         commands,
         end,
         present,
+        transport,
         standstill,
         is_leaving: false,
         leaves_by_order: false,
@@ -235,7 +237,7 @@ fn describe(
         recipe,
         manifest: Arc::new(manifest),
         device: settings.device,
-        transport: settings.transport,
+        transport: Arc::new(settings.transport),
         cache: settings.cache,
         maps_local_files: settings.maps_local_files,
         link,
@@ -258,6 +260,7 @@ struct Control {
     commands: mpsc::Sender<Command>,
     end: ThreadEnd,
     present: Present,
+    transport: Arc<Transport>,
     standstill: Standstill,
     /// Whether this worker wants to leave the run, and whether the coordinator told it to.
     is_leaving: bool,
@@ -306,6 +309,9 @@ impl Control {
     ) -> Parting {
         self.times_found += 1;
         self.attendance.send_replace(Some(self.times_found));
+        if let Err(error) = self.transport.hang_up() {
+            tracing::debug!(%error, "the coordinator's looks at this worker are left in the queue");
+        }
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -49,7 +49,7 @@ pub(crate) struct TrainingThread {
     pub(crate) recipe: Recipe,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) device: Device,
-    pub(crate) transport: Transport,
+    pub(crate) transport: Arc<Transport>,
     pub(crate) cache: Option<BlockCache>,
     pub(crate) maps_local_files: bool,
     pub(crate) link: Link,
@@ -98,10 +98,6 @@ impl TrainingThread {
     }
 
     fn work(mut self, commands: &Receiver<Command>, position: &mut Position) -> Result<(), WorkerError> {
-        if let Err(error) = self.transport.hang_up() {
-            // The first assembly needs the listener, and says what is wrong with it.
-            tracing::debug!(%error, "the coordinator's look at this worker is left in the queue");
-        }
         let mut trainer = Trainer::new(&self.recipe, self.manifest.images, self.device.clone());
         let store = Arc::new(self.open_store());
         let mut publisher =

@@ -49,8 +49,12 @@ impl Transport {
         self
     }
 
-    /// Hangs up on those who have connected so far. Before the first generation that is only the coordinator, which
-    /// has looked whether this worker can be reached, and no peer.
+    /// Hangs up on those who have connected and wait to be heard: the coordinator, which has looked whether this worker can
+    /// be reached. Whoever trains hears nobody, and the queue has room for some hundred of its looks. A peer that is
+    /// among them dials again.
+    ///
+    /// # Errors
+    /// The system's, which the next assembly meets too.
     pub(crate) fn hang_up(&self) -> std::io::Result<()> {
         if let Transport::Processes { listener, .. } = self {
             listener.set_nonblocking(true)?;
