@@ -25,7 +25,7 @@ impl FetchBlock for RemoteBlocks {
     fn fetch(&self, shard: u32, block: u32) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         let bytes = self.manifest.block_bytes(block);
         let limit = BLOCK_LIMIT + Duration::from_secs(bytes as u64 / SLOWEST_BYTES_PER_SECOND);
-        let received = self.link.call(limit, || receive(self.link.clone(), shard, block, bytes));
+        let received = self.link.fetch(limit, || receive(self.link.clone(), shard, block, bytes));
         // What a person reads is the sentence, without the code and the headers around it.
         received.map_err(|status| status.message().into())
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use protocol::WorkerId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use crate::line::Line;
@@ -37,17 +37,43 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Waits for a call on a thread that runs no async tasks, for at most `limit`, and calls again if the coordinator
-    /// was lost meanwhile and another one found, or did not answer in time: one whose disk stands still is away, though
-    /// its connection lives. That is borne for as long as a coordinator may be lost.
-    pub(crate) fn call<T, F>(&self, limit: Duration, call: impl FnMut() -> F) -> Result<T, Status>
+    /// Waits for something to be fetched on a thread that runs no async tasks, for at most `limit`. If the coordinator is
+    /// lost meanwhile, waits for the next one, and asks again. One that does not answer, though its connection holds, is as
+    /// good as lost, for its disk may hang: it is asked again for as long.
+    ///
+    /// # Errors
+    /// What the coordinator said, or that it stayed away, or silent.
+    pub(crate) fn fetch<T, F>(&self, limit: Duration, call: impl FnMut() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        self.runtime.block_on(self.outlast(limit, call))
+        self.runtime.block_on(self.outlast_silence(limit, call))
     }
 
-    /// The same for an async task.
+    async fn outlast_silence<T, F>(&self, limit: Duration, mut call: impl FnMut() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut silence = Duration::ZERO;
+        loop {
+            let outcome = self.outlast(limit, &mut call).await;
+            silence += limit;
+            match outcome {
+                Err(status) if status.code() == Code::DeadlineExceeded && silence <= self.absence_limit => {
+                    tracing::warn!(
+                        "the coordinator does not answer, and is asked again: {}",
+                        status.message()
+                    );
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits for a call, for at most `limit`. If the coordinator is lost meanwhile, waits for the next one, and calls again.
+    ///
+    /// # Errors
+    /// What the coordinator said, or that it stayed away, or that it took too long.
     pub(crate) async fn outlast<T, F>(
         &self,
         limit: Duration,
@@ -57,17 +83,9 @@ impl Link {
         F: Future<Output = Result<T, Status>>,
     {
         let mut attempts = 1;
-        let borne_until = Instant::now() + self.absence_limit;
         loop {
             let before = *self.attendance.borrow();
-            let Ok(outcome) = timeout(limit, call()).await else {
-                if Instant::now() < borne_until {
-                    tracing::warn!("a call that took more than {:.1} s is made again", limit.as_secs_f64());
-                    continue;
-                }
-                return Err(too_long(limit));
-            };
-            match outcome {
+            match within(limit, call()).await {
                 Err(status) if was_garbled(&status) && attempts < ATTEMPTS => {
                     tracing::warn!("a call is made again, over a new connection: {}", status.message());
                     self.line.redial();
@@ -88,8 +106,7 @@ impl Link {
         limit: Duration,
         outcome: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        let limit = limit + self.absence_limit;
-        self.runtime.block_on(timeout(limit, outcome)).unwrap_or_else(|_| Err(too_long(limit)))
+        self.runtime.block_on(within(limit + self.absence_limit, outcome))
     }
 
     /// How often a coordinator was found by now.
@@ -114,8 +131,11 @@ async fn holds(
     timeout(limit, attendance.wait_for(condition)).await.is_ok_and(|found| found.is_ok())
 }
 
-fn too_long(limit: Duration) -> Status {
-    Status::deadline_exceeded(format!("it took more than {:.1} s", limit.as_secs_f64()))
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let limit_s = limit.as_secs_f64();
+        Err(Status::deadline_exceeded(format!("it took more than {limit_s:.1} s")))
+    })
 }
 
 /// Whether the call or its answer was changed on its way: by a checksum, or because it is none by the rules of gRPC. An
@@ -135,42 +155,16 @@ mod tests {
     use super::*;
     use protocol::{Access, Token};
 
-    /// A link to nobody, whose coordinator counts as found.
+    /// To a coordinator that is there, and is waited for so long if it is not.
     fn link(absence_limit: Duration) -> Link {
         let access = Access { token: Token::random().unwrap(), tls: None };
-        let (_found, attendance) = watch::channel(Some(1));
         Link {
             line: Line::to("127.0.0.1:1", &access).unwrap(),
             worker: WorkerId(1),
             run_id: Bytes::new(),
             runtime: Handle::current(),
-            attendance,
+            attendance: watch::channel(Some(1)).1,
             absence_limit,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_coordinator_that_does_not_answer_is_asked_again_for_as_long_as_it_may_be_away() {
-        let limit = Duration::from_secs(60);
-        for (absence_s, answers_at_call, calls_expected) in
-            [(600, 1, Some(1)), (600, 4, Some(4)), (600, 99, None), (0, 2, None)]
-        {
-            let (link, mut calls) = (link(Duration::from_secs(absence_s)), 0);
-            let call = || {
-                calls += 1;
-                let answers = calls >= answers_at_call;
-                async move { if answers { Ok(()) } else { std::future::pending().await } }
-            };
-            let begun = Instant::now();
-            let outcome = link.outlast(limit, call).await;
-            match calls_expected {
-                Some(expected) => assert_eq!((outcome.is_ok(), calls), (true, expected), "{absence_s} s"),
-                None => {
-                    assert_eq!(outcome.unwrap_err().message(), "it took more than 60.0 s");
-                    let waited_s = begun.elapsed().as_secs();
-                    assert!((absence_s.max(60)..=absence_s + 60).contains(&waited_s), "{waited_s} s");
-                }
-            }
         }
     }
 
@@ -191,6 +185,25 @@ mod tests {
             };
             let outcome = link.outlast(Duration::from_secs(9), call).await;
             assert_eq!((outcome.is_ok(), calls), (succeeds, calls_expected), "{code:?} {failures} times");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_is_silent_is_asked_for_as_long_as_one_that_is_absent() {
+        let limit = Duration::from_millis(1);
+        for (absence_ms, silent_calls, calls_expected, succeeds) in
+            [(5, 0, 1, true), (5, 1, 2, true), (5, 5, 6, true), (5, 99, 6, false), (0, 1, 1, false)]
+        {
+            let link = link(Duration::from_millis(absence_ms));
+            let mut calls = 0;
+            let call = || {
+                calls += 1;
+                let is_silent = calls <= silent_calls;
+                async move { if is_silent { std::future::pending().await } else { Ok(()) } }
+            };
+            let outcome = link.outlast_silence(limit, call).await;
+            let told = format!("{silent_calls} silent calls of {absence_ms}: {outcome:?}");
+            assert_eq!((outcome.is_ok(), calls), (succeeds, calls_expected), "{told}");
         }
     }
 }

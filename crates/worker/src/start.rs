@@ -19,7 +19,8 @@ pub(crate) fn fetch_state(
 ) -> Result<State, WorkerError> {
     let state = match order.checkpoint.as_str() {
         "" => State::initial(layout, seed),
-        name => fetch_checkpoint(link, layout, name, Duration::from_millis(order.deadline_ms))?,
+        // Longer than the others wait for this worker: it is to be given up by them, and not the run by it.
+        name => fetch_checkpoint(link, layout, name, 2 * Duration::from_millis(order.deadline_ms))?,
     };
     if state.step != order.step {
         let problem = format!(
@@ -32,7 +33,7 @@ pub(crate) fn fetch_state(
 }
 
 fn fetch_checkpoint(link: &Link, layout: &Layout, name: &str, limit: Duration) -> Result<State, WorkerError> {
-    let files = link.call(limit, || receive(link.clone(), name, most_bytes(layout))).map_err(|status| {
+    let files = link.fetch(limit, || receive(link.clone(), name, most_bytes(layout))).map_err(|status| {
         WorkerError::Call {
             call: "fetch the checkpoint to start from",
             problem: status.message().to_string(),
