@@ -267,7 +267,7 @@ pub enum Order {
         rank: Rank,
         /// Whether it publishes the checkpoints.
         publishes: bool,
-        /// How long it may take.
+        /// How long the workers may take to come together.
         limit: Duration,
         /// Steps committed in the state that all start from.
         step: u64,

@@ -45,14 +45,15 @@ impl Membership {
     }
 
     /// Forms a generation with those who wait for one: if enough are gathered, or in place of the one that
-    /// trains. That one is left a step at least, so that workers which come and go cannot keep it from making any.
+    /// trains. That one is left a step at least, so that workers which come and go cannot keep it from making any; and
+    /// where others came in vain, as long as they were waited for.
     pub(super) fn take_in(&mut self, now: Duration) -> Vec<Action> {
         let waiting = self.idle().count();
         match self.phase {
             Phase::Gathering if waiting >= self.workers_wanted() as usize && self.is_left_by_all() => {
                 self.form(now)
             }
-            Phase::Training if waiting > 0 && self.has_stepped => {
+            Phase::Training if waiting > 0 && self.has_stepped && now >= self.takes_in_from => {
                 self.break_off("a worker has joined".to_string(), now)
             }
             _ => Vec::new(),
@@ -83,6 +84,8 @@ impl Membership {
         let name = self.describe(worker);
         let counts = self.members.get(&worker).is_some_and(|member| self.counts(member.generation));
         let held_step = held_step.filter(|_| counts);
+        let (reason, suspect) =
+            complaint.map_or_else(Default::default, |complaint| (complaint.reason, complaint.suspect));
         let Some(member) = self.members.get_mut(&worker) else { return Vec::new() };
         let was_told = member.stage == Stage::Halting;
         match member.stage {
@@ -93,6 +96,7 @@ impl Membership {
                 return Vec::new();
             }
         }
+        self.note_missed(worker, suspect, now);
         match self.phase {
             Phase::Regrouping => return self.regroup(now),
             // It came back from a generation that was over.
@@ -100,8 +104,6 @@ impl Membership {
             _ if was_told => return self.take_in(now),
             _ => {}
         }
-        let (reason, suspect) =
-            complaint.map_or_else(Default::default, |complaint| (complaint.reason, complaint.suspect));
         let mut actions = self.break_off(format!("{name} left: {reason}"), now);
         actions.extend(self.lose_suspect(suspect, now));
         actions
@@ -109,6 +111,9 @@ impl Membership {
 
     /// Ends the present generation: all who take part in it are told to leave it.
     pub(super) fn break_off(&mut self, reason: String, now: Duration) -> Vec<Action> {
+        if self.assembly_has_run_out(now) {
+            self.takes_in_from = now + self.assembly_limit();
+        }
         self.phase = Phase::Regrouping;
         self.waiting_since = now;
         let mut actions = Vec::new();
@@ -132,6 +137,11 @@ impl Membership {
 
     /// Once nobody is in the old generation any more, the next one is formed if enough are left.
     pub(super) fn regroup(&mut self, now: Duration) -> Vec<Action> {
+        let given_up = self.give_up_missed(now);
+        if !given_up.is_empty() {
+            // Without it the others have regrouped, as far as they have left.
+            return given_up;
+        }
         if !self.is_left_by_all() {
             return Vec::new();
         }
@@ -158,7 +168,7 @@ impl Membership {
     }
 
     /// Whether nobody is in the old generation any more, or away with what it holds of it.
-    fn is_left_by_all(&self) -> bool {
+    pub(super) fn is_left_by_all(&self) -> bool {
         let is_in_it = |(worker, member): (&WorkerId, &Member)| match member.stage {
             Stage::Halting => true,
             Stage::Away => self.ranks.contains(worker),
@@ -225,6 +235,7 @@ impl Membership {
         (self.has_started, self.has_stepped) = (false, false);
         self.ends.clear();
         self.unconfirmed.clear();
+        self.missed.clear();
         for (worker, pace) in std::mem::take(&mut self.stragglers).paces() {
             if let Some(member) = self.members.get_mut(&worker) {
                 member.seconds_per_shard = Some(pace);
@@ -253,7 +264,7 @@ impl Membership {
             places: Arc::clone(&places),
             rank: Rank(rank),
             publishes: rank == 0,
-            limit: self.settings.timeouts.assemble,
+            limit: self.assembly_limit(),
             step,
             checkpoint: self.saved.checkpoint.clone(),
             checkpoint_step: self.saved.step,

@@ -17,6 +17,8 @@ pub(super) struct Member {
     pub(super) generation: Generation,
     /// For how long its fold had not moved when it was last heard.
     pub(super) standstill: Duration,
+    /// Whether a generation that it was in has committed a step.
+    pub(super) has_stepped: bool,
     /// Whether it wants to leave the run.
     pub(super) is_leaving: bool,
     /// Its shards in the generation that it was last ordered into.
@@ -33,6 +35,7 @@ impl Member {
             heard_at: now,
             generation,
             standstill: Duration::ZERO,
+            has_stepped: false,
             is_leaving: false,
             lease: Lease::default(),
             seconds_per_shard: None,

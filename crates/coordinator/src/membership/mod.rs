@@ -7,12 +7,16 @@
 //! `-> Regrouping (-> Gathering) -> Assembling` once more, with the next generation: `generations.rs` says how
 //! the workers agree on the step that it starts from, `waits.rs` how every wait ends. After a restart of the
 //! coordinator it begins with `Reuniting -> Training`, or whatever the workers were about: `reunion.rs`. What becomes of
-//! a worker whose connection breaks is told in `absence.rs`, how one leaves in order in `departure.rs`.
+//! a worker whose connection breaks is told in `absence.rs`, how one leaves in order in `departure.rs`, who is given up when
+//! workers do not come together in `assembly.rs`.
 
 mod absence;
 #[cfg(test)]
 mod absence_tests;
 mod agreement;
+mod assembly;
+#[cfg(test)]
+mod assembly_tests;
 mod departure;
 #[cfg(test)]
 mod departure_tests;
@@ -108,6 +112,10 @@ pub struct Membership {
     has_stepped: bool,
     /// Generations since the last one that has.
     fruitless_generations: u32,
+    /// Who missed whom when the assembly of this generation had taken all its time.
+    missed: Vec<(WorkerId, WorkerId)>,
+    /// Until then a generation that trains is left alone by those who come.
+    takes_in_from: Duration,
     /// Why the last generation was over.
     regrouping_because: String,
     /// The worker that was told to save what others lack.
@@ -144,7 +152,9 @@ impl Membership {
                 let generation = if past.ranks.contains(&worker) { past.generation } else { Generation(0) };
                 let rank = past.ranks.iter().position(|rank| *rank == worker);
                 let lease = rank.and_then(|rank| past.leases.get(rank)).copied().unwrap_or_default();
-                (worker, Member { lease, ..Member::new(candidate.clone(), Stage::Away, generation, now) })
+                let has_stepped = rank.is_some() && past.has_started;
+                let member = Member::new(candidate.clone(), Stage::Away, generation, now);
+                (worker, Member { lease, has_stepped, ..member })
             })
             .collect();
         let has_begun = !past.ranks.is_empty();
@@ -181,6 +191,8 @@ impl Membership {
             has_started: past.has_started,
             has_stepped: false,
             fruitless_generations: 0,
+            missed: Vec::new(),
+            takes_in_from: Duration::ZERO,
             regrouping_because: "the coordinator was restarted without all of its workers".to_string(),
             saver: None,
             places_closed: 0,
@@ -377,7 +389,11 @@ impl Membership {
             return actions;
         }
         self.note_progress(now);
-        (self.has_stepped, self.fruitless_generations) = (true, 0);
+        self.fruitless_generations = 0;
+        if !std::mem::replace(&mut self.has_stepped, true) {
+            let ranks = self.members.iter_mut().filter(|(worker, _)| self.ranks.contains(worker));
+            ranks.for_each(|(_, member)| member.has_stepped = true);
+        }
         if report.step > self.committed_step {
             self.committed_step = report.step;
             self.unconfirmed = self.unconfirmed.split_off(&(report.step + 1));

@@ -53,7 +53,8 @@ pub enum OnFailure {
 pub struct Timeouts {
     /// Until all workers have joined.
     pub join: Duration,
-    /// Until all are assembled: they fetch their first blocks and the checkpoint meanwhile.
+    /// Until all are assembled: they fetch their first blocks and the checkpoint meanwhile. To come together they have four
+    /// fifths of it, so that they say first whom they miss.
     pub assemble: Duration,
     /// Until all workers of a generation that is over have left it: a shard, or a checkpoint, in hand.
     pub halt: Duration,

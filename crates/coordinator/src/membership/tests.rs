@@ -148,6 +148,11 @@ impl Course {
         actions
     }
 
+    /// So many workers send heartbeats, once they are there.
+    pub(super) fn watch(&mut self, workers: u64) {
+        self.workers = workers;
+    }
+
     /// The coordinator is killed, and another one takes charge.
     pub(super) fn restart(&mut self) {
         let told = self.membership.committed_step();

@@ -98,11 +98,17 @@ impl Membership {
             .filter(|(_, member)| late(&member.stage))
             .map(|(&worker, _)| worker)
             .collect();
+        if self.phase == Phase::Assembling {
+            late = self.late_for_assembly(late);
+        }
         late.extend(self.saver);
         let limit_s = self.wait_limit().as_secs_f64();
         match self.phase {
             Phase::Training if self.recovers() => {
                 self.break_off(format!("no step was committed for {limit_s:.1} s"), now)
+            }
+            Phase::Assembling if self.recovers() && late.is_empty() => {
+                self.break_off(format!("its workers did not come together within {limit_s:.1} s"), now)
             }
             Phase::Assembling | Phase::Reuniting | Phase::Regrouping
                 if self.recovers() && !late.is_empty() =>
