@@ -130,7 +130,8 @@ impl TestRun {
             }
             sender.send(metrics.clone()).unwrap();
         };
-        let blocks = Arc::new(move |shard, block| deal.block(shard, block).ok());
+        let blocks =
+            Arc::new(move |shard, block| deal.block(shard, block).map_err(|error| error.to_string()));
         let outcome = serve(listener, run, blocks, observer, requests).await.unwrap();
         while let Some(ended) = started.join_next().await {
             check_end(ended, &outcome);

@@ -170,7 +170,7 @@ impl TestRun {
             }
         });
         let hear = observer.clone();
-        let blocks = Arc::new(|_, _| None);
+        let blocks = Arc::new(|_, _| Err("there are no blocks".to_string()));
         let outcome = tokio::spawn(async move {
             serve(listener, run, blocks, move |progress| hear.hear(progress), requests).await.unwrap()
         });
