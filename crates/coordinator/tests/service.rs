@@ -33,6 +33,19 @@ fn refusal<T>(result: Result<T, Status>, code: Code, phrases: &[&str]) {
     }
 }
 
+/// The files of a checkpoint, put together of the parts in which they come.
+async fn files_of(worker: &mut FakeWorker, checkpoint: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for part in worker.fetch_checkpoint(checkpoint).await.unwrap() {
+        assert!(part.data.len() <= PART_BYTES);
+        match files.last_mut() {
+            Some((file, data)) if *file == part.file => data.extend(&part.data),
+            _ => files.push((part.file, part.data.to_vec())),
+        }
+    }
+    files
+}
+
 #[tokio::test]
 async fn a_run_from_join_to_dismissal_and_its_resume() {
     let folder = tempfile::tempdir().unwrap();
@@ -85,15 +98,7 @@ async fn a_run_from_join_to_dismissal_and_its_resume() {
     assert_eq!(assemble.generation, 2, "generations only rise");
     worker.assembled_in(2, 2, 1).await;
     let Order::Start(_) = worker.order().await else { panic!("expected Start") };
-    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
-    for part in worker.fetch_checkpoint("step-000002").await.unwrap() {
-        assert!(part.data.len() <= PART_BYTES);
-        match files.last_mut() {
-            Some((file, data)) if *file == part.file => data.extend(&part.data),
-            _ => files.push((part.file, part.data.to_vec())),
-        }
-    }
-    assert_eq!(files, checkpoint_files(2));
+    assert_eq!(files_of(worker, "step-000002").await, checkpoint_files(2));
     assert_eq!(json_lines(&path.join("metrics.jsonl")).len(), 2, "step 3 is made again");
     worker.step_done_in(2, 3).await;
     worker.finished_in(2, TOTAL_STEPS).await;

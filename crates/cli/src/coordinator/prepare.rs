@@ -123,14 +123,7 @@ pub(super) fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile
         None => start::read(&mut recipe)?,
     };
     let deal = deal(&recipe, &arguments.cache, screen)?;
-    let total_steps = recipe.total_steps(deal.manifest().images);
-    ensure!(
-        total_steps > 0,
-        "{} has {} images, which do not fill one batch of {}; lower training.batch, or give more images",
-        deal.manifest().name,
-        deal.manifest().images,
-        recipe.training.batch
-    );
+    let total_steps = total_steps(&recipe, deal.manifest())?;
     if resumed.is_none() && recipe.evaluation.every_checkpoints > 0 {
         evaluation::check_votes(&recipe, &arguments.cache.folder()).context(
             "evaluation.knn of the recipe cannot be used; with evaluation.every_checkpoints=0 nothing is evaluated meanwhile",
@@ -166,6 +159,19 @@ pub(super) fn prepare(arguments: &TrainArguments, screen: &Screen, log: &LogFile
         token,
         tls,
     })
+}
+
+/// The steps of the whole run, at least one.
+fn total_steps(recipe: &Recipe, manifest: &Manifest) -> Result<u64> {
+    let total_steps = recipe.total_steps(manifest.images);
+    ensure!(
+        total_steps > 0,
+        "{} has {} images, which do not fill one batch of {}; lower training.batch, or give more images",
+        manifest.name,
+        manifest.images,
+        recipe.training.batch
+    );
+    Ok(total_steps)
 }
 
 /// The run that is to go on, with its recipe, if one is.

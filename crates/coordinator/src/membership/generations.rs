@@ -225,6 +225,22 @@ impl Membership {
         vec![Action::Send { worker, order: Order::Save { generation } }]
     }
 
+    /// The worker that was told to save could not, and nor could another one: the disk is the run's. That ends the run if
+    /// others wait for the state. If only a person does, everything is as before.
+    pub(super) fn unsaved(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
+        if self.saver.take_if(|saver| *saver == worker).is_none() {
+            return Vec::new();
+        }
+        let mut actions = self.regroup(now);
+        if self.saver.is_some() {
+            // The last of them would have it saved once more.
+            actions.pop();
+            let reason = format!("{} cannot save what others need: {reason}", self.describe(worker));
+            actions.extend(self.fail_for(&reason));
+        }
+        actions
+    }
+
     /// Tells everyone who waits his place: ranks in the order in which they joined.
     fn assemble(&mut self, step: u64, now: Duration) -> Vec<Action> {
         self.phase = Phase::Assembling;

@@ -495,22 +495,6 @@ impl Membership {
         once(Action::Record(record)).chain(consequences).collect()
     }
 
-    /// The worker that was told to save could not, and nor could another one: the disk is the run's. That ends the run if
-    /// others wait for the state. If only a person does, everything is as before.
-    fn unsaved(&mut self, worker: WorkerId, reason: &str, now: Duration) -> Vec<Action> {
-        if self.saver.take_if(|saver| *saver == worker).is_none() {
-            return Vec::new();
-        }
-        let mut actions = self.regroup(now);
-        if self.saver.is_some() {
-            // The last of them would have it saved once more.
-            actions.pop();
-            let reason = format!("{} cannot save what others need: {reason}", self.describe(worker));
-            actions.extend(self.fail_for(&reason));
-        }
-        actions
-    }
-
     /// Keeps a failure that is known at second hand until [`SECOND_HAND_WAIT`] has passed. The first stays.
     fn suspect(&mut self, reason: String, now: Duration) -> Vec<Action> {
         self.verdict.get_or_insert(Verdict { reason, until: now + SECOND_HAND_WAIT });
